@@ -1,0 +1,1 @@
+"""The secure log: entries, hash chain, RFC 6962 trees and proofs. Pure."""

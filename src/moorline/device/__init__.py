@@ -1,0 +1,1 @@
+"""A user's device: enrolment over EST and connection to a function."""

@@ -1,0 +1,1 @@
+"""Formats: untrusted bytes to facts. No trust, no cryptography, no I/O; the only error is `Malformed`."""

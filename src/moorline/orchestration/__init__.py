@@ -1,0 +1,1 @@
+"""MANO: packages, placement, launch."""

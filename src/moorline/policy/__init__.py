@@ -1,0 +1,1 @@
+"""Acceptable? From verified facts, reference values and policy to an `AttestationResult`, and release decisions. No I/O."""

@@ -1,0 +1,1 @@
+"""One composition root per process; nothing else reads configuration."""
