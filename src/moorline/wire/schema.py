@@ -71,30 +71,35 @@ def _hints(kind: Any) -> dict[str, Any]:  # noqa: ANN401 - as below
 def _convert(kind: Any, item: object, where: str) -> object:  # noqa: ANN401 - annotations are objects of no common type
     origin = get_origin(kind)
     if origin is Annotated:
-        base, *extras = get_args(kind)
-        value = _convert(base, item, where)
-        for extra in extras:
-            if isinstance(extra, Size):
-                _sized(extra, value, where)
-        return value
+        return _annotated(kind, item, where)
     if origin in (typing.Union, types.UnionType):
-        inner = [option for option in get_args(kind) if option is not type(None)]
-        if item is None:
-            return None
-        return _convert(inner[0], item, where)
-    if origin is tuple:
-        if not isinstance(item, list):
-            raise _wrong(where, "a list", item)
-        element = get_args(kind)[0]
-        return tuple(_convert(element, value, f"{where}[{index}]") for index, value in enumerate(item))
-    if origin is dict:
-        if not isinstance(item, dict) or any(not isinstance(key, str) for key in item):
-            raise _wrong(where, "a map with text keys", item)
-        element = get_args(kind)[1]
-        return {key: _convert(element, value, f"{where}.{key}") for key, value in item.items()}
+        inner = next(option for option in get_args(kind) if option is not type(None))
+        return None if item is None else _convert(inner, item, where)
+    if origin in (tuple, dict):
+        return _collection(kind, item, where)
     if dataclasses.is_dataclass(kind):
         return _record(typing.cast("type[Any]", kind), item, where)
     return _scalar(kind, item, where)
+
+
+def _annotated(kind: Any, item: object, where: str) -> object:  # noqa: ANN401 - as above
+    base, *extras = get_args(kind)
+    value = _convert(base, item, where)
+    for extra in extras:
+        if isinstance(extra, Size):
+            _sized(extra, value, where)
+    return value
+
+
+def _collection(kind: Any, item: object, where: str) -> object:  # noqa: ANN401 - as above
+    arguments = get_args(kind)
+    if get_origin(kind) is tuple:
+        if not isinstance(item, list):
+            raise _wrong(where, "a list", item)
+        return tuple(_convert(arguments[0], value, f"{where}[{index}]") for index, value in enumerate(item))
+    if not isinstance(item, dict) or any(not isinstance(key, str) for key in item):
+        raise _wrong(where, "a map with text keys", item)
+    return {key: _convert(arguments[1], value, f"{where}.{key}") for key, value in item.items()}
 
 
 def _scalar(kind: Any, item: object, where: str) -> object:  # noqa: ANN401 - as above
@@ -120,7 +125,7 @@ def _scalar(kind: Any, item: object, where: str) -> object:  # noqa: ANN401 - as
 def _record(kind: type[Any], item: object, where: str) -> object:
     if not isinstance(item, dict):
         raise _wrong(where, "a map", item)
-    hints = _hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]
     names = {field.name for field in dataclasses.fields(kind)}
     if set(item) != names:
         raise Malformed(

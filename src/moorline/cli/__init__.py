@@ -1,0 +1,130 @@
+"""The command `moor`: one file per noun, loaded only when its noun is used.
+
+Exit codes: 0 yes, 1 refused, 2 could not decide, 64 usage. Errors end with what to do next; with `--json` they are one JSON
+object on standard output.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from typing import Annotated, Any, Final
+
+import typer
+from typer.core import TyperGroup
+
+from moorline import __version__
+from moorline.errors import EXIT_UNDECIDED, EXIT_USAGE, EXIT_YES, MoorlineError
+
+NOUNS: Final = {
+    "demo": "Tell the whole story on this machine: two providers, one function, one device, and an attacker who fails",
+    "authority": "Run a ledger node",
+    "ledger": "Read and prove what the consortium agreed on",
+    "broker": "Run a provider's HSM broker",
+    "verifier": "Run an attestation authority",
+    "orchestrator": "Run the orchestrator (MANO)",
+    "launcher": "Run the launcher enclave",
+    "host": "Run the agent of a host",
+    "package": "Build, verify and measure function packages (SOL004)",
+    "vnf": "Create and watch functions",
+    "device": "Enrol a device and talk to a function",
+    "simulate": "Simulated hardware, under roots that say SIMULATED",
+}
+
+
+_UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[2]
+"""What typer raises for any wrong use; it is the base of its public BadParameter and has no public name itself."""
+
+
+class Nouns(TyperGroup):
+    """The nouns, each imported when it is asked for: `moor --help` loads none of them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401 - typer's context type is private
+        """All nouns, in the order of NOUNS."""
+        del ctx
+        return list(NOUNS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401 - typer's command type is private
+        """The command group of one noun, or None."""
+        del ctx
+        if cmd_name not in NOUNS:
+            return None
+        if _listing_only():
+            return typer.main.get_command(_placeholder(cmd_name))
+        command = typer.main.get_command(importlib.import_module(f"moorline.cli.{cmd_name}").app)
+        command.name, command.help = cmd_name, NOUNS[cmd_name]
+        return command
+
+
+def _listing_only() -> bool:
+    """True for `moor` and `moor --help`: then no noun is loaded."""
+    return not any(word in NOUNS for word in sys.argv[1:2])
+
+
+def _placeholder(noun: str) -> typer.Typer:
+    app = typer.Typer(name=noun, help=NOUNS[noun])
+
+    @app.callback()
+    def described() -> None:
+        """Stand for a noun that is not loaded, in the list of nouns."""
+
+    described.__doc__ = NOUNS[noun]
+    return app
+
+
+app = typer.Typer(
+    cls=Nouns, no_args_is_help=True, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback protocol
+    if wanted:
+        typer.echo(f"moor {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def moor(
+    *,
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Run sensitive network functions on hosts whose administrators you do not trust."""
+    del version
+
+
+def main() -> None:
+    """Entry point of `moor`: runs a command and turns errors into words and exit codes."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; the exit code."""
+    try:
+        result = typer.main.get_command(app).main(arguments, prog_name="moor", standalone_mode=False)
+    except typer.Exit as stop:
+        return stop.exit_code
+    except typer.Abort:
+        typer.echo("stopped", err=True)
+        return EXIT_UNDECIDED
+    except _UsageError as error:
+        error.show()  # type: ignore[attr-defined]
+        return EXIT_USAGE
+    except MoorlineError as error:
+        _say(error, as_json="--json" in arguments)
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        typer.echo(f"this command needs {error.name}; next: pip install 'moorline[all]'", err=True)
+        return EXIT_UNDECIDED
+    return result if isinstance(result, int) else EXIT_YES
+
+
+def _say(error: MoorlineError, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"error": error.as_problem()}))
+        return
+    typer.echo(f"{error.says} [{error.code}]", err=True)
+    for name, label in (("expected", "expected"), ("got", "got"), ("remedy", "next")):
+        value = getattr(error, name)
+        if value is not None:
+            typer.echo(f"  {label}: {value}", err=True)

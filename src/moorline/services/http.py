@@ -1,0 +1,279 @@
+"""HTTP as all services speak it: TLS 1.3, client certificates in sight, bodies capped, every error a typed problem.
+
+uvicorn does not hand the client certificate to the application (FINDINGS.md, TLS), so its HTTP protocol class is extended
+here by one thing: the verified peer's certificate goes into the ASGI scope. This is due for removal when uvicorn fills the
+ASGI `tls` extension itself. Routes deny by default: a route that says nothing about its caller is public on
+purpose and is listed in docs/reference/endpoints.md, where a test compares.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import ssl
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
+from starlette.exceptions import HTTPException
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused, Unavailable
+from moorline.nfv import Role, SpiffeId
+from moorline.wire import certificates
+from moorline.wire.http import PROBLEM_TYPE, server_context
+
+BODY_CAP: Final = 1 << 20
+REQUEST_DEADLINE_S: Final = 30.0
+IDLE_S: Final = 15
+_PEER: Final = "moorline.peer"
+_Scope = MutableMapping[str, Any]
+_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsIdentity:
+    """What a server shows: certificate chain (leaf first) and key, PEM, in memory."""
+
+    chain_pem: bytes
+    key_pem: bytes
+
+
+class _PeerProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1 protocol that remembers the DER of the client certificate TLS verified."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        tls = transport.get_extra_info("ssl_object")
+        peer_der = tls.getpeercert(binary_form=True) if tls is not None else None
+        inner = self.app
+
+        async def with_peer(scope: _Scope, receive: _Receive, send: _Send) -> None:
+            scope[_PEER] = peer_der
+            await inner(scope, receive, send)
+
+        self.app = with_peer
+
+
+class _Limits:
+    """Refuses bodies over the cap, announced or counted, and requests that take too long; counts what was answered."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]], *, body_cap: int, deadline_s: float, answered: Counter) -> None:
+        self._app, self._cap, self._deadline_s, self._answered = app, body_cap, deadline_s, answered
+
+    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(receive, send, self._cap)
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        try:
+            exchange.take(int(announced) if announced.isdigit() else 0, announced_only=True)
+            async with asyncio.timeout(self._deadline_s):
+                await self._app(scope, exchange.receive, exchange.send)
+        except TimeoutError:
+            exchange.refusal = Unavailable("http.deadline", "the request took too long", expected=f"<= {self._deadline_s} s")
+        except Malformed as error:
+            exchange.refusal = exchange.refusal or error
+        if exchange.refusal is not None and exchange.status is None:
+            exchange.status = exchange.refusal.http_status
+            await _problem_response(exchange.refusal)(scope, receive, send)
+        self._answered.labels(scope["method"], f"{(exchange.status or 500) // 100}xx").inc()
+
+
+class _Exchange:
+    """One request under its body cap. Once refused, whatever the application answers is replaced by the refusal."""
+
+    def __init__(self, receive: _Receive, send: _Send, cap: int) -> None:
+        self._receive, self._send, self._cap, self._seen = receive, send, cap, 0
+        self.refusal: MoorlineError | None = None
+        self.status: int | None = None
+
+    def take(self, size: int, *, announced_only: bool = False) -> None:
+        total = size + (0 if announced_only else self._seen)
+        self._seen = self._seen if announced_only else total
+        if total > self._cap:
+            self.refusal = Malformed(
+                "http.body_too_large",
+                "the request body is too large",
+                expected=f"<= {self._cap} bytes",
+                got=total,
+                remedy="send less",
+            )
+            raise self.refusal
+
+    async def receive(self) -> MutableMapping[str, Any]:
+        message = await self._receive()
+        self.take(len(message.get("body", b"")))
+        return message
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        if self.refusal is not None and self.status is None:
+            return
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        await self._send(message)
+
+
+def application(
+    title: str,
+    *,
+    body_cap: int = BODY_CAP,
+    deadline_s: float = REQUEST_DEADLINE_S,
+    ready: Callable[[], str | None] = lambda: None,
+) -> FastAPI:
+    """An application with problem+json errors, limits, `/healthz` and `/metrics`.
+
+    `ready` returns None when the service can do its work, else why not; /healthz then answers 503 with that reason.
+    """
+    app = FastAPI(title=title, openapi_url=None, docs_url=None, redoc_url=None)
+    registry = CollectorRegistry()
+    app.state.metrics = registry
+    requests = Counter(
+        "moorline_http_requests", "Requests answered, by method and status class", ["method", "status"], registry=registry
+    )
+
+    async def on_error(_: Request, error: Exception) -> Response:
+        return _problem_response(_as_moorline(error))
+
+    for kind in (MoorlineError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, on_error)
+
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        reason = ready()
+        body = json.dumps({"live": True, "ready": reason is None, "why_not": reason})
+        return Response(body, status_code=200 if reason is None else 503, media_type="application/json")
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return PlainTextResponse(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    app.add_middleware(_Limits, body_cap=body_cap, deadline_s=deadline_s, answered=requests)
+    return app
+
+
+def peer(request: Request) -> SpiffeId | None:
+    """The SPIFFE ID of the client certificate that TLS verified, or None if the client showed none."""
+    der = request.scope.get(_PEER)
+    return None if der is None else certificates.spiffe_id_of(certificates.parse_certificate(der))
+
+
+def require(request: Request, *roles: Role, trust_domain: str) -> SpiffeId:
+    """The caller, if it is of `trust_domain` and has one of `roles`. Raises NotAuthentic or Refused (`http.*`)."""
+    caller = peer(request)
+    if caller is None:
+        raise NotAuthentic(
+            "http.no_client_certificate",
+            "this route needs a client certificate",
+            expected=f"a certificate of {trust_domain}",
+            remedy="connect with the identity issued to you",
+        )
+    if caller.trust_domain != trust_domain or caller.role not in roles:
+        raise Refused(
+            "http.not_authorised",
+            "this caller may not use this route",
+            expected=f"{'/'.join(roles)} of {trust_domain}",
+            got=str(caller),
+        )
+    return caller
+
+
+async def serve(
+    app: FastAPI,
+    *,
+    listen: str,
+    identity: TlsIdentity | None,
+    client_roots_pem: bytes | None,
+    ready: Callable[[str], None],
+) -> None:
+    """Serve until cancelled. `listen` is "host:port" (port 0: the kernel chooses) or "unix:/path" (mode 0600).
+
+    `ready` is called once with the address really bound. With `client_roots_pem` a client may show a certificate, which must
+    then chain to these roots; routes decide by `require` who must.
+    """
+    config = uvicorn.Config(
+        app,
+        http=_PeerProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=IDLE_S,
+        h11_max_incomplete_event_size=32 * 1024,
+        limit_concurrency=512,
+    )
+    config.load()
+    if identity is not None:
+        config.ssl = server_context(identity.chain_pem, identity.key_pem)
+        if client_roots_pem is not None:
+            config.ssl.load_verify_locations(cadata=client_roots_pem.decode("ascii"))
+            config.ssl.verify_mode = ssl.CERT_OPTIONAL
+    elif not listen.startswith("unix:"):
+        raise Refused("http.no_tls", "this service does not speak HTTP without TLS over TCP", remedy="give it an identity")
+    sock, address = _bind(listen)
+    server = _Server(config)
+    ready(address)
+    try:
+        await server.serve(sockets=[sock])
+    finally:
+        sock.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server without its signal handlers: the process decides when to stop (services.process)."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:  # noqa: ANN401 - the base declares a generator of None
+        yield
+
+
+def _bind(listen: str) -> tuple[Any, str]:
+    import os
+    import socket
+
+    if listen.startswith("unix:"):
+        path = listen.removeprefix("unix:")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)  # noqa: PTH108 - a left-over socket of a killed process
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        mask = os.umask(0o177)
+        try:
+            sock.bind(path)
+        finally:
+            os.umask(mask)
+        sock.listen(128)
+        return sock, listen
+    host, _, port = listen.rpartition(":")
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((host, int(port)))
+    sock.listen(512)
+    bound_host, bound_port = sock.getsockname()[:2]
+    return sock, f"{bound_host}:{bound_port}"
+
+
+def _as_moorline(error: Exception) -> MoorlineError:
+    if isinstance(error, MoorlineError):
+        return error
+    if isinstance(error.__cause__, MoorlineError):
+        return error.__cause__  # FastAPI wraps what reading the body raised, such as the body cap
+    if isinstance(error, HTTPException):
+        kind = Refused if error.status_code in (403, 404, 405) else Malformed
+        code = {404: "http.no_such_route", 405: "http.method_not_allowed"}.get(error.status_code, "http.request")
+        return kind(code, str(error.detail))
+    return Malformed("http.request_malformed", "the request is not what this route takes", got=str(error)[:200])
+
+
+def _problem_response(error: MoorlineError) -> Response:
+    problem = {"type": "about:blank", "status": error.http_status, "title": error.says, **error.as_problem()}
+    headers = {"retry-after": str(max(1, round(error.retry_after_s)))} if isinstance(error, Unavailable) else {}
+    return Response(json.dumps(problem), status_code=error.http_status, media_type=PROBLEM_TYPE, headers=headers)

@@ -1,0 +1,184 @@
+"""An HTTPS client that speaks our conventions: answers capped, problems become errors, servers checked by name.
+
+Servers are dialled by address and checked by DNS name: the certificate must chain to the given roots and carry
+`server_name` (wire.certificates.dns_name of the server's SPIFFE ID). Errors the server reports (problem+json) are rebuilt as
+the typed errors they were; anything that keeps an answer from arriving is `Unavailable("peer.unreachable")`.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import stat
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+import httpx
+
+from moorline.errors import Malformed, MoorlineError, NotAuthentic, Unavailable, from_problem
+
+ANSWER_CAP: Final = 16 << 20
+PROBLEM_TYPE: Final = "application/problem+json"
+CBOR_TYPE: Final = "application/cbor"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientIdentity:
+    """The certificate (leaf first, then its chain) and private key a client shows; both PEM."""
+
+    certificate_chain_pem: bytes
+    private_key_pem: bytes
+
+
+def server_context(chain_pem: bytes, key_pem: bytes) -> ssl.SSLContext:
+    """A TLS 1.3 server context from PEM in memory; no session tickets."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.num_tickets = 0
+    load_identity(context, chain_pem, key_pem)
+    return context
+
+
+def load_identity(context: ssl.SSLContext, chain_pem: bytes, key_pem: bytes) -> None:
+    """Put a certificate and key held in memory into `context`; the key touches no disk.
+
+    Python's ssl loads keys from paths only, so the PEM passes through an anonymous memory file that is closed again.
+    """
+    descriptor = os.memfd_create("moorline-tls", os.MFD_CLOEXEC)
+    try:
+        os.fchmod(descriptor, stat.S_IRUSR | stat.S_IWUSR)
+        os.write(descriptor, key_pem + b"\n" + chain_pem)
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
+def client_context(roots_pem: bytes, identity: ClientIdentity | None) -> ssl.SSLContext:
+    """A TLS 1.3 client context that trusts `roots_pem` and nothing else."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(cadata=roots_pem.decode("ascii"))
+    if identity is not None:
+        load_identity(context, identity.certificate_chain_pem, identity.private_key_pem)
+    return context
+
+
+class HttpClient:
+    """Asynchronous client for one server. Use as `async with`; not for redirects, cookies or proxies."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        server_name: str,
+        roots_pem: bytes,
+        identity: ClientIdentity | None = None,
+        uds: str | None = None,
+        timeout_s: float = 10.0,
+    ) -> None:
+        self._where = uds or base_url
+        verify = client_context(roots_pem, identity) if base_url.startswith("https:") else True
+        self._extensions = {"sni_hostname": server_name} if base_url.startswith("https:") else {}
+        self._client = httpx.AsyncClient(
+            base_url=base_url,
+            transport=httpx.AsyncHTTPTransport(verify=verify, uds=uds, http2=False, trust_env=False),
+            timeout=timeout_s,
+            trust_env=False,
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._client.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.__aexit__(kind, error, trace)
+
+    async def aclose(self) -> None:
+        """Close connections; for users that cannot hold an `async with`."""
+        await self._client.aclose()
+
+    async def get_json(self, path: str, params: dict[str, str] | list[tuple[str, str]] | None = None) -> object:
+        """The JSON value at `path`."""
+        return self._json(await self._send("GET", path, params=params))
+
+    async def get_bytes(self, path: str, params: dict[str, str] | list[tuple[str, str]] | None = None) -> bytes:
+        """The body at `path`, whatever its type."""
+        return (await self._send("GET", path, params=params)).content
+
+    async def post_json(self, path: str, body: object) -> object:
+        """The JSON answer to a JSON body."""
+        return self._json(await self._send("POST", path, json=body))
+
+    async def post_cbor(self, path: str, body: bytes) -> bytes:
+        """The body that answers a CBOR body."""
+        return (await self._send("POST", path, content=body, headers={"content-type": CBOR_TYPE})).content
+
+    async def send(self, method: str, path: str, *, content: bytes = b"", headers: dict[str, str]) -> bytes:
+        """Any other exchange (EST, DELETE): the answer's body."""
+        return (await self._send(method, path, content=content, headers=headers)).content
+
+    async def _send(self, method: str, path: str, **arguments: object) -> httpx.Response:
+        request = self._client.build_request(method, path, extensions=self._extensions, **arguments)  # type: ignore[arg-type]
+        try:
+            response = await self._client.send(request, stream=True)
+            try:
+                response._content = await self._capped(response)  # noqa: SLF001 - httpx has no reader with a cap
+            finally:
+                await response.aclose()
+        except httpx.ConnectError as error:
+            if _not_trusted(error):
+                raise NotAuthentic(
+                    "peer.tls_not_trusted",
+                    "the server's certificate does not hold",
+                    got=str(error),
+                    remedy="check the trust file and the server's name",
+                ) from None
+            raise self._unreachable(error) from None
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from None
+        if response.is_error:
+            raise self._problem(response)
+        return response
+
+    async def _capped(self, response: httpx.Response) -> bytes:
+        parts = bytearray()
+        async for part in response.aiter_bytes():
+            parts += part
+            if len(parts) > ANSWER_CAP:
+                raise Malformed("peer.answer_too_large", "the server's answer is too large", expected=ANSWER_CAP)
+        return bytes(parts)
+
+    def _unreachable(self, error: Exception) -> Unavailable:
+        return Unavailable(
+            "peer.unreachable",
+            f"no answer from {self._where}",
+            got=f"{type(error).__name__}: {error}",
+            remedy="check that the service runs and its address is right",
+        )
+
+    def _problem(self, response: httpx.Response) -> MoorlineError:
+        if response.headers.get("content-type", "").split(";")[0] != PROBLEM_TYPE:
+            return Malformed(
+                "peer.problem_malformed", "the server refused without saying why", got=f"HTTP {response.status_code}"
+            )
+        return from_problem(self._json(response))
+
+    @staticmethod
+    def _json(response: httpx.Response) -> object:
+        try:
+            return response.json()
+        except ValueError:
+            raise Malformed("peer.answer_malformed", "the server's answer is not JSON") from None
+
+
+def _not_trusted(error: BaseException) -> bool:
+    """True if anywhere behind `error` stands TLS saying that the certificate does not hold."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, ssl.SSLCertVerificationError):
+            return True
+        behind = behind.__cause__ or behind.__context__
+    return False

@@ -1,0 +1,159 @@
+"""Every error is a typed problem, every body is capped, and who calls is known from the certificate TLS verified."""
+
+import asyncio
+import socket
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from fastapi import Request
+
+from moorline.clock import Instant, SystemClock, Validity
+from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused, Unavailable
+from moorline.nfv import Role, SpiffeId
+from moorline.services import http
+from moorline.wire import certificates as profile
+from moorline.wire.http import ClientIdentity, HttpClient
+
+NOW = SystemClock().now()
+LIFE = Validity(not_before=Instant(NOW - 60), not_after=Instant(NOW + 3000))
+
+
+class Pki:
+    def __init__(self) -> None:
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.root = profile.root_certificate(self.key, name="root", validity=LIFE, serial=1)
+        self.roots_pem = self.root.public_bytes(serialization.Encoding.PEM)
+
+    def identity(self, uri: str) -> tuple[bytes, bytes]:
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = profile.leaf_certificate(
+            key.public_key(),
+            spiffe_id=SpiffeId.parse(uri),
+            issuer=profile.Issuer(certificate=self.root, key=self.key),
+            validity=LIFE,
+            serial=2,
+        )
+        pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        return certificate.public_bytes(serialization.Encoding.PEM), pem
+
+    def client(self, uri: str) -> ClientIdentity:
+        chain, key = self.identity(uri)
+        return ClientIdentity(certificate_chain_pem=chain, private_key_pem=key)
+
+
+PKI = Pki()
+SERVER = "spiffe://alpha.test/verifier/v1"
+NAME = "v1.verifier.alpha.test"
+
+
+@pytest.fixture
+async def address():
+    app = http.application("test", body_cap=1000, deadline_s=0.5)
+
+    @app.get("/mine")
+    async def mine(request: Request) -> dict[str, str]:
+        return {"caller": str(http.require(request, Role.OPERATOR, trust_domain="alpha.test"))}
+
+    @app.post("/raw")
+    async def raw(request: Request) -> int:
+        return len(await request.body())
+
+    @app.post("/json")
+    async def as_json(body: dict[str, str]) -> int:
+        return len(body)
+
+    @app.get("/slow")
+    async def slow() -> None:
+        await asyncio.Event().wait()
+
+    chain, key = PKI.identity(SERVER)
+    bound: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(
+        http.serve(
+            app,
+            listen="127.0.0.1:0",
+            identity=http.TlsIdentity(chain_pem=chain, key_pem=key),
+            client_roots_pem=PKI.roots_pem,
+            ready=bound.set_result,
+        )
+    )
+    yield await bound
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def client(address: str, *, identity=None, server_name=NAME, roots=PKI.roots_pem) -> HttpClient:
+    return HttpClient(f"https://{address}", server_name=server_name, roots_pem=roots, identity=identity)
+
+
+async def test_the_caller_is_known_from_its_certificate(address):
+    async with client(address, identity=PKI.client("spiffe://alpha.test/operator/ann")) as session:
+        assert await session.get_json("/mine") == {"caller": "spiffe://alpha.test/operator/ann"}
+
+
+async def test_a_caller_without_certificate_of_another_role_or_domain_is_refused(address):
+    async with client(address) as session:
+        with pytest.raises(NotAuthentic, match="http.no_client_certificate"):
+            await session.get_json("/mine")
+    for uri in ("spiffe://alpha.test/device/d-1", "spiffe://beta.test/operator/ann"):
+        async with client(address, identity=PKI.client(uri)) as session:
+            with pytest.raises(Refused, match="http.not_authorised"):
+                await session.get_json("/mine")
+
+
+async def test_a_certificate_of_a_stranger_does_not_get_through_the_handshake(address):
+    async with client(address, identity=Pki().client("spiffe://alpha.test/operator/ann")) as session:
+        with pytest.raises(MoorlineError) as refusal:
+            await session.get_json("/mine")
+    assert refusal.value.code in {"peer.unreachable", "peer.tls_not_trusted"}
+
+
+async def test_a_server_of_another_name_or_root_is_not_spoken_to(address):
+    for wrong in (client(address, server_name="v2.verifier.alpha.test"), client(address, roots=Pki().roots_pem)):
+        async with wrong as session:
+            with pytest.raises(NotAuthentic, match="peer.tls_not_trusted"):
+                await session.get_json("/mine")
+
+
+@pytest.mark.parametrize("path", ["/raw", "/json"])
+async def test_a_body_over_the_cap_is_refused_whether_announced_or_not(address, path):
+    async def drip():
+        for _ in range(20):
+            yield b"x" * 100
+
+    async with client(address) as session:
+        with pytest.raises(Malformed, match="http.body_too_large"):
+            await session.send("POST", path, content=b"x" * 2000, headers={"content-type": "application/json"})
+        with pytest.raises(Malformed, match="http.body_too_large"):
+            await session.send("POST", path, content=drip(), headers={"content-type": "application/json"})
+
+
+async def test_wrong_routes_methods_and_bodies_are_typed_problems(address):
+    async with client(address) as session:
+        with pytest.raises(Refused, match="http.no_such_route"):
+            await session.get_json("/nowhere")
+        with pytest.raises(Refused, match="http.method_not_allowed"):
+            await session.get_json("/raw")
+        with pytest.raises(Malformed, match="http.request_malformed"):
+            await session.post_json("/json", [1])
+        with pytest.raises(Unavailable, match="http.deadline"):
+            await session.get_json("/slow")
+
+
+async def test_garbage_on_the_port_does_not_stop_the_service(address):
+    host, _, port = address.rpartition(":")
+    for garbage in (b"\x00" * 100, b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01" + b"\xff" * 200):
+        with socket.create_connection((host, int(port))) as raw:
+            raw.sendall(garbage)
+    async with client(address) as session:
+        assert await session.get_json("/healthz") == {"live": True, "ready": True, "why_not": None}
+        assert b"moorline_http_requests" in await session.get_bytes("/metrics")
+
+
+async def test_nobody_there_is_unavailable():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        async with client(f"127.0.0.1:{free.getsockname()[1]}") as session:
+            with pytest.raises(Unavailable, match="peer.unreachable"):
+                await session.get_json("/healthz")
