@@ -29,7 +29,8 @@ NOUNS: Final = {
     "package": "Build, verify and measure function packages (SOL004)",
     "vnf": "Create and watch functions",
     "device": "Enrol a device and talk to a function",
-    "simulate": "Simulated hardware, under roots that say SIMULATED",
+    "simulate": "Simulated processors, under roots that say SIMULATED",
+    "simulate-tpm": "Simulated TPMs and boots, under roots that say SIMULATED",
 }
 
 
@@ -52,7 +53,7 @@ class Nouns(TyperGroup):
             return None
         if _listing_only():
             return typer.main.get_command(_placeholder(cmd_name))
-        command = typer.main.get_command(importlib.import_module(f"moorline.cli.{cmd_name}").app)
+        command = typer.main.get_command(importlib.import_module(f"moorline.cli.{cmd_name.replace('-', '_')}").app)
         command.name, command.help = cmd_name, NOUNS[cmd_name]
         return command
 

@@ -1,0 +1,168 @@
+"""Write the pages of docs/reference/ from the code itself; a test compares them, so they cannot rot.
+
+    ./dev docs            writes the pages
+    tests/docs            fails where a page differs from what this module would write
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "moorline"
+REFERENCE = ROOT / "docs" / "reference"
+KINDS = ("Malformed", "NotAuthentic", "Refused", "Conflict", "Unavailable", "Misconfigured")
+METHODS = ("get", "post", "put", "delete")
+HEAD = "<!-- Written by ./dev docs from the code; edit the code, not this page. -->\n\n"
+
+
+def pages() -> dict[str, str]:
+    """Every generated page by file name."""
+    return {"codes.md": codes(), "endpoints.md": endpoints(), "settings.md": settings(), "cli.md": command_line()}
+
+
+def codes() -> str:
+    """All error and finding codes, with the kind of error, the words and the module that raises it."""
+    rows: dict[str, set[tuple[str, str]]] = {}
+    words: dict[str, str] = {}
+    for path, tree in modules():
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            found = _error(call) or _finding(call)
+            if found is not None:
+                code, kind, says = found
+                rows.setdefault(code, set()).add((kind, room(path)))
+                words.setdefault(code, says)
+    lines = ["| code | kind | says | raised in |", "|---|---|---|---|"]
+    for code in sorted(rows):
+        kinds = ", ".join(sorted({kind for kind, _ in rows[code]}))
+        places = ", ".join(sorted({f"`{place}`" for _, place in rows[code]}))
+        lines.append(f"| `{code}` | {kinds} | {words[code]} | {places} |")
+    intro = (
+        "# Codes\n\nEvery refusal carries one of these. The kind decides HTTP status and exit code: Malformed 400/2, NotAuthentic "
+        "401/1,\nRefused 403/1, Conflict 409/1, Unavailable 503/2, Misconfigured 500/2; `finding` is a row of a verdict.\n\n"
+    )
+    return HEAD + intro + "\n".join(lines) + "\n"
+
+
+def endpoints() -> str:
+    """All HTTP routes with who may call them; `public` is said on purpose."""
+    lines = ["| service | method | path | callers |", "|---|---|---|---|"]
+    for path, tree in modules("services"):
+        for function in (node for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef | ast.FunctionDef)):
+            for decorator in function.decorator_list:
+                route = _route(decorator)
+                if route is not None:
+                    method, where = route
+                    lines.append(f"| `{path.stem}` | {method.upper()} | `{where}` | {_callers(function)} |")
+    intro = "# Endpoints\n\nRoutes by the module that defines them. `http` routes are on every service.\n\n"
+    return HEAD + intro + "\n".join([*lines[:2], *sorted(lines[2:])]) + "\n"
+
+
+def settings() -> str:
+    """All keys of all TOML files, from the frozen dataclasses that load them."""
+    parts = ["# Settings\n\nOne TOML file a service; unknown keys are refused with the nearest known name. Paths are relative to the file.\n"]
+    for path, tree in modules("services"):
+        for cls in (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("Settings")):
+            parts.append(f"\n## `{path.stem}`: {cls.name}\n\n{(ast.get_docstring(cls) or '').strip()}\n")
+            parts.append("\n| key | type | default |\n|---|---|---|")
+            for field in (node for node in cls.body if isinstance(node, ast.AnnAssign)):
+                default = "required" if field.value is None else f"`{ast.unparse(field.value)}`"
+                kind = ast.unparse(field.annotation).replace("|", "or")
+                parts.append(f"\n| `{ast.unparse(field.target)}` | `{kind}` | {default} |")
+            parts.append("\n")
+    return HEAD + "".join(parts)
+
+
+def command_line() -> str:
+    """`--help` of `moor` and of every noun and verb."""
+    from moorline.cli import NOUNS
+
+    parts = ["# Command line\n"]
+    for noun in ("", *NOUNS):
+        parts.append(_help([noun] if noun else []))
+        parts.extend(_help([noun, verb]) for verb in (_verbs(noun) if noun else ()))
+    return HEAD + "\n".join(parts)
+
+
+def modules(*rooms: str) -> Iterator[tuple[Path, ast.Module]]:
+    """Every module of the package (or of some rooms) with its syntax tree, in a fixed order."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        inside = path.relative_to(SOURCE)
+        if "versions" not in inside.parts and (not rooms or inside.parts[0] in rooms):
+            yield path, ast.parse(path.read_text("utf-8"))
+
+
+def room(path: Path) -> str:
+    """The module's dotted name below the package."""
+    return ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+
+
+def _error(call: ast.Call) -> tuple[str, str, str] | None:
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", None)
+    if name not in KINDS or not call.args:
+        return None
+    code = _text(call.args[0])
+    return None if code is None or "." not in code else (code, name, _text(call.args[1]) or "" if len(call.args) > 1 else "")
+
+
+def _finding(call: ast.Call) -> tuple[str, str, str] | None:
+    if getattr(call.func, "id", getattr(call.func, "attr", None)) != "Finding":
+        return None
+    words = {keyword.arg: _text(keyword.value) for keyword in call.keywords}
+    code = words.get("code")
+    return None if code is None else (code, "finding", words.get("says") or "")
+
+
+def _text(node: ast.expr) -> str | None:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value.replace("|", "\\|")
+    if isinstance(node, ast.JoinedStr):
+        return "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values).replace("|", "\\|")
+    return None
+
+
+def _route(decorator: ast.expr) -> tuple[str, str] | None:
+    if not (isinstance(decorator, ast.Call) and isinstance(decorator.func, ast.Attribute) and decorator.args):
+        return None
+    path = _text(decorator.args[0])
+    return (decorator.func.attr, path) if decorator.func.attr in METHODS and path and path.startswith("/") else None
+
+
+def _callers(function: ast.AsyncFunctionDef | ast.FunctionDef) -> str:
+    roles: set[str] = set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "Role":
+            roles.add(node.attr.lower())
+    doc = (ast.get_docstring(function) or "").strip().splitlines()
+    says = f" {doc[0]}" if doc else ""
+    return (", ".join(sorted(roles)) if roles else "see text:") + says
+
+
+def _help(words: list[str]) -> str:
+    text = subprocess.run(
+        [sys.executable, "-m", "moorline.cli", *words, "--help"],
+        capture_output=True, text=True, check=False,
+        env={"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "PATH": "/usr/bin:/bin", "HOME": "/nonexistent"},
+    ).stdout
+    body = "\n".join(line.rstrip() for line in text.strip().splitlines())
+    return f"\n## `moor {' '.join(words)}`".replace(" `", "`") + f"\n\n```text\n{body}\n```\n"
+
+
+def _verbs(noun: str) -> list[str]:
+    import importlib
+
+    import typer
+
+    command = typer.main.get_command(importlib.import_module(f"moorline.cli.{noun.replace('-', '_')}").app)
+    return list(getattr(command, "commands", {}))
+
+
+if __name__ == "__main__":
+    REFERENCE.mkdir(parents=True, exist_ok=True)
+    for name, text in pages().items():
+        (REFERENCE / name).write_text(text, "utf-8")
+        print(f"wrote docs/reference/{name}")

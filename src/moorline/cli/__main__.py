@@ -1,0 +1,5 @@
+"""`python -m moorline.cli` is `moor`."""
+
+from moorline.cli import main
+
+main()
