@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ _CHUNK: Final = 64 * 1024
 _RECORD: Final = 16 * 1024
 _CIPHERS: Final = b"TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
 _CLOSE_DEADLINE_S: Final = 1.0
+_LINGER_READS: Final = 64
 _LOG: Final = logging.getLogger("moorline.channel.tls")
 
 Verify = Callable[[tuple[bytes, ...]], None]
@@ -138,6 +140,17 @@ class TlsStream:
                 break
             self._writer.write(encrypted)
         await self._writer.drain()
+
+    async def linger(self) -> None:
+        """After the last words: let the peer read them. Closing on unread bytes would reset the connection over them."""
+        with suppress(SSL.Error, ConnectionError, TimeoutError, OSError):
+            async with asyncio.timeout(_CLOSE_DEADLINE_S):
+                self._connection.shutdown()
+                await self.drain()
+                self._writer.write_eof()
+                for _ in range(_LINGER_READS):
+                    if not await self._reader.read(_CHUNK):
+                        return
 
     async def aclose(self) -> None:
         """Say goodbye if the peer still listens, and close. Never raises for a peer that is gone."""
@@ -258,6 +271,10 @@ class _Connections:
         if len(self._tasks) >= self._bound:
             writer.close()
             return
+        # A peer whose machine died silently must not hold its place for ever.
+        carrier = writer.get_extra_info("socket")
+        if carrier.family != socket.AF_UNIX:
+            carrier.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -311,6 +328,7 @@ async def _established(stream: TlsStream, verify: Verify | None) -> TlsStream:
         with suppress(ConnectionError, SSL.Error):
             if stream.peer_certificates:  # the handshake stands, so the refusal can be said in words
                 stream.write(frame(problem_frame(error)))
+                await stream.linger()
         await stream.aclose()
         raise
     except BaseException:

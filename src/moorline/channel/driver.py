@@ -1,0 +1,407 @@
+"""The attested session on asyncio: what the machines of `session.py` ask for is done here (PROTOCOLS.md 4).
+
+Both ends: every step has a deadline, a frame before activation is at most 256 KiB, an error of either end is told to the
+other in a `Problem` and ends the connection. The broker's end serves many at once, with a bound on all sessions and a smaller one
+on those not yet active, so that peers who stall take nothing from those who do not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets as randomness
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, Self, TypeVar
+
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from moorline.channel import tls
+from moorline.channel.messages import RECORD_CAP, encode_problem, problem_frame, reported
+from moorline.channel.session import (
+    HANDSHAKE_CAP,
+    VERSION,
+    Activate,
+    Appraise,
+    Claim,
+    Collect,
+    Effect,
+    Initiator,
+    JudgeBroker,
+    KemKey,
+    MakeChallenge,
+    Responder,
+    Send,
+    SessionFacts,
+    State,
+)
+from moorline.clock import Clock, Instant, SystemClock
+from moorline.errors import MoorlineError, NotAuthentic, Unavailable
+from moorline.wire.frames import read_frame, write_frame
+from moorline.wire.launch import ChannelProfile
+from moorline.wire.session import Activation, Call, Challenge, EvidenceFormat, Hello, Reply, SessionRole
+
+__all__ = [
+    "Claim",
+    "ClientSession",
+    "Collected",
+    "SessionFacts",
+    "SessionServer",
+    "open_session",
+    "serve_sessions",
+]
+
+T = TypeVar("T")
+
+_LOG: Final = logging.getLogger("moorline.channel.session")
+_CALL_DEADLINE_S: Final = 30.0
+_IDLE_DEADLINE_S: Final = 24 * 3600.0
+_PROBLEM_DEADLINE_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collected:
+    """Evidence as an attester collected it over the binding, and what a verifier may need with it."""
+
+    format: EvidenceFormat
+    evidence: bytes
+    endorsements: bytes
+
+
+VerifyBroker = Callable[[Challenge, tuple[bytes, ...]], Awaitable[None]]
+"""Judges the broker by its challenge (with ledger proof) and its TLS certificates (DER, leaf first); raises to refuse."""
+Prove = Callable[[Challenge, bytes], Awaitable[bytes | None]]
+"""The role's proof over H(message 2)."""
+CollectEvidence = Callable[[bytes, Challenge], Awaitable[Collected]]
+"""Evidence over the 64-byte binding."""
+
+
+# The attester's end ----------------------------------------------------------------------------------------------------
+
+
+class ClientSession:
+    """An active session, attester's end. `secrets` is what message 4 brought, `activation` message 6."""
+
+    def __init__(self, stream: tls.TlsStream, machine: Initiator, activation: Activation, challenge: Challenge) -> None:
+        self._stream = stream
+        self._machine = machine
+        self._turn = asyncio.Lock()
+        self._next = 0
+        self.secrets = machine.secrets
+        self.activation = activation
+        self.challenge = challenge
+
+    @property
+    def closed(self) -> bool:
+        """True once the session can carry nothing more."""
+        return self._machine.state is not State.ACTIVE
+
+    async def call(self, operation: str, body: bytes, *, deadline_s: float = _CALL_DEADLINE_S) -> bytes:
+        """The broker's answer. One call at a time; others wait their turn.
+
+        Raises the error the broker reported; the session goes on after it. Raises Unavailable("session.closed") when the
+        session is gone, and anything that breaks the stream closes it: an answer that comes too late must never be taken
+        for the answer to the next question.
+        """
+        async with self._turn:
+            if self.closed:
+                raise Unavailable("session.closed", "the session with the broker is gone", remedy="open a new one")
+            try:
+                reply = await self._exchange(operation, body, deadline_s)
+            except BaseException:
+                self._machine.end()
+                await self._stream.aclose()
+                raise
+        if reply.problem is not None:
+            raise reported(reply.problem)
+        return reply.body
+
+    async def aclose(self) -> None:
+        """End the session."""
+        self._machine.end()
+        await self._stream.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.aclose()
+
+    async def _exchange(self, operation: str, body: bytes, deadline_s: float) -> Reply:
+        call = Call(id=self._next, operation=operation, body=body)
+        self._next += 1
+        await write_frame(self._stream, self._machine.seal(call), deadline_s=deadline_s)
+        answer = await read_frame(self._stream, cap=RECORD_CAP, deadline_s=deadline_s)
+        reply = self._machine.open(Reply, answer)
+        assert isinstance(reply, Reply)
+        if reply.id != call.id:
+            raise NotAuthentic("session.record_invalid", "the answer is to another call", expected=call.id, got=reply.id)
+        return reply
+
+
+async def open_session(  # noqa: PLR0913 - a role is these things, and each must be said
+    address: str,
+    *,
+    role: SessionRole,
+    formats: tuple[EvidenceFormat, ...],
+    fields: bytes,
+    signing_public: bytes,
+    verify_broker: VerifyBroker,
+    prove: Prove,
+    collect: CollectEvidence,
+    profile: ChannelProfile = ChannelProfile.TLS,
+    deadline_s: float = 10.0,
+) -> ClientSession:
+    """An active session with the broker at `address`, or the reason why there is none.
+
+    `verify_broker` runs on message 2, before any proof or evidence leaves; it must judge both the TLS certificates and the
+    ledger proof in the challenge, for nothing before it did. `deadline_s` bounds each step of the peer. Raises what the
+    callables raise, what the broker reported, `session.*`, `tls.*`, `frame.*` and `peer.*`.
+    """
+    stream = await tls.connect(address, identity=None, verify=_present, deadline_s=deadline_s)
+    try:
+        kem = KemKey.of(MLKEM768PrivateKey.generate(), X25519PrivateKey.generate())
+        hello = Hello(
+            version=VERSION,
+            role=role,
+            formats=formats,
+            kem_public=kem.public,
+            signing_public=signing_public,
+            profile=profile,
+            fields=fields,
+        )
+        machine = Initiator(hello=hello, kem=kem, export=stream.export)
+        attester = _Attester(stream, machine, verify_broker, prove, collect, deadline_s)
+        await attester.run(machine.start())
+        while machine.state is not State.ACTIVE:
+            body = await read_frame(stream, cap=HANDSHAKE_CAP, deadline_s=deadline_s)
+            await attester.run(machine.receive(body))
+    except MoorlineError as error:
+        await _tell(stream, error)
+        await stream.aclose()
+        raise
+    except BaseException:
+        await stream.aclose()
+        raise
+    assert machine.activation is not None
+    assert machine.challenge is not None
+    return ClientSession(stream, machine, machine.activation, machine.challenge)
+
+
+@dataclass(frozen=True, slots=True)
+class _Attester:
+    stream: tls.TlsStream
+    machine: Initiator
+    verify_broker: VerifyBroker
+    prove: Prove
+    collect: CollectEvidence
+    deadline_s: float
+
+    async def run(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Send):
+                await write_frame(self.stream, effect.body, deadline_s=self.deadline_s)
+            elif isinstance(effect, JudgeBroker):
+                await self.verify_broker(effect.challenge, self.stream.peer_certificates)
+                proof = await self.prove(effect.challenge, effect.digest)
+                await self.run(self.machine.proven(proof))
+            elif isinstance(effect, Collect):
+                assert self.machine.challenge is not None
+                found = await self.collect(effect.binding, self.machine.challenge)
+                await self.run(self.machine.collected(found.format, found.evidence, found.endorsements))
+
+
+def _present(certificates: tuple[bytes, ...]) -> None:
+    # The chain is judged together with the ledger proof, on message 2 (`verify_broker`); until then nothing of ours is sent
+    # that a stranger could use.
+    if not certificates:
+        raise NotAuthentic("tls.no_certificate", "the broker showed no certificate")
+
+
+# The broker's end ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Broker:
+    """What a broker's process supplies, and its bounds."""
+
+    facts: SessionFacts
+    bundle: Callable[[], Awaitable[bytes]]
+    appraise: Callable[[Claim], Awaitable[bytes]]
+    activate: Callable[[Claim], Awaitable[Activation]]
+    call: Callable[[Claim, str, bytes], Awaitable[bytes]]
+    ended: Callable[[Claim], Awaitable[None]] | None
+    clock: Clock
+    max_handshakes: int
+    step_deadline_s: float
+    challenge_life_s: int
+
+
+class SessionServer:
+    """A broker's session port, already listening."""
+
+    def __init__(self, server: tls.TlsServer) -> None:
+        self._server = server
+        self.address = server.address
+
+    async def serve_forever(self) -> None:
+        """Until cancelled."""
+        await self._server.serve_forever()
+
+    async def aclose(self) -> None:
+        """Stop listening and end every session."""
+        await self._server.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.aclose()
+
+
+async def serve_sessions(  # noqa: PLR0913 - one port, and everything that a broker decides about it
+    listen: str,
+    *,
+    identity: Callable[[], tls.TlsIdentity],
+    facts: SessionFacts,
+    bundle: Callable[[], Awaitable[bytes]],
+    appraise: Callable[[Claim], Awaitable[bytes]],
+    activate: Callable[[Claim], Awaitable[Activation]],
+    call: Callable[[Claim, str, bytes], Awaitable[bytes]],
+    ended: Callable[[Claim], Awaitable[None]] | None = None,
+    clock: Clock | None = None,
+    max_sessions: int = 256,
+    max_handshakes: int = 64,
+    step_deadline_s: float = 10.0,
+    challenge_life_s: int = 60,
+) -> SessionServer:
+    """A running session port.
+
+    `appraise` decides about a claim and returns the role's secrets; `activate` is called once, after message 5 verified;
+    `call` answers requests of an active session. A MoorlineError from `bundle`, `appraise` or `activate` goes to the peer
+    and ends its session; one from `call` goes to the peer and the session goes on. `ended` is called once for each session that
+    reached `appraise`, when its connection is gone.
+    """
+    broker = _Broker(
+        facts=facts,
+        bundle=bundle,
+        appraise=appraise,
+        activate=activate,
+        call=call,
+        ended=ended,
+        clock=clock or SystemClock(),
+        max_handshakes=max_handshakes,
+        step_deadline_s=step_deadline_s,
+        challenge_life_s=challenge_life_s,
+    )
+    reception = _Reception(broker)
+    server = await tls.listen(
+        listen,
+        identity=identity,
+        verify=None,
+        accept=reception.accept,
+        max_connections=max_sessions,
+        handshake_deadline_s=step_deadline_s,
+    )
+    return SessionServer(server)
+
+
+class _Reception:
+    """Counts the handshakes under way."""
+
+    def __init__(self, broker: _Broker) -> None:
+        self._broker = broker
+        self._greeting = 0
+
+    async def accept(self, stream: tls.TlsStream) -> None:
+        """One connection, from its first frame to its end."""
+        if self._greeting >= self._broker.max_handshakes:
+            await _tell(stream, Unavailable("session.busy", "too many sessions are being opened", retry_after_s=2))
+            return
+        machine = Responder(facts=self._broker.facts, export=stream.export, peer_address=stream.peer_address)
+        session = _ServedSession(self._broker, stream, machine)
+        try:
+            self._greeting += 1
+            try:
+                await session.handshake()
+            finally:
+                self._greeting -= 1
+            await session.serve()
+        except MoorlineError as error:
+            code, role = error.code, machine.claim.role.value if machine.claim else None
+            _LOG.info("session ended", extra={"code": code, "role": role, "peer": stream.peer_address})
+            await _tell(stream, error)
+        except Exception:  # the top of this session: the peer learns that it failed, never why; the log does
+            _LOG.exception("session failed")
+            await _tell(stream, Unavailable("session.internal", "the broker could not go on with this session"))
+        finally:
+            machine.end()
+            if machine.claim is not None and self._broker.ended is not None:
+                await asyncio.shield(self._broker.ended(machine.claim))
+
+
+@dataclass(frozen=True, slots=True)
+class _ServedSession:
+    broker: _Broker
+    stream: tls.TlsStream
+    machine: Responder
+
+    async def handshake(self) -> None:
+        while self.machine.state is not State.ACTIVE:
+            body = await read_frame(self.stream, cap=HANDSHAKE_CAP, deadline_s=self.broker.step_deadline_s)
+            await self._run(self.machine.receive(body, self.broker.clock.now()))
+
+    async def serve(self) -> None:
+        while True:
+            try:
+                body = await read_frame(self.stream, cap=RECORD_CAP, deadline_s=_IDLE_DEADLINE_S)
+            except MoorlineError as error:
+                if error.code == "frame.truncated":
+                    return  # the peer went away between two records: the ordinary end
+                raise
+            call = self.machine.open(Call, body)
+            assert isinstance(call, Call)
+            reply = await self._answer(call)
+            sealed = self.machine.seal(reply)
+            await write_frame(self.stream, sealed, deadline_s=self.broker.step_deadline_s)
+
+    async def _answer(self, call: Call) -> Reply:
+        assert self.machine.claim is not None
+        try:
+            body = await _bounded(self.broker.call(self.machine.claim, call.operation, call.body), _CALL_DEADLINE_S)
+        except MoorlineError as error:
+            return Reply(id=call.id, body=b"", problem=encode_problem(error))
+        return Reply(id=call.id, body=body, problem=None)
+
+    async def _run(self, effects: list[Effect]) -> None:
+        broker, machine = self.broker, self.machine
+        for effect in effects:
+            if isinstance(effect, Send):
+                await write_frame(self.stream, effect.body, deadline_s=broker.step_deadline_s)
+            elif isinstance(effect, MakeChallenge):
+                proof = await _bounded(broker.bundle(), _CALL_DEADLINE_S)
+                expires = Instant(broker.clock.now() + broker.challenge_life_s)
+                await self._run(machine.challenged(nonce=randomness.token_bytes(32), expires=expires, bundle=proof))
+            elif isinstance(effect, Appraise):
+                secrets = await _bounded(broker.appraise(effect.claim), _CALL_DEADLINE_S)
+                await self._run(machine.accepted(key=randomness.token_bytes(32), secrets=secrets))
+            elif isinstance(effect, Activate):
+                activation = await _bounded(broker.activate(effect.claim), _CALL_DEADLINE_S)
+                await self._run(machine.activated(activation))
+
+
+async def _bounded(work: Awaitable[T], deadline_s: float) -> T:
+    try:
+        async with asyncio.timeout(deadline_s):
+            return await work
+    except TimeoutError:
+        raise Unavailable("session.timeout", "the broker did not decide in time", expected=f"{deadline_s} s") from None
+
+
+async def _tell(stream: tls.TlsStream, error: MoorlineError) -> None:
+    """The peer learns why, if it still listens."""
+    with suppress(MoorlineError):
+        await write_frame(stream, problem_frame(error), deadline_s=_PROBLEM_DEADLINE_S)
+        await stream.linger()
