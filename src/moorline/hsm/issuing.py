@@ -1,0 +1,159 @@
+"""The two keys that sign certificates in a provider's HSM, and what each may sign.
+
+The issuing CA signs X509-SVIDs of functions, devices, hosts and services; the HSM identity signs nothing but the TLS keys
+of broker processes, as `spiffe://<trust domain>/hsm/<id>`. A token key cannot serve TLS (FINDINGS.md), so each process
+makes a TLS key in memory and has it certified for at most an hour.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from moorline.clock import Instant, Validity
+from moorline.errors import Misconfigured, Refused
+from moorline.hsm.keys import HSM_IDENTITY, ISSUING_CA, TokenEcKey
+from moorline.hsm.token import Token
+from moorline.nfv import Role, SpiffeId
+from moorline.wire import certificates, keys
+
+BACKDATE_S: Final = 60
+"""Certificates begin this long before now, since peers' clocks are not ours."""
+_SERIAL_BYTES: Final = 19  # RFC 5280 4.1.2.2: positive and at most 20 bytes
+_ISSUED_ROLES: Final = frozenset(Role) - {Role.HSM, Role.AUTHORITY}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaf:
+    """A certificate with the certificates above it (DER; issuer first, without the root)."""
+
+    certificate: x509.Certificate
+    chain: tuple[bytes, ...]
+    not_after: Instant
+
+    @property
+    def der(self) -> bytes:
+        """The certificate in DER."""
+        return self.certificate.public_bytes(serialization.Encoding.DER)
+
+    def pem_chain(self) -> bytes:
+        """Leaf first, then the chain, PEM."""
+        above = [x509.load_der_x509_certificate(der) for der in self.chain]
+        return b"".join(each.public_bytes(serialization.Encoding.PEM) for each in (self.certificate, *above))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsKey:
+    """A TLS key that lives in this process's memory, and its certificate under the HSM key."""
+
+    key: ec.EllipticCurvePrivateKey
+    leaf: Leaf
+
+    def key_pem(self) -> bytes:
+        """The private key in PKCS#8 PEM, for a TLS library in this process; it must not be written anywhere."""
+        return self.key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+
+
+class IssuingCa:
+    """Signs X509-SVIDs of one trust domain with the key in the token. Randomness of serial numbers is the token's."""
+
+    def __init__(
+        self, token: Token, *, certificate: x509.Certificate, above: tuple[bytes, ...], trust_domain: str, life_s: int
+    ) -> None:
+        """`above` is the provider's and the authority's certificate (DER)."""
+        key = TokenEcKey(token, ISSUING_CA)
+        _same_key(certificate, key, ISSUING_CA)
+        self._token = token
+        self._issuer = certificates.Issuer(certificate=certificate, key=key)
+        self._chain = (certificate.public_bytes(serialization.Encoding.DER), *above)
+        self._trust_domain = trust_domain
+        self._life_s = min(life_s, certificates.LEAF_MAX_LIFE_S - BACKDATE_S)
+
+    @property
+    def chain(self) -> tuple[bytes, ...]:
+        """Issuing CA, provider, authority; DER."""
+        return self._chain
+
+    def issue(self, public: keys.PublicKey, spiffe_id: SpiffeId, now: Instant) -> Leaf:
+        """An X509-SVID. That the holder of `public` is `spiffe_id` is the caller's to know.
+
+        Raises Refused("issuing.not_ours") for another trust domain, or a role that is not issued here.
+        """
+        if spiffe_id.trust_domain != self._trust_domain or spiffe_id.role not in _ISSUED_ROLES:
+            raise Refused(
+                "issuing.not_ours",
+                "this issuing CA does not name that",
+                expected=f"spiffe://{self._trust_domain}/...",
+                got=str(spiffe_id),
+            )
+        return _leaf(self._token, self._issuer, self._chain, public, spiffe_id, now, self._life_s)
+
+
+class HsmIdentity:
+    """The HSM's own key: certifies TLS keys of its broker processes, and signs as the HSM towards peers."""
+
+    def __init__(
+        self, token: Token, *, certificate: x509.Certificate, above: tuple[bytes, ...], spiffe_id: SpiffeId
+    ) -> None:
+        key = TokenEcKey(token, HSM_IDENTITY)
+        _same_key(certificate, key, HSM_IDENTITY)
+        self._token = token
+        self._issuer = certificates.Issuer(certificate=certificate, key=key)
+        self._chain = (certificate.public_bytes(serialization.Encoding.DER), *above)
+        self.spiffe_id = spiffe_id
+        self.signer: keys.Signer = keys.KeySigner(key)
+
+    @property
+    def chain(self) -> tuple[bytes, ...]:
+        """HSM, provider, authority; DER."""
+        return self._chain
+
+    def certify_tls(self, now: Instant, *, life_s: int) -> TlsKey:
+        """A fresh TLS key in memory with its certificate."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        life_s = min(life_s, certificates.LEAF_MAX_LIFE_S - BACKDATE_S)
+        leaf = _leaf(self._token, self._issuer, self._chain, key.public_key(), self.spiffe_id, now, life_s)
+        return TlsKey(key=key, leaf=leaf)
+
+
+def serial_number(random: bytes) -> int:
+    """A positive serial number of at most 20 bytes from 19 random ones."""
+    return int.from_bytes(b"\x01" + random[: _SERIAL_BYTES - 1], "big")
+
+
+def key_digest(public: keys.PublicKey) -> bytes:
+    """SHA-256 of SubjectPublicKeyInfo."""
+    return hashlib.sha256(keys.public_bytes(public)).digest()
+
+
+def _leaf(
+    token: Token,
+    issuer: certificates.Issuer,
+    chain: tuple[bytes, ...],
+    public: keys.PublicKey,
+    spiffe_id: SpiffeId,
+    now: Instant,
+    life_s: int,
+) -> Leaf:
+    validity = Validity(not_before=Instant(now - BACKDATE_S), not_after=Instant(now + life_s))
+    serial = serial_number(token.random(_SERIAL_BYTES))
+    certificate = certificates.leaf_certificate(public, spiffe_id=spiffe_id, issuer=issuer, validity=validity, serial=serial)
+    return Leaf(certificate=certificate, chain=chain, not_after=validity.not_after)
+
+
+def _same_key(certificate: x509.Certificate, key: TokenEcKey, label: str) -> None:
+    public = certificate.public_key()
+    if not isinstance(public, ec.EllipticCurvePublicKey) or keys.public_bytes(public) != keys.public_bytes(key.public_key()):
+        raise Misconfigured(
+            "issuing.certificate_mismatch",
+            "the certificate is not for the key in this token",
+            got=label,
+            remedy="use the certificate the provider signed for this token",
+        )

@@ -1,0 +1,616 @@
+"""What a broker must not forget: leases, consumed launches, the pool, enrolments, certificates, alarms and its audit log.
+
+Every method is one durable transaction (ADR 0004). `consume` is the heart: it marks the launch, both key digests, takes the
+pool entry and writes the audit entry before anybody is answered, so that a crash at any point loses a key pair at worst and
+never hands one out twice. SQLite transactions begin IMMEDIATE: two processes that race for one launch are put in a row by
+the database, and the second finds what the first wrote. On PostgreSQL the same transactions run SERIALIZABLE.
+
+A refusal here is a fact about stored state (used, not leased, not there); whether a launch is acceptable otherwise was
+decided before (hsm.release).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from moorline.clock import Instant
+from moorline.digest import tagged_hash
+from moorline.errors import Conflict, MoorlineError, Refused, Unavailable
+from moorline.storage.database import open_database
+from moorline.wire import cbor
+
+CONSUMED: Final = "consumed"
+CONFIRMED: Final = "confirmed"
+_GENESIS: Final = bytes(32)
+
+
+def _table(name: str, *columns: str) -> sa.TableClause:
+    return sa.table(name, *(sa.column(column) for column in columns))
+
+
+_FACTS = _table("facts", "name", "value")
+_EPOCHS = _table("epochs", "epoch", "opened", "not_after", "accept_until", "wrapped")
+_LAUNCHERS = _table("launchers", "launcher", "ticket", "session", "measurement", "chip", "admitted", "revoked")
+_LEASES = _table("leases", "launcher", "epoch", "first", "count", "not_after", "void")
+_POOL = _table("pool", "entry", "service", "profile", "public", "wrapped")
+_LAUNCHES = _table(
+    "launches",
+    *("launcher", "epoch", "sequence", "kem_digest", "signing_digest", "session", "service", "profile", "tenant"),
+    *("instance", "generation", "host", "public", "wrapped", "state", "at"),
+)
+_INSTANCES = _table("instances", "instance", "service", "generation")
+_ALARMS = _table("alarms", "alarm", "at", "code", "says", "first", "second")
+_CODES = _table("enrolment_codes", "device", "code_digest", "not_after", "key_digest")
+_DEVICES = _table("devices", "device", "key_digest", "enrolled")
+_CERTIFICATES = _table("certificates", "serial", "spiffe_id", "key_digest", "not_after", "der")
+_PEERS = _table("peers", "provider", "hsm", "at", "sequence", "transcript", "bundle")
+_AUDIT = _table("audit", "number", "at", "kind", "body", "digest")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Epoch:
+    """A launch epoch. Tokens of it are accepted until `accept_until`; `wrapped` is its key under the token, or gone."""
+
+    epoch: int
+    opened: Instant
+    not_after: Instant
+    accept_until: Instant
+    wrapped: bytes | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """Sequence numbers `first` to `first + count - 1` of one launcher in one epoch."""
+
+    launcher: bytes
+    epoch: int
+    first: int
+    count: int
+    not_after: Instant
+    void: bool
+
+    def covers(self, sequence: int, now: Instant) -> bool:
+        """Whether `sequence` is leased at `now`."""
+        return not self.void and self.first <= sequence < self.first + self.count and now <= self.not_after
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """One launch that asks to be consumed. The digests are SHA-256 of the session keys; `session` names it for people."""
+
+    launcher: bytes
+    epoch: int
+    sequence: int
+    kem_digest: bytes
+    signing_digest: bytes
+    session: str
+    service: str
+    profile: str
+    tenant: str
+    instance: str
+    generation: int
+    host: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """The pool entry a launch got. `again` if this is a retry that got the same one."""
+
+    public: bytes
+    wrapped: bytes
+    again: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchRow:
+    """A launch as recorded."""
+
+    launch: Launch
+    public: bytes
+    state: str
+    at: Instant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolEntry:
+    """A pre-generated key pair: SubjectPublicKeyInfo, and the private key wrapped under the token."""
+
+    public: bytes
+    wrapped: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Issued:
+    """A certificate this broker signed."""
+
+    serial: str
+    spiffe_id: str
+    key_digest: bytes
+    not_after: Instant
+    der: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alarm:
+    """Something a person must look at; `first` and `second` name what collided."""
+
+    alarm: int
+    at: Instant
+    code: str
+    says: str
+    first: str
+    second: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """A peer HSM whose trust bundle was accepted, and the transcript both signed."""
+
+    provider: str
+    hsm: str
+    at: Instant
+    sequence: int
+    transcript: bytes
+    bundle: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEntry:
+    """One entry of the log; `digest` chains over all before it."""
+
+    number: int
+    at: Instant
+    kind: str
+    body: bytes
+    digest: bytes
+
+
+class BrokerStore:
+    """The broker's durable state. Safe for threads and, on one database, for several processes."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    @classmethod
+    def open(cls, url: str) -> BrokerStore:
+        """The store at `url`, migrated to its newest schema."""
+        return cls(open_database(url, "broker"))
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._engine.dispose()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        """A writing transaction that saw everything before it. Commits at the end, rolls back on any exception."""
+        try:
+            with self._engine.connect() as connection:
+                if connection.dialect.name == "sqlite":
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")
+                else:
+                    connection.execution_options(isolation_level="SERIALIZABLE")
+                yield connection
+                connection.commit()
+        except DBAPIError as error:
+            raise Unavailable(
+                "storage.unavailable", "the broker's database cannot take this now", got=type(error.orig).__name__
+            ) from None
+
+    def _rows(self, query: sa.Select[Any]) -> list[Any]:
+        try:
+            with self._engine.connect() as connection:
+                return [row._mapping for row in connection.execute(query)]  # noqa: SLF001 - SQLAlchemy's public name for it
+        except DBAPIError as error:
+            raise Unavailable(
+                "storage.unavailable", "the broker's database cannot be read now", got=type(error.orig).__name__
+            ) from None
+
+    # -- facts and restored databases -------------------------------------------------------------------------------
+
+    def fact(self, name: str) -> int:
+        """A stored number; 0 if it was never set."""
+        rows = self._rows(sa.select(_FACTS.c.value).where(_FACTS.c.name == name))
+        return int(rows[0]["value"]) if rows else 0
+
+    def discard(self, *, counter: int, stored: int, at: Instant) -> None:
+        """After a database was restored: no pool, no epoch, no lease is worth anything, and a person must look."""
+        with self._transaction() as c:
+            c.execute(sa.delete(_POOL))
+            c.execute(sa.update(_EPOCHS).values(accept_until=0, wrapped=None))
+            c.execute(sa.update(_LEASES).values(void=True))
+            _set_fact(c, "counter", counter)
+            _set_fact(c, "halted", 1)
+            says = "the database is behind the token's counter: it was restored, or the broker died between the two"
+            _alarm(c, at, "broker.database_restored", says, f"token {counter}", f"database {stored}")
+            _append(c, at, "database-restored", {"counter": counter, "stored": stored})
+
+    # -- epochs, launchers, leases ----------------------------------------------------------------------------------
+
+    def open_epoch(self, *, epoch: int, opened: Instant, not_after: Instant, grace_s: int, wrapped: bytes) -> list[int]:
+        """Open an epoch and close the others with grace; the token's counter stood at `epoch`. Ends a halt.
+
+        The epochs whose keys can be destroyed, because nothing of them is accepted any more, are returned.
+        """
+        with self._transaction() as c:
+            until = opened + grace_s
+            c.execute(sa.update(_EPOCHS).where(_EPOCHS.c.accept_until > until).values(accept_until=until))
+            c.execute(sa.update(_EPOCHS).values(wrapped=None))
+            c.execute(
+                sa.insert(_EPOCHS).values(
+                    epoch=epoch, opened=opened, not_after=not_after, accept_until=not_after + grace_s, wrapped=wrapped
+                )
+            )
+            _set_fact(c, "counter", epoch)
+            _set_fact(c, "halted", 0)
+            _append(c, opened, "epoch-opened", {"epoch": epoch, "not_after": not_after})
+            over = c.execute(sa.select(_EPOCHS.c.epoch).where(_EPOCHS.c.accept_until < opened))
+            return [int(row.epoch) for row in over]
+
+    def epoch(self, number: int) -> Epoch | None:
+        """An epoch by number."""
+        rows = self._rows(sa.select(_EPOCHS).where(_EPOCHS.c.epoch == number))
+        return Epoch(**rows[0]) if rows else None
+
+    def newest_epoch(self) -> Epoch | None:
+        """The epoch opened last, open or not."""
+        rows = self._rows(sa.select(_EPOCHS).order_by(_EPOCHS.c.epoch.desc()).limit(1))
+        return Epoch(**rows[0]) if rows else None
+
+    def admit_launcher(
+        self, *, launcher: bytes, ticket: bytes, measurement: bytes, chip: bytes, session: str, at: Instant
+    ) -> None:
+        """Use a ticket for a launcher, once. The same launcher may show it again; another raises Refused and an alarm."""
+        with self._transaction() as c:
+            row = c.execute(sa.select(_LAUNCHERS).where(_LAUNCHERS.c.ticket == ticket)).one_or_none()
+            if row is None:
+                values = {"launcher": launcher, "ticket": ticket, "measurement": measurement, "chip": chip}
+                c.execute(sa.insert(_LAUNCHERS).values(**values, session=session, admitted=at))
+                _append(c, at, "launcher-admitted", {"launcher": launcher, "ticket": ticket, "chip": chip})
+                return
+            if row.launcher == launcher and row.revoked is None:
+                return
+            says = "a launcher ticket was shown again by another launcher, or by a revoked one"
+            _alarm(c, at, "launcher.ticket_used", says, row.session, session)
+        raise Refused(
+            "launcher.ticket_used",
+            "this launcher ticket was used before",
+            remedy="ask the provider for another ticket; look at the alarms of the broker",
+        )
+
+    def launcher_active(self, launcher: bytes) -> bool:
+        """Whether this launcher was admitted and not revoked."""
+        rows = self._rows(sa.select(_LAUNCHERS.c.revoked).where(_LAUNCHERS.c.launcher == launcher))
+        return bool(rows) and rows[0]["revoked"] is None
+
+    def revoke_launcher(self, launcher: bytes, *, at: Instant) -> None:
+        """Revoke a launcher and close every epoch at once, without grace: they share one key (PROTOCOLS.md 3)."""
+        with self._transaction() as c:
+            done = c.execute(sa.update(_LAUNCHERS).where(_LAUNCHERS.c.launcher == launcher).values(revoked=at))
+            if done.rowcount != 1:
+                raise Refused("launcher.unknown", "no launcher of this id was admitted", got=launcher)
+            c.execute(sa.update(_LEASES).where(_LEASES.c.launcher == launcher).values(void=True))
+            c.execute(sa.update(_EPOCHS).values(accept_until=0, wrapped=None))
+            _append(c, at, "launcher-revoked", {"launcher": launcher})
+
+    def grant_lease(
+        self, *, launcher: bytes, epoch: int, count: int, not_after: Instant, counter: int, at: Instant
+    ) -> Lease:
+        """The next `count` sequence numbers of a launcher; the token's counter was advanced to `counter` before."""
+        with self._transaction() as c:
+            query = sa.select(sa.func.max(_LEASES.c.first + _LEASES.c.count)).where(
+                _LEASES.c.launcher == launcher, _LEASES.c.epoch == epoch
+            )
+            first = int(c.execute(query).scalar() or 0)
+            values = {"launcher": launcher, "epoch": epoch, "first": first, "count": count, "not_after": not_after}
+            c.execute(sa.insert(_LEASES).values(**values, void=False))
+            _set_fact(c, "counter", counter)
+            _append(c, at, "lease-granted", {"launcher": launcher, "epoch": epoch, "first": first, "count": count})
+        return Lease(launcher=launcher, epoch=epoch, first=first, count=count, not_after=not_after, void=False)
+
+    def leases(self, launcher: bytes, epoch: int) -> tuple[Lease, ...]:
+        """All leases of a launcher in an epoch."""
+        rows = self._rows(sa.select(_LEASES).where(_LEASES.c.launcher == launcher, _LEASES.c.epoch == epoch))
+        return tuple(Lease(**{**row, "void": bool(row["void"])}) for row in rows)
+
+    # -- pool and launches ------------------------------------------------------------------------------------------
+
+    def add_to_pool(self, service: str, profile: str, entries: list[PoolEntry]) -> None:
+        """Store pre-generated key pairs."""
+        if not entries:
+            return
+        with self._transaction() as c:
+            rows = [{"service": service, "profile": profile, "public": e.public, "wrapped": e.wrapped} for e in entries]
+            c.execute(sa.insert(_POOL), rows)
+
+    def pool_size(self, service: str, profile: str) -> int:
+        """How many key pairs wait for a service and profile."""
+        rows = self._rows(
+            sa.select(sa.func.count().label("n"))
+            .select_from(_POOL)
+            .where(_POOL.c.service == service, _POOL.c.profile == profile)
+        )
+        return int(rows[0]["n"])
+
+    def pools(self) -> dict[tuple[str, str], int]:
+        """The fill of every pool."""
+        query = sa.select(_POOL.c.service, _POOL.c.profile, sa.func.count().label("n"))
+        return {
+            (row["service"], row["profile"]): int(row["n"])
+            for row in self._rows(query.group_by(_POOL.c.service, _POOL.c.profile))
+        }
+
+    def consume(self, launch: Launch, *, counter: int | None, at: Instant) -> Taken:
+        """Use a launch up, in one transaction, before any answer (PROTOCOLS.md 3, Consumption).
+
+        Until confirmation the same two keys get the same result again; other keys are refused and raise an alarm that
+        names both sessions. `counter` is the token's counter if it was advanced for a generation change.
+        Raises Refused (`launch.token_consumed`, `launch.key_reused`, `launch.sequence_not_leased`,
+        `launch.generation_stale`) or Unavailable("launch.pool_empty").
+        """
+        with self._transaction() as c:
+            if counter is not None:
+                _set_fact(c, "counter", counter)  # also if the answer is no: the token's counter moved
+            outcome = _consume(c, launch, at)
+        if isinstance(outcome, MoorlineError):
+            raise outcome
+        return outcome
+
+    def confirm(self, launch: Launch, issued: Issued, *, at: Instant) -> Issued:
+        """Record that the attester confirmed, and its certificate; the wrapped key is forgotten. Repeatable.
+
+        Raises Conflict("launch.not_consumed") if this session does not hold the launch.
+        """
+        with self._transaction() as c:
+            where = (*_is(launch), _LAUNCHES.c.signing_digest == launch.signing_digest)
+            row = c.execute(sa.select(_LAUNCHES).where(*where)).one_or_none()
+            if row is None:
+                raise Conflict("launch.not_consumed", "this session holds no launch that could be confirmed")
+            if row.state == CONFIRMED:
+                return _newest_certificate(c, issued.spiffe_id) or issued
+            c.execute(sa.update(_LAUNCHES).where(*where).values(state=CONFIRMED, wrapped=None))
+            _insert_certificate(c, issued)
+            _append(c, at, "launch-confirmed", {"instance": launch.instance, "serial": issued.serial})
+        return issued
+
+    def launches(self, *, limit: int = 1000) -> tuple[LaunchRow, ...]:
+        """The latest launches."""
+        names = tuple(Launch.__dataclass_fields__)
+        return tuple(
+            LaunchRow(
+                launch=Launch(**{name: row[name] for name in names}), public=row["public"], state=row["state"], at=row["at"]
+            )
+            for row in self._rows(sa.select(_LAUNCHES).order_by(_LAUNCHES.c.at.desc()).limit(limit))
+        )
+
+    def generation(self, instance: str) -> int | None:
+        """The newest generation of an instance that was launched, or None."""
+        rows = self._rows(sa.select(_INSTANCES.c.generation).where(_INSTANCES.c.instance == instance))
+        return int(rows[0]["generation"]) if rows else None
+
+    # -- certificates and devices -----------------------------------------------------------------------------------
+
+    def record_certificate(self, issued: Issued, *, kind: str, at: Instant) -> None:
+        """Remember a certificate before it is handed out."""
+        with self._transaction() as c:
+            _insert_certificate(c, issued)
+            _append(c, at, kind, {"spiffe_id": issued.spiffe_id, "serial": issued.serial, "not_after": issued.not_after})
+
+    def certificates(self, *, valid_at: Instant, limit: int = 1000) -> tuple[Issued, ...]:
+        """Certificates that have not expired."""
+        query = sa.select(_CERTIFICATES).where(_CERTIFICATES.c.not_after >= valid_at).limit(limit)
+        return tuple(Issued(**row) for row in self._rows(query))
+
+    def set_enrolment_code(self, *, device: str, code_digest: bytes, not_after: Instant, at: Instant) -> None:
+        """Give a device one enrolment; an older code of it is void."""
+        with self._transaction() as c:
+            c.execute(sa.delete(_CODES).where(_CODES.c.device == device))
+            c.execute(sa.insert(_CODES).values(device=device, code_digest=code_digest, not_after=not_after))
+            _append(c, at, "enrolment-code", {"device": device, "not_after": not_after})
+
+    def enrol(self, *, device: str, code_digest: bytes, key_digest: bytes, issued: Issued, at: Instant) -> None:
+        """Use a code for a key. The first use binds it; a retry with the same key passes, another key does not.
+
+        Raises Refused("est.code_invalid" | "est.code_used"); the latter also raises an alarm.
+        """
+        with self._transaction() as c:
+            row = c.execute(sa.select(_CODES).where(_CODES.c.device == device)).one_or_none()
+            if row is None or row.code_digest != code_digest or at > row.not_after:
+                raise Refused(
+                    "est.code_invalid",
+                    "the enrolment code is unknown, of another device or expired",
+                    remedy="ask the provider for a new code",
+                )
+            if row.key_digest is None or row.key_digest == key_digest:
+                c.execute(sa.update(_CODES).where(_CODES.c.device == device).values(key_digest=key_digest))
+                c.execute(sa.delete(_DEVICES).where(_DEVICES.c.device == device))
+                c.execute(sa.insert(_DEVICES).values(device=device, key_digest=key_digest, enrolled=at))
+                _insert_certificate(c, issued)
+                _append(c, at, "device-enrolled", {"device": device, "serial": issued.serial})
+                return
+            says = "an enrolment code was used again with another key"
+            _alarm(c, at, "est.code_used", says, f"{device} {row.key_digest.hex()}", f"{device} {key_digest.hex()}")
+        raise Refused(
+            "est.code_used",
+            "the enrolment code was used with another key",
+            remedy="ask the provider for a new code, and find out who used this one",
+        )
+
+    def device_known(self, device: str) -> bool:
+        """Whether a device was enrolled here."""
+        return bool(self._rows(sa.select(_DEVICES.c.device).where(_DEVICES.c.device == device)))
+
+    # -- peers, alarms, audit ---------------------------------------------------------------------------------------
+
+    def record_peer(self, peer: Peer) -> None:
+        """Keep a peer's bundle. Raises Refused("exchange.rollback") if its sequence is below the one kept."""
+        with self._transaction() as c:
+            where = (_PEERS.c.provider == peer.provider, _PEERS.c.hsm == peer.hsm)
+            known = c.execute(sa.select(_PEERS.c.sequence).where(*where)).scalar()
+            if known is not None and peer.sequence < known:
+                raise Refused(
+                    "exchange.rollback",
+                    "the peer's trust bundle is older than the one kept",
+                    expected=f">= {known}",
+                    got=peer.sequence,
+                )
+            c.execute(sa.delete(_PEERS).where(*where))
+            values = {name: getattr(peer, name) for name in Peer.__dataclass_fields__}
+            c.execute(sa.insert(_PEERS).values(**values))
+            fields = {"provider": peer.provider, "hsm": peer.hsm, "transcript": peer.transcript}
+            _append(c, peer.at, "bundle-exchanged", fields)
+
+    def peers(self) -> tuple[Peer, ...]:
+        """All peers."""
+        return tuple(Peer(**row) for row in self._rows(sa.select(_PEERS)))
+
+    def raise_alarm(self, *, code: str, says: str, first: str, second: str, at: Instant) -> None:
+        """Record an alarm that no other transaction records."""
+        with self._transaction() as c:
+            _alarm(c, at, code, says, first, second)
+
+    def alarms(self, *, limit: int = 1000) -> tuple[Alarm, ...]:
+        """The latest alarms, newest first."""
+        return tuple(Alarm(**row) for row in self._rows(sa.select(_ALARMS).order_by(_ALARMS.c.alarm.desc()).limit(limit)))
+
+    def append(self, kind: str, body: dict[str, object], *, at: Instant) -> None:
+        """One audit entry of its own."""
+        with self._transaction() as c:
+            _append(c, at, kind, body)
+
+    def audit(self, *, first: int = 0, limit: int = 1000) -> tuple[AuditEntry, ...]:
+        """Audit entries in order."""
+        query = sa.select(_AUDIT).where(_AUDIT.c.number >= first).order_by(_AUDIT.c.number).limit(limit)
+        return tuple(AuditEntry(**row) for row in self._rows(query))
+
+
+def chained(previous: bytes, *, number: int, at: Instant, kind: str, body: bytes) -> bytes:
+    """The digest of an audit entry over the one before it (32 zero bytes before the first)."""
+    return tagged_hash(
+        "broker-audit", previous, number.to_bytes(8, "big"), at.to_bytes(8, "big"), kind.encode("ascii"), body
+    )
+
+
+# Steps inside a transaction ---------------------------------------------------------------------------------------------
+
+
+def _is(launch: Launch) -> tuple[sa.ColumnElement[bool], ...]:
+    return (
+        _LAUNCHES.c.launcher == launch.launcher,
+        _LAUNCHES.c.epoch == launch.epoch,
+        _LAUNCHES.c.sequence == launch.sequence,
+    )
+
+
+def _consume(c: sa.Connection, launch: Launch, at: Instant) -> Taken | MoorlineError:
+    # 1. The same launch again: the same result for the same keys until confirmed, an alarm for anybody else.
+    row = c.execute(sa.select(_LAUNCHES).where(*_is(launch))).one_or_none()
+    if row is not None:
+        return _again(c, launch, row, at)
+    # 2. The keys of another launch: one attester, one launch.
+    used = sa.or_(_LAUNCHES.c.kem_digest == launch.kem_digest, _LAUNCHES.c.signing_digest == launch.signing_digest)
+    other = c.execute(sa.select(_LAUNCHES.c.session).where(used)).first()
+    if other is not None:
+        _alarm(c, at, "launch.key_reused", "session keys of one launch came with another", other.session, launch.session)
+        return Refused("launch.key_reused", "these session keys belong to another launch")
+    # 3. Lease and epoch as they stand now, not as they stood when the release was decided.
+    if not _leased(c, launch, at):
+        return Refused(
+            "launch.sequence_not_leased",
+            "no standing lease covers this sequence number",
+            got=launch.sequence,
+            remedy="let the launcher ask for a new lease and launch again",
+        )
+    # 4. Every stateful relaunch raises the generation (PROTOCOLS.md 9).
+    standing = c.execute(sa.select(_INSTANCES).where(_INSTANCES.c.instance == launch.instance)).one_or_none()
+    if standing is not None and (standing.service != launch.service or launch.generation <= standing.generation):
+        return Refused(
+            "launch.generation_stale",
+            "the instance was launched in this generation or a later one",
+            expected=f"{standing.service} > {standing.generation}",
+            got=f"{launch.service} {launch.generation}",
+        )
+    # 5. Take, mark, log.
+    where = (_POOL.c.service == launch.service, _POOL.c.profile == launch.profile)
+    entry = c.execute(sa.select(_POOL).where(*where).order_by(_POOL.c.entry).limit(1)).one_or_none()
+    if entry is None:
+        return Unavailable("launch.pool_empty", "no key pair is ready for this service", remedy="ask again shortly")
+    c.execute(sa.delete(_POOL).where(_POOL.c.entry == entry.entry))
+    values = {name: getattr(launch, name) for name in Launch.__dataclass_fields__}
+    c.execute(sa.insert(_LAUNCHES).values(**values, public=entry.public, wrapped=entry.wrapped, state=CONSUMED, at=at))
+    c.execute(sa.delete(_INSTANCES).where(_INSTANCES.c.instance == launch.instance))
+    c.execute(sa.insert(_INSTANCES).values(instance=launch.instance, service=launch.service, generation=launch.generation))
+    body: dict[str, object] = {
+        "launcher": launch.launcher,
+        "epoch": launch.epoch,
+        "sequence": launch.sequence,
+        "instance": launch.instance,
+    }
+    _append(c, at, "launch-consumed", {**body, "host": launch.host, "session": launch.session})
+    return Taken(public=entry.public, wrapped=entry.wrapped, again=False)
+
+
+def _again(c: sa.Connection, launch: Launch, row: Any, at: Instant) -> Taken | MoorlineError:  # noqa: ANN401 - a row
+    same = row.kem_digest == launch.kem_digest and row.signing_digest == launch.signing_digest
+    if same and row.state == CONSUMED and row.wrapped is not None:
+        return Taken(public=row.public, wrapped=row.wrapped, again=True)
+    says = "a launch token was shown again" if same else "a launch token was shown by two sessions: a clone, or a theft"
+    _alarm(c, at, "launch.token_consumed", says, row.session, launch.session)
+    return Refused(
+        "launch.token_consumed",
+        "this launch token was used before",
+        got=f"sequence {launch.sequence} of epoch {launch.epoch}",
+        remedy="launch again; look at the alarms of the broker",
+    )
+
+
+def _leased(c: sa.Connection, launch: Launch, at: Instant) -> bool:
+    query = (
+        sa.select(sa.func.count())
+        .select_from(_LEASES.join(_EPOCHS, _EPOCHS.c.epoch == _LEASES.c.epoch))
+        .join(_LAUNCHERS, _LAUNCHERS.c.launcher == _LEASES.c.launcher)
+        .where(
+            _LEASES.c.launcher == launch.launcher,
+            _LEASES.c.epoch == launch.epoch,
+            _LEASES.c.first <= launch.sequence,
+            _LEASES.c.first + _LEASES.c.count > launch.sequence,
+            _LEASES.c.not_after >= at,
+            _LEASES.c.void == sa.false(),
+            _EPOCHS.c.accept_until >= at,
+            _LAUNCHERS.c.revoked.is_(None),
+        )
+    )
+    return int(c.execute(query).scalar() or 0) > 0
+
+
+def _set_fact(c: sa.Connection, name: str, value: int) -> None:
+    c.execute(sa.delete(_FACTS).where(_FACTS.c.name == name))
+    c.execute(sa.insert(_FACTS).values(name=name, value=value))
+
+
+def _alarm(c: sa.Connection, at: Instant, code: str, says: str, first: str, second: str) -> None:
+    c.execute(sa.insert(_ALARMS).values(at=at, code=code, says=says, first=first, second=second))
+    _append(c, at, "alarm", {"code": code, "first": first, "second": second})
+
+
+def _append(c: sa.Connection, at: Instant, kind: str, body: Mapping[str, object]) -> None:
+    last = c.execute(sa.select(_AUDIT.c.number, _AUDIT.c.digest).order_by(_AUDIT.c.number.desc()).limit(1)).one_or_none()
+    number, previous = (0, _GENESIS) if last is None else (last.number + 1, last.digest)
+    encoded = cbor.encode(dict(body))
+    digest = chained(previous, number=number, at=at, kind=kind, body=encoded)
+    c.execute(sa.insert(_AUDIT).values(number=number, at=at, kind=kind, body=encoded, digest=digest))
+
+
+def _insert_certificate(c: sa.Connection, issued: Issued) -> None:
+    c.execute(sa.insert(_CERTIFICATES).values(**{name: getattr(issued, name) for name in Issued.__dataclass_fields__}))
+
+
+def _newest_certificate(c: sa.Connection, spiffe_id: str) -> Issued | None:
+    query = sa.select(_CERTIFICATES).where(_CERTIFICATES.c.spiffe_id == spiffe_id)
+    row = c.execute(query.order_by(_CERTIFICATES.c.not_after.desc()).limit(1)).one_or_none()
+    return None if row is None else Issued(**row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
