@@ -54,3 +54,17 @@ def test_a_wrong_file_is_refused_by_name(tmp_path, text, code, remedy):
 def test_no_file_is_said(tmp_path):
     with pytest.raises(Misconfigured, match="settings.no_file"):
         settings.load(Settings, tmp_path / "none.toml")
+
+
+def test_what_is_written_is_what_is_read(tmp_path):
+    path = tmp_path / "w.toml"
+    original = Settings(
+        name='quo"te\\',
+        state=tmp_path / "db",
+        peers=(Peer(url="a", weight=2), Peer(url="b")),
+        timeout_s=2.5,
+        token=tmp_path / "t",
+    )
+    settings.write(original, path)
+    assert settings.load(Settings, path) == original
+    assert path.stat().st_mode & 0o777 == 0o600

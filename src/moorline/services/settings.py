@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import tomllib
 import types
 import typing
@@ -29,6 +30,44 @@ def load(kind: type[T], path: Path) -> T:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise Misconfigured("settings.not_toml", "the settings file is not TOML", got=f"{path}: {error}") from None
     return typing.cast("T", _table(kind, table, path.name, path.parent))
+
+
+def write(settings: object, path: Path) -> None:
+    """Write a settings dataclass as the TOML file that `load` reads back, mode 0600. Fields that are None are left out."""
+    lines: list[str] = []
+    tables: list[str] = []
+    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
+        value = getattr(settings, field.name)
+        if value is None:
+            continue
+        if dataclasses.is_dataclass(value):
+            tables += ["", f"[{field.name}]", *_pairs(value)]
+        elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+            for element in value:
+                tables += ["", f"[[{field.name}]]", *_pairs(element)]
+        else:
+            lines.append(f"{field.name} = {_toml(value)}")
+    path.touch(mode=0o600)
+    path.write_text("\n".join([*lines, *tables]) + "\n", "utf-8")
+
+
+def _pairs(table: Any) -> list[str]:  # noqa: ANN401 - any dataclass
+    named = ((field.name, getattr(table, field.name)) for field in dataclasses.fields(table))
+    return [f"{name} = {_toml(value)}" for name, value in named if value is not None]
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, str | Path):
+        return json.dumps(str(value))  # a JSON string is a TOML basic string
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(_toml(element) for element in value) + "]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {_toml(element)}" for key, element in value.items()) + " }"
+    raise Misconfigured("settings.wrong_type", "this type has no place in a settings file", got=type(value).__name__)
 
 
 def _table(kind: Any, table: dict[str, Any], where: str, base: Path) -> object:  # noqa: ANN401 - any dataclass type
