@@ -1,8 +1,8 @@
 """The attested session on asyncio: what the machines of `session.py` ask for is done here (PROTOCOLS.md 4).
 
 Both ends: every step has a deadline, a frame before activation is at most 256 KiB, an error of either end is told to the
-other in a `Problem` and ends the connection. The broker's end serves many at once, with a bound on all sessions and a smaller one
-on those not yet active, so that peers who stall take nothing from those who do not.
+other in a `Problem` and ends the connection. The broker's end serves many at once, with a bound on all sessions and a
+smaller one on those not yet active, so that peers who stall take nothing from those who do not.
 """
 
 from __future__ import annotations
@@ -281,8 +281,8 @@ async def serve_sessions(  # noqa: PLR0913 - one port, and everything that a bro
 
     `appraise` decides about a claim and returns the role's secrets; `activate` is called once, after message 5 verified;
     `call` answers requests of an active session. A MoorlineError from `bundle`, `appraise` or `activate` goes to the peer
-    and ends its session; one from `call` goes to the peer and the session goes on. `ended` is called once for each session that
-    reached `appraise`, when its connection is gone.
+    and ends its session; one from `call` goes to the peer and the session goes on. `ended` is called once for each session
+    that reached `appraise`, when its connection is gone.
     """
     broker = _Broker(
         facts=facts,

@@ -359,8 +359,8 @@ def _context(identity: TlsIdentity | None) -> SSL.Context:
         context.use_certificate(leaf)
         for certificate in others:
             context.add_extra_chain_cert(certificate)
-        context.use_privatekey(identity.key)
         try:
+            context.use_privatekey(identity.key)
             context.check_privatekey()
         except SSL.Error:
             raise Misconfigured("tls.identity", "the private key is not the one of the certificate") from None
