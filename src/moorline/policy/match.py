@@ -7,19 +7,11 @@ nothing, a field that a policy leaves out refuses. Not to ask is a decision, so 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from moorline.errors import Misconfigured
 
 T = TypeVar("T")
-
-
-class Ordered(Protocol):
-    """A value with an order that need not be total, such as a TCB of several components."""
-
-    def at_least(self, minimum: object, /) -> bool:
-        """True if no part of this is below `minimum`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +56,7 @@ class NotRequired:
 Match = Exact[T] | OneOf[T] | AtLeast[T] | AllBits | NotRequired
 
 
-def meets(value: object, demand: object) -> bool:
+def meets(value: object, demand: object) -> bool:  # noqa: PLR0911 - one return a kind of demand
     """True if `value` meets `demand`. None meets nothing but NotRequired; an unknown demand, or none, is met by nothing."""
     if isinstance(demand, NotRequired):
         return True
@@ -81,7 +73,7 @@ def meets(value: object, demand: object) -> bool:
     return False
 
 
-def shown(value: object) -> str:
+def shown(value: object) -> str:  # noqa: PLR0911 - one return a kind of demand
     """A value or a demand in words, for findings; bytes as hex. Demands never hold secrets."""
     if isinstance(value, bytes):
         return value.hex()

@@ -1,7 +1,8 @@
 """`Verified[T]`: the type of a value whose evidence held. It cannot be made outside the room that verifies.
 
 A function that takes `Verified[SnpClaims]` cannot be called with parsed bytes by mistake: there is no public constructor,
-and a test walks the source to see that only `moorline.verification` calls the private one. Pattern: trio, NoPublicConstructor.
+and a test walks the source to see that only `moorline.verification` calls the private one. Pattern: trio's
+NoPublicConstructor.
 """
 
 from __future__ import annotations

@@ -4,15 +4,19 @@ This is the simulation of the hypervisor's launch interface: SNP_LAUNCH_START, _
 guest's life cycle after it. The host supplies what a hypervisor supplies on silicon: which image to load, its arguments
 that are measured (`entry`), HOST_DATA, policy, and the unmeasured devices (`shared`). It does not choose measurement or
 chip id, and cannot ask for reports: only the guest can, over a socket that it inherits (GUEST_REPORT_FD).
-One frame (wire.frames) a message, deterministic CBOR, answered by `Answer`.
+One frame (wire.frames) a message, deterministic CBOR, answered by `["ok", message]` or `["problem", error]`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
+from moorline.errors import Malformed, MoorlineError, from_problem
+from moorline.wire import cbor, schema
 from moorline.wire.schema import Bytes32, Bytes48, Bytes64, Size
+
+T = TypeVar("T")
 
 GUEST_REPORT_FD: Final = "MOOR_SILICON_FD"
 """Environment variable inside a guest: the number of the inherited descriptor that answers ReportRequest frames."""
@@ -89,3 +93,24 @@ class ReportAnswer:
     provider: str
     outblob: Annotated[bytes, Size(at_most=4096)]
     auxblob: Annotated[bytes, Size(at_most=65536)]
+
+
+def encode_answer(message: object) -> bytes:
+    """The frame body that answers a request with `message`."""
+    return cbor.encode(["ok", schema.to_item(message)])
+
+
+def encode_problem(error: MoorlineError) -> bytes:
+    """The frame body that answers a request with `error`; seconds are rounded up, since our CBOR has no fractions."""
+    item = {name: value if isinstance(value, str) else int(value) + 1 for name, value in error.as_problem().items()}
+    return cbor.encode(["problem", item])
+
+
+def decode_answer(kind: type[T], data: bytes) -> T:
+    """The message in an answer; raises the error in it, or Malformed if it is neither. Input is untrusted."""
+    item = cbor.decode(data)
+    if isinstance(item, list) and len(item) == 2 and item[0] == "ok":
+        return schema.from_item(kind, item[1])
+    if isinstance(item, list) and len(item) == 2 and item[0] == "problem":
+        raise from_problem(item[1])
+    raise Malformed("silicon.answer_malformed", "the silicon's answer is neither a message nor a problem")
