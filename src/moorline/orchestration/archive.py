@@ -1,8 +1,8 @@
 """A zip from a stranger, read without being hurt: names and bytes of regular files, or Malformed.
 
 Refused before anything is inflated: too many entries, names that leave the archive or differ only in case, links and
-devices, encrypted entries, odd compression, announced sizes or ratios beyond the caps, and bytes in front of or behind the archive
-(a file that is two formats at once). Nothing is ever written to disk from here.
+devices, encrypted entries, odd compression, announced sizes or ratios beyond the caps, and bytes in front of or behind the
+archive (a file that is two formats at once). Nothing is ever written to disk from here.
 """
 
 from __future__ import annotations

@@ -91,7 +91,8 @@ def place(hosts: Iterable[HostView], demand: Demand, *, now: Instant) -> Placeme
     verdicts = tuple(judge(view, demand, now=now) for view in views)
     qualified = [view for view, verdict in zip(views, verdicts, strict=True) if verdict.eligible]
     if not qualified:
-        return Placement(chosen=None, says=f"no host meets use case {demand.use_case} in {demand.jurisdiction}", verdicts=verdicts)
+        says = f"no host meets use case {demand.use_case} in {demand.jurisdiction}"
+        return Placement(chosen=None, says=says, verdicts=verdicts)
     best = min(qualified, key=lambda view: (view.functions, view.host))
     says = (
         f"{best.host} meets use case {demand.use_case} in {demand.jurisdiction}"
@@ -122,7 +123,7 @@ def judge(view: HostView, demand: Demand, *, now: Instant) -> HostVerdict:
     # 7
     reasons.extend(_place_of(result, platform, demand))
     if reasons:
-        return HostVerdict(host=view.host, eligible=False, code=_first(reasons), says=tuple(says for _, says in reasons))
+        return HostVerdict(host=view.host, eligible=False, code=reasons[0][0], says=tuple(says for _, says in reasons))
     says = f"affirmed until {rendered(result.expires)}, in {platform.location}, {len(profile)} capabilities shown"
     return HostVerdict(host=view.host, eligible=True, code=None, says=(says,))
 
@@ -145,13 +146,16 @@ def _standing(view: HostView, now: Instant) -> tuple[str, str] | None:
         return "placement.no_platform", _because(view, "it is not an active platform on the ledger")
     if not view.reachable:
         return "placement.no_agent", "this orchestrator knows no host agent there"
-    result = view.result
-    if result is None:
-        if view.problem is not None and view.problem[0].partition(".")[0] not in ("result", "peer"):
-            # The verifier answered with the rule that withdrew the result: the host was judged, and failed.
-            return "placement.host_contraindicated", f"{view.problem[1]} [{view.problem[0]}]"
-        return "placement.no_result", _because(view, "it has no standing Attestation Result")
-    if result.subject != f"host/{view.host}":
+    if view.result is not None:
+        return _affirmed(view.result, view.host, now)
+    if view.problem is not None and view.problem[0].partition(".")[0] not in ("result", "peer"):
+        # The verifier answered with the rule that withdrew the result: the host was judged, and failed.
+        return "placement.host_contraindicated", f"{view.problem[1]} [{view.problem[0]}]"
+    return "placement.no_result", _because(view, "it has no standing Attestation Result")
+
+
+def _affirmed(result: AttestationResult, host: str, now: Instant) -> tuple[str, str] | None:
+    if result.subject != f"host/{host}":
         return "placement.no_result", f"the result is about {result.subject}"
     if result.expires <= now:
         return "placement.result_expired", f"its result ended at {rendered(result.expires)}"
@@ -184,7 +188,3 @@ def _place_of(result: AttestationResult, platform: Platform, demand: Demand) -> 
     if not within(platform.location, demand.jurisdiction):
         reasons.append(("placement.jurisdiction", f"it is in {platform.location}, outside {demand.jurisdiction}"))
     return reasons
-
-
-def _first(reasons: list[tuple[str, str]]) -> str:
-    return reasons[0][0]

@@ -1,0 +1,407 @@
+"""The launch of a function as a saga: every step is recorded, and a crash anywhere is followed by a resume (ADR 0004).
+
+    requested -> intended   place it, write its configuration, sign the intent: reads only, then one record
+    intended  -> granted    the launcher answers the intent; the same intent has the same answer while the launcher lives
+    granted   -> started    the host agent accepts the order; the same order twice is one guest
+    started   -> active     the function says that it has its identity; from here on it serves
+    any       -> failed     a refusal ends it: the guest is stopped, secrets are erased, the reason is kept
+
+No effect happens before the intent is durable. Each step reads the row, does one thing outside that may be repeated without
+harm, and saves the row from the revision it read; so a process killed between effect and save repeats the effect, and two
+processes that resume one launch cannot both move it. What is only unavailable is tried again until the intent ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from cryptography.hazmat.primitives.asymmetric import x25519
+
+from moorline.clock import Clock, Instant
+from moorline.errors import Conflict, MoorlineError, Refused, Unavailable
+from moorline.ledger import standing
+from moorline.ledger.checkpoint import Checkpoint
+from moorline.ledger.light_client import LedgerTrust, ProvenState, verify_bundle
+from moorline.ledger.records import PackageRule, ServiceRecord
+from moorline.orchestration import grant as grants
+from moorline.orchestration import intent as intents
+from moorline.orchestration.placement import Demand, HostView, Placement, place
+from moorline.storage.orchestrator_store import TERMINAL, FunctionRow, LaunchState, OrchestratorStore, PackageRow
+from moorline.wire import keys, launch, schema
+from moorline.wire.guest import FunctionConfiguration, FunctionLaunch
+from moorline.wire.launch import ChannelProfile
+from moorline.wire.orchestration import GuestOrder, LaunchIntent, LaunchRequest
+
+FUNCTION_ENTRY: Final = "moorline.workload_agent"
+POLL_S: Final = 0.1
+RETRY_S: Final = 0.5
+REQUEST_LIFE_S: Final = 60
+_GONE: Final = (LaunchState.FAILED, LaunchState.ENDED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestReport:
+    """What a host agent says about a guest. `spiffe_id` is set once the guest said it is active; all of it is hearsay."""
+
+    running: bool
+    address: str
+    spiffe_id: str | None
+    refusal: MoorlineError | None
+
+
+class Ledger(Protocol):
+    """Where proofs come from; what they are worth is decided by `verify_bundle`."""
+
+    async def prove(self, keys: tuple[str, ...], /) -> bytes:
+        """A bundle for these keys."""
+        ...
+
+
+class Hosts(Protocol):
+    """The hosts this orchestrator may use, through verifier and host agents."""
+
+    def names(self) -> tuple[str, ...]:
+        """All configured hosts."""
+        ...
+
+    async def views(self, state: ProvenState, load: dict[str, int], now: Instant, /) -> tuple[HostView, ...]:
+        """What is known about each, results verified."""
+        ...
+
+    async def start(self, host: str, order: GuestOrder, /) -> GuestReport:
+        """Start a guest; the same order twice is one guest."""
+        ...
+
+    async def report(self, host: str, instance: str, /) -> GuestReport:
+        """How a guest is."""
+        ...
+
+    async def stop(self, host: str, instance: str, /) -> None:
+        """End a guest; fine if it is not there."""
+        ...
+
+
+class LauncherPort(Protocol):
+    """The way to the launcher enclave."""
+
+    async def exchange(self, request: bytes, /) -> bytes:
+        """The reply frame to a request frame."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who this orchestrator is and what it signs with. `signer` is the key the ledger lists for it."""
+
+    provider: str
+    trust_domain: str
+    id: str
+    signer: keys.Signer
+    trust: LedgerTrust
+    max_age_s: int
+    launch_life_s: int
+
+
+class Launches:
+    """Drives launches. Any number may be under way; each is moved by one task at a time."""
+
+    def __init__(
+        self,
+        *,
+        me: Identity,
+        store: OrchestratorStore,
+        ledger: Ledger,
+        hosts: Hosts,
+        launcher: LauncherPort,
+        clock: Clock,
+        new_reply_key: Callable[[], x25519.X25519PrivateKey] = x25519.X25519PrivateKey.generate,
+    ) -> None:
+        self._me = me
+        self._store = store
+        self._ledger = ledger
+        self._hosts = hosts
+        self._launcher = launcher
+        self._clock = clock
+        self._new_reply_key = new_reply_key
+        self._steps = {
+            LaunchState.REQUESTED: self._intend,
+            LaunchState.INTENDED: self._obtain_grant,
+            LaunchState.GRANTED: self._start,
+            LaunchState.STARTED: self._await_active,
+        }
+
+    async def drive(self, instance: str) -> FunctionRow:
+        """Move a function on until it is active, failed or ended. Refusals become its problem; none is raised."""
+        while True:
+            row = self._store.function(instance)
+            if row.state in TERMINAL:
+                return row
+            try:
+                await self._steps[row.state](row)
+            except Conflict as error:
+                if error.code != "launch.moved_on":
+                    await self._fail(row, error)
+                elif self._store.function(instance).state in _GONE:
+                    # It was ended while this step was doing its effect: undo what the step may have done.
+                    await self._stop_quietly(self._store.function(instance))
+            except Unavailable as error:
+                await self._wait_or_fail(row, error)
+            except MoorlineError as error:
+                await self._fail(row, error)
+
+    async def advance(self, instance: str) -> FunctionRow:
+        """Exactly one step; raises what it meets. For resuming by hand, and for tests of each step."""
+        row = self._store.function(instance)
+        if row.state not in TERMINAL:
+            await self._steps[row.state](row)
+        return self._store.function(instance)
+
+    async def end(self, instance: str) -> FunctionRow:
+        """Stop a function's guest and record that it ended. Idempotent."""
+        row = self._store.function(instance)
+        if row.state is not LaunchState.ENDED:
+            ended = _without_secrets(dataclasses.replace(row, state=LaunchState.ENDED))
+            row = self._store.save(ended, at=self._clock.now(), says="ended by an operator")
+        if row.host is not None:
+            await self._hosts.stop(row.host, row.instance)
+        return row
+
+    async def explain(self, demand: Demand) -> Placement:
+        """Where a function with this demand would go now, and why."""
+        now = self._clock.now()
+        state = await self.proven(self._platform_keys())
+        return place(await self._hosts.views(state, self._store.load(), now), demand, now=now)
+
+    async def proven(self, asked: tuple[str, ...]) -> ProvenState:
+        """A proven ledger state with these keys, never older than one seen before."""
+        known = self._store.checkpoint()
+        highest = None if known is None else schema.decode(Checkpoint, known)
+        state = verify_bundle(await self._ledger.prove(asked), self._me.trust, now=self._clock.now(), highest=highest)
+        if highest is None or state.height > highest.height:
+            self._store.remember_checkpoint(schema.encode(state.checkpoint))
+        return state
+
+    # -- the steps ----------------------------------------------------------------------------------------------------
+
+    async def _intend(self, row: FunctionRow) -> None:
+        me, now = self._me, self._clock.now()
+        package, _ = self._store.package(row.package)
+        state = await self.proven(
+            tuple(
+                dict.fromkeys(
+                    (
+                        *standing.service_keys(me.provider, row.service),
+                        *standing.hsm_keys(me.provider, row.hsm),
+                        *self._platform_keys(),
+                    )
+                )
+            )
+        )
+        rule = permitted_package(standing.active_service(state, me.provider, row.service), package)
+        broker = standing.active_hsm(state, me.provider, row.hsm)
+        demand = Demand(
+            use_case=package.use_case, jurisdiction=package.jurisdiction, simulated_allowed=me.trust.simulated_allowed
+        )
+        placement = place(await self._hosts.views(state, self._store.load(), now), demand, now=now)
+        if placement.chosen is None:
+            row = self._store.save(dataclasses.replace(row, placement=placement.as_json()), at=now, says=placement.says)
+            raise _none_fits(placement)
+        platform = standing.active_platform(state, me.provider, placement.chosen)
+        configuration = schema.encode(self._configuration(row))
+        reply_key = self._new_reply_key()
+        intent = LaunchIntent(
+            ledger_id=me.trust.ledger_id,
+            provider=me.provider,
+            orchestrator=me.id,
+            tenant=row.tenant,
+            service=row.service,
+            package_digest=row.package,
+            configuration_digest=hashlib.sha256(configuration).digest(),
+            measurement=rule.measurement,
+            instance=row.instance,
+            generation=row.generation,
+            host=placement.chosen,
+            chip=platform.chip_id,
+            hsm=row.hsm,
+            profile=ChannelProfile.TLS,
+            not_after=now + me.launch_life_s,
+            reply_key=reply_key.public_key().public_bytes_raw(),
+        )
+        intended = dataclasses.replace(
+            row,
+            state=LaunchState.INTENDED,
+            placement=placement.as_json(),
+            host=placement.chosen,
+            configuration=configuration,
+            intent=intents.sign(intent, me.signer),
+            reply_key=reply_key.private_bytes_raw(),
+            broker=broker.address,
+        )
+        self._store.save(intended, at=now, says=placement.says)
+
+    async def _obtain_grant(self, row: FunctionRow) -> None:
+        assert row.intent is not None
+        assert row.reply_key is not None
+        intent, now = intents.parse(row.intent), self._clock.now()
+        _not_expired(intent, now)
+        bundle = await self._ledger.prove(intents.keys_to_prove(intent))
+        reply = await self._launcher.exchange(schema.encode(LaunchRequest(intent=row.intent, bundle=bundle)))
+        granted = grants.verify_reply(
+            reply,
+            row.intent,
+            intent,
+            x25519.X25519PrivateKey.from_private_bytes(row.reply_key),
+            roots=self._me.trust.roots,
+            trust_domain=self._me.trust_domain,
+            now=now,
+        )
+        state = await self.proven(standing.issuing_ca_keys(self._me.provider, granted.issuer_id))
+        grants.judge_issuer(granted, state, self._me.provider)
+        saved = dataclasses.replace(
+            row,
+            state=LaunchState.GRANTED,
+            launch_fields=launch.encode_fields(granted.fields),
+            token=granted.token,
+            launcher=granted.launcher,
+        )
+        says = f"token {granted.fields.epoch}/{granted.fields.sequence} by {granted.launcher}"
+        self._store.save(saved, at=now, says=says)
+
+    async def _start(self, row: FunctionRow) -> None:
+        assert row.host is not None
+        report = await self._hosts.start(row.host, self._order(row))
+        saved = dataclasses.replace(row, state=LaunchState.STARTED, address=report.address)
+        self._store.save(saved, at=self._clock.now(), says=f"started on {row.host}, reachable at {report.address}")
+
+    async def _await_active(self, row: FunctionRow) -> None:
+        assert row.host is not None
+        report = await self._hosts.report(row.host, row.instance)
+        if report.refusal is not None:
+            raise report.refusal
+        if report.spiffe_id is None and report.running:
+            raise Unavailable("launch.not_active_yet", "the function has not attested yet", retry_after_s=POLL_S)
+        if report.spiffe_id is None:
+            raise Refused("launch.guest_ended", "the guest ended before it had its identity", remedy="read its guest.log")
+        active = dataclasses.replace(
+            row, state=LaunchState.ACTIVE, address=report.address, spiffe_id=report.spiffe_id
+        )
+        self._store.save(_without_secrets(active), at=self._clock.now(), says=f"serves as {report.spiffe_id}")
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    def _order(self, row: FunctionRow) -> GuestOrder:
+        assert row.launch_fields is not None
+        assert row.token is not None
+        assert row.configuration is not None
+        package, csar = self._store.package(row.package)
+        return GuestOrder(
+            instance=row.instance,
+            entry=FUNCTION_ENTRY,
+            host_data=launch.commitment(launch.parse_fields(row.launch_fields)),
+            launch=schema.encode(FunctionLaunch(launch_fields=row.launch_fields, token=row.token)),
+            package=csar,
+            configuration=row.configuration,
+            memory_mib=package.memory_mib,
+            pids=package.pids,
+            relays={"broker": row.broker or ""},
+            publish=True,
+        )
+
+    def _configuration(self, row: FunctionRow) -> FunctionConfiguration:
+        return FunctionConfiguration(
+            trust=self._me.trust.encode(),
+            provider=self._me.provider,
+            hsm=row.hsm,
+            service=row.service,
+            contracts=row.contracts,
+            max_age_s=self._me.max_age_s,
+            settings=row.settings,
+        )
+
+    def _platform_keys(self) -> tuple[str, ...]:
+        found = (key for host in self._hosts.names() for key in standing.platform_keys(self._me.provider, host))
+        return tuple(dict.fromkeys(found))
+
+    async def _wait_or_fail(self, row: FunctionRow, error: Unavailable) -> None:
+        ends = row.requested + REQUEST_LIFE_S if row.intent is None else intents.parse(row.intent).not_after
+        if self._clock.now() >= ends:
+            await self._fail(row, error)
+        else:
+            await asyncio.sleep(min(error.retry_after_s, RETRY_S))
+
+    async def _fail(self, row: FunctionRow, error: MoorlineError) -> None:
+        current = self._store.function(row.instance)
+        if current.state in TERMINAL:
+            return
+        if current.state in (LaunchState.GRANTED, LaunchState.STARTED):
+            await self._stop_quietly(current)
+        failed = _without_secrets(dataclasses.replace(current, state=LaunchState.FAILED, problem=error.as_problem()))
+        with contextlib.suppress(Conflict):  # somebody else moved it on; the next round of `drive` sees where to
+            self._store.save(failed, at=self._clock.now(), says=str(error))
+
+    async def _stop_quietly(self, row: FunctionRow) -> None:
+        # A host that cannot be reached now may keep a guest that will never get an identity: its token ends by itself.
+        if row.host is not None:
+            with contextlib.suppress(MoorlineError):
+                await self._hosts.stop(row.host, row.instance)
+
+
+def permitted_package(service: ServiceRecord, package: PackageRow) -> PackageRule:
+    """The rule of the service's record that allows this package. Raises Refused(`launch.package_not_registered` ...)."""
+    for rule in service.packages:
+        if rule.package_digest == package.digest:
+            if service.use_case != package.use_case:
+                raise Refused(
+                    "launch.use_case_differs",
+                    "package and service record name different SEC009 use cases",
+                    expected=service.use_case,
+                    got=package.use_case,
+                )
+            return rule
+    raise Refused(
+        "launch.package_not_registered",
+        "the service's record does not allow this package",
+        expected=", ".join(rule.package_digest.hex() for rule in service.packages),
+        got=package.digest,
+        remedy="register the package for the service (UpdateService)",
+    )
+
+
+def as_json(row: FunctionRow) -> dict[str, Any]:
+    """A function for the HTTP interface. Nothing in it is secret."""
+    return {
+        "id": row.instance,
+        "service": row.service,
+        "tenant": row.tenant,
+        "package": row.package.hex(),
+        "state": row.state.value,
+        "generation": row.generation,
+        "host": row.host,
+        "address": row.address,
+        "spiffe_id": row.spiffe_id,
+        "launcher": row.launcher,
+        "placement": row.placement,
+        "problem": row.problem,
+    }
+
+
+def _none_fits(placement: Placement) -> Refused:
+    reasons = "; ".join(f"{verdict.host}: {verdict.code}" for verdict in placement.verdicts)
+    return Refused("placement.none_fits", placement.says, got=reasons or "no hosts", remedy="see the verdict on each host")
+
+
+def _not_expired(intent: LaunchIntent, now: Instant) -> None:
+    if now >= intent.not_after:
+        raise Refused(
+            "launch.intent_expired", "the intent ended before it was granted", got=now, remedy="create the function again"
+        )
+
+
+def _without_secrets(row: FunctionRow) -> FunctionRow:
+    return dataclasses.replace(row, token=None, reply_key=None)
