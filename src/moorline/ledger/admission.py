@@ -1,0 +1,239 @@
+"""What authorities do together: propose, approve, and the actions that follow.
+
+Approvals are counted against the authorities in force before the block (PROTOCOLS.md 1). An action that would be refused
+now is refused when it is proposed already, and is judged again, on the state of then, by the approval that completes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from moorline import nfv
+from moorline.errors import Conflict, Malformed, MoorlineError, Refused
+from moorline.ledger import genesis, issuance, records, transactions
+from moorline.ledger.checkpoint import quorum_of, tolerated_faults
+from moorline.ledger.draft import Draft
+from moorline.ledger.records import (
+    AuthorityRecord,
+    IndexRecord,
+    ParameterRecord,
+    ProposalRecord,
+    ProposalStatus,
+    ProviderRecord,
+    RevocationKind,
+    RevocationRecord,
+    RootsRecord,
+    Status,
+)
+from moorline.ledger.transactions import (
+    Action,
+    AdmitAuthority,
+    AdmitProvider,
+    Approve,
+    Propose,
+    ReinstateProvider,
+    RemoveProvider,
+    RetireAuthority,
+    RevokeGlobally,
+    SetParameter,
+    SuspendProvider,
+    Transaction,
+)
+from moorline.wire import keys
+
+PROPOSAL_LIFE_MS: Final = 7 * 24 * 3600 * 1000
+_GLOBAL: Final = (RevocationKind.MEASUREMENT, RevocationKind.CHIP, RevocationKind.VENDOR_ROOT)
+_PARAMETERS: Final = {"max_age_s": (genesis.MIN_MAX_AGE_S, genesis.MAX_MAX_AGE_S)}
+
+
+def threshold(action: Action, authorities: int) -> int:
+    """How many of so many authorities must approve: max(2, f+1) for what concerns providers, else the quorum."""
+    if isinstance(action, AdmitProvider | SuspendProvider | ReinstateProvider | RemoveProvider):
+        return max(2, tolerated_faults(authorities) + 1)
+    return quorum_of(authorities)
+
+
+def propose(draft: Draft, sender: str, body: Propose, transaction: Transaction) -> None:
+    """Opens a proposal with the sender's approval. Refuses an action that would not pass now."""
+    action = transactions.parse_action(body.kind, body.action)
+    perform(draft.scratch(), action)
+    proposal = ProposalRecord(
+        id=transactions.proposal_id(transaction.payload),
+        kind=body.kind,
+        action=body.action,
+        approvals=(sender,),
+        status=ProposalStatus.OPEN,
+        expires_ms=draft.block.time_ms + PROPOSAL_LIFE_MS,
+    )
+    draft.tell("proposed", records.proposal_key(proposal.id))
+    _settle(draft, proposal, action)
+
+
+def approve(draft: Draft, sender: str, body: Approve) -> None:
+    """Adds an approval; executes the action when the threshold is met."""
+    proposal = draft.read(ProposalRecord, records.proposal_key(body.proposal))
+    if proposal is None:
+        raise Refused("ledger.proposal_unknown", "there is no such proposal", got=body.proposal)
+    if proposal.status is not ProposalStatus.OPEN:
+        raise Conflict("ledger.proposal_closed", "the proposal was executed already", got=proposal.status.value)
+    if draft.block.time_ms > proposal.expires_ms:
+        raise Refused(
+            "ledger.proposal_expired", "the proposal expired", expected=proposal.expires_ms, got=draft.block.time_ms
+        )
+    if sender in proposal.approvals:
+        raise Conflict("ledger.already_approved", "this authority approved already", got=sender)
+    approvals = tuple(sorted((*proposal.approvals, sender)))
+    draft.tell("approved", records.proposal_key(proposal.id))
+    _settle(draft, replace(proposal, approvals=approvals), transactions.parse_action(proposal.kind, proposal.action))
+
+
+def _settle(draft: Draft, proposal: ProposalRecord, action: Action) -> None:
+    counted = set(proposal.approvals) & set(draft.block.authorities)
+    done = len(counted) >= threshold(action, len(draft.block.authorities))
+    if done:
+        perform(draft, action)
+    status = ProposalStatus.EXECUTED if done else ProposalStatus.OPEN
+    draft.write(records.proposal_key(proposal.id), replace(proposal, status=status))
+
+
+def perform(draft: Draft, action: Action) -> None:
+    """The effect of an approved action."""
+    match action:
+        case AdmitProvider():
+            _admit_provider(draft, action)
+        case SuspendProvider():
+            _change_provider(draft, action.name, Status.SUSPENDED, allowed=(Status.ACTIVE,))
+        case ReinstateProvider():
+            _change_provider(draft, action.name, Status.ACTIVE, allowed=(Status.SUSPENDED,))
+        case RemoveProvider():
+            _change_provider(draft, action.name, Status.REMOVED, allowed=(Status.ACTIVE, Status.SUSPENDED))
+        case AdmitAuthority():
+            _admit_authority(draft, action)
+        case RetireAuthority():
+            _retire_authority(draft, action)
+        case SetParameter():
+            _set_parameter(draft, action)
+        case RevokeGlobally():
+            _revoke_globally(draft, action)
+
+
+def _admit_provider(draft: Draft, action: AdmitProvider) -> None:
+    name = records.parse_name(action.name, "provider")
+    if name == records.CONSORTIUM or draft.get(records.provider_key(name)) is not None:
+        raise Conflict("ledger.name_taken", "this provider name is taken", got=name)
+    _free_domain(draft, action.trust_domain)
+    issuance.provider(action.certificate, action.trust_domain, draft.authority_certificates(), draft.block.at)
+    draft.write(
+        records.provider_key(name),
+        ProviderRecord(
+            name=name,
+            trust_domain=action.trust_domain,
+            status=Status.ACTIVE,
+            ca_certificates=(action.certificate,),
+            retire_at=(0,),
+        ),
+    )
+    draft.write(records.trust_domain_index_key(action.trust_domain), IndexRecord(holders=(name,)))
+    for parent in records.parent_domains(action.trust_domain):
+        draft.write(records.parent_domain_index_key(parent), IndexRecord(holders=(name,)))
+    draft.tell("provider_admitted", records.provider_key(name))
+
+
+def _free_domain(draft: Draft, trust_domain: str) -> None:
+    """A DNS constraint covers everything below it, so no trust domain may lie below another (or be one twice)."""
+    try:
+        nfv.parse_domain(trust_domain, "trust domain")
+    except MoorlineError as error:
+        raise Malformed("ledger.name_malformed", error.says, got=trust_domain) from None
+    taken = [
+        domain
+        for domain in (trust_domain, *records.parent_domains(trust_domain))
+        if draft.get(records.trust_domain_index_key(domain)) is not None
+    ]
+    if draft.get(records.parent_domain_index_key(trust_domain)) is not None:
+        taken.append(f"something below {trust_domain}")
+    if taken:
+        raise Conflict("ledger.trust_domain_taken", "this trust domain overlaps another", got=", ".join(taken))
+
+
+def _change_provider(draft: Draft, name: str, status: Status, *, allowed: tuple[Status, ...]) -> None:
+    record = draft.read(ProviderRecord, records.provider_key(name))
+    if record is None:
+        raise Refused("ledger.provider_unknown", "there is no such provider", got=name)
+    if record.status not in allowed:
+        raise Conflict(
+            "ledger.provider_status",
+            f"the provider cannot become {status.value} now",
+            expected=" or ".join(allowed),
+            got=record.status.value,
+        )
+    draft.write(records.provider_key(name), replace(record, status=status))
+    draft.tell(f"provider_{status.value}", records.provider_key(name))
+
+
+def _admit_authority(draft: Draft, action: AdmitAuthority) -> None:
+    name = records.parse_name(action.name, "authority")
+    if draft.get(records.authority_key(name)) is not None:
+        raise Conflict("ledger.name_taken", "this authority name is taken", got=name)
+    names = draft.authority_names()
+    if len(names) >= genesis.MAX_AUTHORITIES:
+        raise Refused("ledger.authorities_count", "there are as many authorities as can be", got=len(names))
+    for other in names:
+        record = draft.read(AuthorityRecord, records.authority_key(other))
+        if record is not None and action.checkpoint_key == record.checkpoint_key:
+            raise Conflict("ledger.key_taken", "this checkpoint key is another authority's", got=other)
+    roots = draft.read(RootsRecord, records.ROOTS_KEY)
+    issuance.authority(action.certificate, () if roots is None else roots.roots, draft.block.at)
+    keys.parse_public(action.transaction_key)
+    draft.write(
+        records.authority_key(name),
+        AuthorityRecord(
+            name=name,
+            status=Status.ACTIVE,
+            certificate=action.certificate,
+            transaction_key=action.transaction_key,
+            checkpoint_key=action.checkpoint_key,
+            address=action.address,
+        ),
+    )
+    draft.write(records.AUTHORITIES_INDEX, IndexRecord(holders=tuple(sorted((*names, name)))))
+    draft.tell("authority_admitted", records.authority_key(name))
+
+
+def _retire_authority(draft: Draft, action: RetireAuthority) -> None:
+    record = draft.read(AuthorityRecord, records.authority_key(action.name))
+    names = draft.authority_names()
+    if record is None or action.name not in names:
+        raise Refused("ledger.authority_unknown", "there is no such authority in force", got=action.name)
+    if len(names) <= genesis.MIN_AUTHORITIES:
+        raise Refused("ledger.authorities_count", "too few authorities would remain", expected=genesis.MIN_AUTHORITIES)
+    draft.write(records.authority_key(action.name), replace(record, status=Status.RETIRED))
+    draft.write(records.AUTHORITIES_INDEX, IndexRecord(holders=tuple(name for name in names if name != action.name)))
+    draft.tell("authority_retired", records.authority_key(action.name))
+
+
+def _set_parameter(draft: Draft, action: SetParameter) -> None:
+    bounds = _PARAMETERS.get(action.name)
+    if bounds is None or not bounds[0] <= action.value <= bounds[1]:
+        raise Refused(
+            "ledger.parameter_bounds",
+            "there is no such parameter, or it cannot have this value",
+            expected="; ".join(f"{name} {low} to {high}" for name, (low, high) in _PARAMETERS.items()),
+            got=f"{action.name} {action.value}",
+        )
+    draft.write(records.parameter_key(action.name), ParameterRecord(name=action.name, value=action.value))
+    draft.tell("parameter_set", records.parameter_key(action.name))
+
+
+def _revoke_globally(draft: Draft, action: RevokeGlobally) -> None:
+    if action.kind not in _GLOBAL:
+        raise Refused("ledger.revocation_kind", "this is its registrant's to revoke", expected=_GLOBAL, got=action.kind)
+    key = records.revocation_key(action.kind, records.CONSORTIUM, records.parse_id(action.id, "revoked id"))
+    if draft.get(key) is not None:
+        raise Conflict("ledger.already_revoked", "it is revoked already", got=key)
+    draft.write(
+        key,
+        RevocationRecord(kind=action.kind, registrant=records.CONSORTIUM, id=action.id, time_ms=draft.block.time_ms),
+    )
+    draft.tell("revoked", key)

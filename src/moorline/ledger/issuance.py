@@ -1,0 +1,139 @@
+"""Was this certificate issued as the profile says (PROTOCOLS.md 2)? One step of a chain, judged at block time.
+
+The state machine has no network, no clock and no OpenSSL store: it takes one certificate and the issuers the ledger knows,
+and looks at signature, validity, CA flag, path length, key usage and name constraints, each exactly. Readers verify whole
+chains (verification.chains) besides. Every refusal is `ledger.certificate_*`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from typing import Final
+
+from cryptography import x509
+
+from moorline.clock import Instant, rendered, to_datetime
+from moorline.errors import Malformed, NotAuthentic
+from moorline.nfv import Role, SpiffeId
+from moorline.wire import certificates, keys
+
+_EXCLUDED: Final = frozenset(
+    {x509.IPAddress(ipaddress.ip_network("0.0.0.0/0")), x509.IPAddress(ipaddress.ip_network("::/0"))}
+)
+
+
+def authority(der: bytes, roots: Iterable[bytes], at: Instant) -> x509.Certificate:
+    """An authority's certificate under one of `roots`."""
+    return _ca(der, roots, at, path_length=2)
+
+
+def provider(der: bytes, trust_domain: str, authorities: Iterable[bytes], at: Instant) -> x509.Certificate:
+    """A provider's CA certificate under an authority's, critically constrained to exactly its trust domain."""
+    certificate = _ca(der, authorities, at, path_length=1)
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.NameConstraints)
+    except x509.ExtensionNotFound:
+        raise _constraints(trust_domain, "none") from None
+    permitted = found.value.permitted_subtrees or []
+    excluded = found.value.excluded_subtrees or []
+    wanted = {x509.UniformResourceIdentifier(trust_domain), x509.DNSName(trust_domain), x509.RFC822Name("mail.invalid")}
+    exact = set(permitted) == wanted and set(excluded) == _EXCLUDED
+    if not found.critical or not exact or len(permitted) != len(wanted) or len(excluded) != len(_EXCLUDED):
+        raise _constraints(trust_domain, "others, or not critical")
+    return certificate
+
+
+def issuing_ca(der: bytes, provider_cas: Iterable[bytes], at: Instant) -> x509.Certificate:
+    """An issuing CA's certificate under a provider's."""
+    return _ca(der, provider_cas, at, path_length=0)
+
+
+def hsm(der: bytes, *, trust_domain: str, hsm_id: str, provider_cas: Iterable[bytes], at: Instant) -> x509.Certificate:
+    """An HSM's certificate under a provider's, with its SPIFFE ID and an address (subject information access)."""
+    certificate = _ca(der, provider_cas, at, path_length=0)
+    expected = SpiffeId(trust_domain=trust_domain, role=Role.HSM, segments=(hsm_id,))
+    try:
+        found = certificates.spiffe_id_of(certificate)
+    except Malformed as error:
+        raise Malformed("ledger.certificate_name", "the HSM certificate has no SPIFFE ID", got=error.code) from None
+    if found != expected:
+        raise Malformed("ledger.certificate_name", "the HSM certificate is another's", expected=expected, got=found)
+    try:
+        certificate.extensions.get_extension_for_class(x509.SubjectInformationAccess)
+    except x509.ExtensionNotFound:
+        raise Malformed("ledger.certificate_address", "the HSM certificate has no address metadata") from None
+    return certificate
+
+
+def parse(der: bytes) -> x509.Certificate:
+    """As wire.certificates, with the ledger's code."""
+    try:
+        certificate = certificates.parse_certificate(der)
+        public_key(certificate)
+    except Malformed as error:
+        raise Malformed("ledger.certificate_malformed", "a certificate cannot be used", got=error.code) from None
+    return certificate
+
+
+def public_key(certificate: x509.Certificate) -> keys.PublicKey:
+    """The certificate's key, if it is of a kind used here; raises Malformed("key.unsupported")."""
+    key = certificate.public_key()
+    if not isinstance(key, keys.PublicKey):
+        raise Malformed("key.unsupported", "this kind of key is not used here", got=type(key).__name__)
+    keys.algorithm_of(key)
+    return key
+
+
+def _ca(der: bytes, issuers: Iterable[bytes], at: Instant, *, path_length: int) -> x509.Certificate:
+    certificate = parse(der)
+    _usable(certificate, at, path_length)
+    for issuer_der in issuers:
+        issuer = parse(issuer_der)
+        try:
+            certificate.verify_directly_issued_by(issuer)
+        except Exception:  # noqa: S112 - ValueError (name), TypeError (key) or InvalidSignature: not this issuer
+            continue
+        _valid(issuer, at)
+        return certificate
+    raise NotAuthentic(
+        "ledger.certificate_issuer",
+        "the certificate was not issued by anybody who may",
+        got=certificate.issuer.rfc4514_string(),
+        remedy="have it signed by the right CA",
+    )
+
+
+def _usable(certificate: x509.Certificate, at: Instant, path_length: int) -> None:
+    _valid(certificate, at)
+    try:
+        basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound:
+        raise Malformed("ledger.certificate_profile", "the certificate lacks basic constraints or key usage") from None
+    if not (basic.critical and basic.value.ca and basic.value.path_length == path_length and usage.key_cert_sign):
+        raise Malformed(
+            "ledger.certificate_profile",
+            "the certificate is not the kind of CA it should be",
+            expected=f"CA:TRUE critical, path length {path_length}, keyCertSign",
+            got=f"CA:{basic.value.ca}, path length {basic.value.path_length}",
+        )
+
+
+def _valid(certificate: x509.Certificate, at: Instant) -> None:
+    if not certificate.not_valid_before_utc <= to_datetime(at) <= certificate.not_valid_after_utc:
+        raise NotAuthentic(
+            "ledger.certificate_validity",
+            "a certificate is not valid at block time",
+            expected=f"{certificate.not_valid_before_utc} to {certificate.not_valid_after_utc}",
+            got=rendered(at),
+        )
+
+
+def _constraints(trust_domain: str, got: str) -> Malformed:
+    return Malformed(
+        "ledger.certificate_constraints",
+        "a provider's CA is critically name-constrained to exactly its trust domain",
+        expected=f"permitted URI and DNS {trust_domain}, no IP, no e-mail",
+        got=got,
+    )

@@ -1,0 +1,208 @@
+"""The light client: believes the ledger only as far as a quorum of known authorities signed, and only recent words.
+
+verify_bundle, in this order:
+  1. the bundle is well-formed;
+  2. its checkpoint is of the ledger this client was provisioned for;
+  3. from the authority set provisioned, every change of the set is signed by a quorum of the set before it;
+  4. the checkpoint is cosigned by a quorum of the set in force;
+  5. it is no older than `max_age_s`, and not from the future by more than `MAX_SKEW_S`;
+  6. it is not behind the highest checkpoint this client has seen, nor another at the same height;
+  7. the state proof leads to the checkpoint's state root, and shows exactly the keys and values that are listed.
+
+Pure: the present and the highest checkpoint are arguments, and the caller persists `ProvenState.checkpoint` when it is
+higher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from moorline.clock import Instant
+from moorline.digest import same
+from moorline.errors import Malformed, NotAuthentic, Refused
+from moorline.ledger import proof
+from moorline.ledger.checkpoint import (
+    Checkpoint,
+    authority_set_digest,
+    parse_note,
+    quorum_of,
+    verify_note,
+)
+from moorline.ledger.records import Der
+from moorline.ledger.tree import PartialTree, value_digest
+from moorline.wire import schema
+from moorline.wire.schema import Bytes32
+
+MAX_SKEW_S: Final = 5
+MAX_TRUST_BYTES: Final = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerTrust:
+    """What a party is provisioned with and believes without proof; the trust file holds its encoding.
+
+    `authorities`: name to raw Ed25519 checkpoint key. `roots`: consortium root certificates, DER. `simulated_allowed` is a
+    fact of the genesis, which `ledger_id` covers. `max_age_s` is this party's own bound.
+    """
+
+    ledger_id: Bytes32
+    authorities: dict[str, Bytes32]
+    quorum: int
+    roots: tuple[Der, ...]
+    simulated_allowed: bool
+    max_age_s: int
+
+    def encode(self) -> bytes:
+        """Deterministic CBOR."""
+        return schema.encode(self)
+
+    @classmethod
+    def parse(cls, data: bytes) -> LedgerTrust:
+        """Raises only Malformed; a quorum that f faulty authorities could defeat is malformed too."""
+        trust = schema.decode(cls, data, max_bytes=MAX_TRUST_BYTES)
+        if not trust.authorities or not quorum_of(len(trust.authorities)) <= trust.quorum <= len(trust.authorities):
+            raise Malformed(
+                "ledger.trust_malformed",
+                "the quorum of the trust file does not fit its authorities",
+                expected=quorum_of(len(trust.authorities)),
+                got=trust.quorum,
+            )
+        return trust
+
+
+class ProvenState:
+    """Part of a ledger's state at one checkpoint, proven. Only `verify_bundle` makes one."""
+
+    __slots__ = ("_records", "checkpoint")
+
+    def __init__(self, checkpoint: Checkpoint, records: Mapping[str, bytes | None], *, _proven: object = None) -> None:
+        if _proven is not _TOKEN:
+            message = "a ProvenState comes from verify_bundle only"
+            raise TypeError(message)
+        self.checkpoint = checkpoint
+        self._records = records
+
+    @property
+    def height(self) -> int:
+        """Height of the block."""
+        return self.checkpoint.height
+
+    @property
+    def time(self) -> Instant:
+        """Block time."""
+        return self.checkpoint.time
+
+    def record(self, key: str) -> bytes:
+        """The value under `key`; raises Refused("ledger.absent" if proven absent, "ledger.not_proven" if neither)."""
+        value = self._proven(key)
+        if value is None:
+            raise Refused("ledger.absent", "the ledger has no such record", got=key)
+        return value
+
+    def absent(self, key: str) -> None:
+        """Raises Refused("ledger.present") if there is a record, Refused("ledger.not_proven") if the bundle does not say."""
+        if self._proven(key) is not None:
+            raise Refused("ledger.present", "the ledger has a record where none should be", got=key)
+
+    def _proven(self, key: str) -> bytes | None:
+        if key not in self._records:
+            raise Refused(
+                "ledger.not_proven", "the bundle says nothing about this key", got=key, remedy="ask for a bundle with it"
+            )
+        return self._records[key]
+
+
+_TOKEN: Final = object()
+
+
+def verify_bundle(bundle: bytes, trust: LedgerTrust, *, now: Instant, highest: Checkpoint | None = None) -> ProvenState:
+    """The proven part of the state. Numbers are those of the module's docstring.
+
+    Raises Malformed;
+    NotAuthentic("ledger.quorum_missing" | "ledger.signature_invalid" | "ledger.proof_invalid" | "ledger.fork");
+    Refused("ledger.other_ledger" | "ledger.proof_stale" | "ledger.proof_from_future" | "ledger.rollback").
+    """
+    parsed = proof.parse_bundle(bundle)  # 1
+    note = parse_note(parsed.note)
+    if not same(note.checkpoint.ledger_id, trust.ledger_id):  # 2
+        raise Refused(
+            "ledger.other_ledger",
+            "the proof is of another ledger",
+            expected=trust.ledger_id,
+            got=note.checkpoint.ledger_id,
+        )
+    authorities, quorum = _set_in_force(parsed.changes, trust, before=note.checkpoint.height)  # 3
+    checkpoint = verify_note(note, authorities, quorum)  # 4
+    judge_age(checkpoint, now=now, max_age_s=trust.max_age_s)  # 5
+    judge_progress(checkpoint, highest)  # 6
+    return ProvenState(checkpoint, _proven_records(parsed, checkpoint), _proven=_TOKEN)  # 7
+
+
+def judge_age(checkpoint: Checkpoint, *, now: Instant, max_age_s: int) -> None:
+    """Raises Refused("ledger.proof_stale" | "ledger.proof_from_future")."""
+    age = now - checkpoint.time
+    if age > max_age_s:
+        raise Refused(
+            "ledger.proof_stale",
+            "the proof is too old",
+            expected=f"<= {max_age_s} s",
+            got=f"{age} s",
+            remedy="fetch a newer proof; if there is none the ledger has stopped",
+        )
+    if age < -MAX_SKEW_S:
+        raise Refused(
+            "ledger.proof_from_future", "the proof is from the future", expected=f">= -{MAX_SKEW_S} s", got=f"{age} s"
+        )
+
+
+def judge_progress(checkpoint: Checkpoint, highest: Checkpoint | None) -> None:
+    """Raises Refused("ledger.rollback") behind `highest`, NotAuthentic("ledger.fork") for another at its height."""
+    if highest is None:
+        return
+    if checkpoint.height < highest.height:
+        raise Refused(
+            "ledger.rollback", "the proof is older than what was seen before", expected=highest.height, got=checkpoint.height
+        )
+    if checkpoint.height == highest.height and checkpoint != highest:
+        raise NotAuthentic(
+            "ledger.fork",
+            "authorities signed two states at one height",
+            expected=highest.state_root,
+            got=checkpoint.state_root,
+            remedy="keep both proofs: together they show which authorities lied",
+        )
+
+
+def _set_in_force(
+    changes: tuple[proof.SetChange, ...], trust: LedgerTrust, *, before: int
+) -> tuple[Mapping[str, bytes], int]:
+    authorities: Mapping[str, bytes] = trust.authorities
+    quorum = trust.quorum
+    # A client provisioned after some changes starts at the last one that led to the set it knows.
+    known = [index for index, change in enumerate(changes) if dict(change.authorities) == dict(authorities)]
+    height = -1
+    for change in changes[known[-1] + 1 if known else 0 :]:
+        checkpoint = verify_note(parse_note(change.note), authorities, quorum)
+        if not same(checkpoint.ledger_id, trust.ledger_id) or not height < checkpoint.height < before:
+            raise NotAuthentic("ledger.proof_invalid", "a change of the authority set is out of place")
+        if not same(checkpoint.authorities, authority_set_digest(change.authorities)):
+            raise NotAuthentic("ledger.proof_invalid", "a change of the authority set is not the one that was signed")
+        authorities, quorum, height = change.authorities, quorum_of(len(change.authorities)), checkpoint.height
+    return authorities, quorum
+
+
+def _proven_records(bundle: proof.Bundle, checkpoint: Checkpoint) -> dict[str, bytes | None]:
+    tree = PartialTree.parse(bundle.tree)
+    tree.exactly_for(entry.key for entry in bundle.records)
+    if not same(tree.root, checkpoint.state_root):
+        raise NotAuthentic(
+            "ledger.proof_invalid", "the state proof leads to another root", expected=checkpoint.state_root, got=tree.root
+        )
+    for entry in bundle.records:
+        proven = tree.lookup(entry.key)
+        claimed = None if entry.value is None else value_digest(entry.value)
+        if proven != claimed:
+            raise NotAuthentic("ledger.proof_invalid", "the bundle lists another value than it proves", got=entry.key)
+    return {entry.key: entry.value for entry in bundle.records}
