@@ -23,12 +23,12 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import crypto
 
 from moorline.clock import Instant, to_datetime
 from moorline.errors import Malformed, NotAuthentic
-from moorline.nfv import Role, SpiffeId
+from moorline.nfv import Role, SpiffeId, parse_name
 from moorline.wire.certificates import parse_certificate, spiffe_id_of
 
 MAX_INTERMEDIATES: Final = 8
@@ -74,6 +74,18 @@ class VerifiedChain:
     def root(self) -> bytes:
         """The consortium root the path ends at."""
         return self.path[-1]
+
+    @property
+    def issuer_name(self) -> str:
+        """The issuer's own name (common name); on the ledger, the id of an HSM or issuing CA of the provider."""
+        return _common_name(self.path[1])
+
+    @property
+    def provider_name(self) -> str:
+        """The provider's own name. Raises NotAuthentic("chain.no_provider") for an authority's identity."""
+        if self.provider is None:
+            raise NotAuthentic("chain.no_provider", "an authority's identity belongs to no provider")
+        return _common_name(self.provider)
 
     @property
     def leaf_digest(self) -> bytes:

@@ -1,0 +1,324 @@
+"""The device channel, PFS profile: mutual TLS 1.3, standing proven first, then requests (PROTOCOLS.md 7).
+
+Both ends do the same four things before a byte of the application is taken:
+
+1. the peer's certificate chain holds: `verification.chains`, to the consortium root;
+2. the first frame of the peer is its `Status`: a ledger proof bundle of its own standing;
+3. the caller's `judge` takes chain and bundle together: provider, HSM or issuing CA, own revocation, contract, age;
+4. what was judged is good for `max_age_s`: the client sends a new `Status` before that, the server answers with its own,
+   and whoever has nothing fresh from its peer by then ends the connection.
+
+So a revocation reaches a live connection after commit + max_age + the time to the next judgement, at the latest.
+This module knows no ledger: `judge` does, and must raise for anything it cannot prove.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, Self, TypeVar
+
+from moorline.channel import tls
+from moorline.channel.messages import RECORD_CAP, encode_problem, pack, problem_frame, reported, unpack, unpack_any
+from moorline.clock import Clock
+from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused, Unavailable
+from moorline.verification.chains import VerifiedChain, verify_chain
+from moorline.wire import schema
+from moorline.wire.device import Request, Response, Status
+from moorline.wire.frames import read_frame, write_frame
+from moorline.wire.session import Problem
+
+T = TypeVar("T")
+
+Judge = Callable[[VerifiedChain, bytes], Awaitable[None]]
+"""(the peer's chain, the ledger bundle it sent): raises MoorlineError to refuse."""
+Bundle = Callable[[], Awaitable[bytes]]
+"""A fresh ledger proof bundle of this end's own standing."""
+Answer = Callable[[VerifiedChain, bytes], Awaitable[bytes]]
+"""The function's answer to a request of the peer."""
+
+_LOG: Final = logging.getLogger("moorline.channel.device")
+_JUDGE_DEADLINE_S: Final = 20.0
+_ANSWER_DEADLINE_S: Final = 30.0
+_WRITE_DEADLINE_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Standing:
+    """How one end proves its own standing and judges its peer's."""
+
+    roots: tuple[bytes, ...]
+    clock: Clock
+    bundle: Bundle
+    judge: Judge
+    max_age_s: int
+
+    def chain(self, certificates: tuple[bytes, ...]) -> VerifiedChain:
+        return verify_chain(certificates[0], certificates[1:], self.roots, self.clock.now())
+
+    def verify(self, certificates: tuple[bytes, ...]) -> None:
+        self.chain(certificates)
+
+    async def judged(self, certificates: tuple[bytes, ...], status: Status) -> VerifiedChain:
+        """The chain is judged again each time, too: certificates are short-lived."""
+        chain = self.chain(certificates)
+        try:
+            async with asyncio.timeout(_JUDGE_DEADLINE_S):
+                await self.judge(chain, status.bundle)
+        except TimeoutError:
+            raise Unavailable("device.not_judged", "the peer's standing could not be judged in time") from None
+        return chain
+
+    async def status(self) -> bytes:
+        return pack(Status(bundle=await self.bundle()))
+
+
+# The device's end ------------------------------------------------------------------------------------------------------
+
+
+class DeviceConnection:
+    """A connection to a function whose standing was judged less than `max_age_s` ago, or closed."""
+
+    def __init__(self, stream: tls.TlsStream, standing: _Standing, peer: VerifiedChain) -> None:
+        self._stream = stream
+        self._standing = standing
+        self._turn = asyncio.Lock()
+        self._next = 0
+        self._judged_at = asyncio.get_running_loop().time()
+        self.peer = peer
+        self.closed = False
+        self._renewal = asyncio.get_running_loop().create_task(self._renew_for_ever())
+
+    async def request(self, body: bytes) -> bytes:
+        """The function's answer. One request at a time; others wait.
+
+        Raises the error the function reported (the connection goes on), Refused("device.status_stale") if the peer's
+        standing is too old, and closes the connection on anything else.
+        """
+        async with self._turn:
+            self._alive()
+            if self._age() > self._standing.max_age_s:
+                await self.aclose()
+                raise _stale(self._standing.max_age_s)
+            response = await self._closing_on_failure(self._exchange(body))
+        if response.problem is not None:
+            raise reported(response.problem)
+        return response.body
+
+    async def renew(self) -> None:
+        """Exchange and judge standing again; done by itself every half `max_age_s`."""
+        async with self._turn:
+            self._alive()
+            self.peer = await self._closing_on_failure(self._statuses())
+            self._judged_at = asyncio.get_running_loop().time()
+
+    async def aclose(self) -> None:
+        """End the connection."""
+        self.closed = True
+        if self._renewal is not asyncio.current_task():
+            self._renewal.cancel()
+        await self._stream.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.aclose()
+
+    def _age(self) -> float:
+        return asyncio.get_running_loop().time() - self._judged_at
+
+    def _alive(self) -> None:
+        if self.closed:
+            raise Unavailable("device.closed", "the connection is gone", remedy="connect again")
+
+    async def _closing_on_failure(self, work: Awaitable[T]) -> T:
+        try:
+            return await work
+        except MoorlineError as error:
+            await _tell(self._stream, error)
+            await self.aclose()
+            raise
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def _exchange(self, body: bytes) -> Response:
+        request = Request(id=self._next, body=body)
+        self._next += 1
+        await write_frame(self._stream, pack(request), deadline_s=_WRITE_DEADLINE_S)
+        frame = await read_frame(self._stream, cap=RECORD_CAP, deadline_s=_ANSWER_DEADLINE_S)
+        response = unpack(Response, frame, max_bytes=RECORD_CAP)
+        if response.id != request.id:
+            raise NotAuthentic("device.response_mismatch", "the answer is to another request", expected=request.id)
+        return response
+
+    async def _statuses(self) -> VerifiedChain:
+        await write_frame(self._stream, await self._standing.status(), deadline_s=_WRITE_DEADLINE_S)
+        frame = await read_frame(self._stream, deadline_s=_JUDGE_DEADLINE_S)
+        return await self._standing.judged(self._stream.peer_certificates, unpack(Status, frame))
+
+    async def _renew_for_ever(self) -> None:
+        with suppress(MoorlineError):  # a failed renewal has closed the connection; the next request says so
+            while True:
+                await asyncio.sleep(self._standing.max_age_s / 2)
+                await self.renew()
+
+
+async def connect(
+    address: str,
+    *,
+    identity: tls.TlsIdentity,
+    roots: tuple[bytes, ...],
+    clock: Clock,
+    bundle: Bundle,
+    judge: Judge,
+    max_age_s: int,
+    deadline_s: float = 10.0,
+) -> DeviceConnection:
+    """A connection to the function at `address`, both ends judged. `judge` must also say whether it is the one wanted."""
+    standing = _Standing(roots=roots, clock=clock, bundle=bundle, judge=judge, max_age_s=max_age_s)
+    stream = await tls.connect(address, identity=identity, verify=standing.verify, deadline_s=deadline_s)
+    try:
+        await write_frame(stream, await standing.status(), deadline_s=deadline_s)
+        status = unpack(Status, await read_frame(stream, deadline_s=_JUDGE_DEADLINE_S))
+        peer = await standing.judged(stream.peer_certificates, status)
+    except MoorlineError as error:
+        await _tell(stream, error)
+        await stream.aclose()
+        raise
+    except BaseException:
+        await stream.aclose()
+        raise
+    return DeviceConnection(stream, standing, peer)
+
+
+# The function's end ----------------------------------------------------------------------------------------------------
+
+
+class DeviceServer:
+    """A function's port for devices, already listening."""
+
+    def __init__(self, server: tls.TlsServer) -> None:
+        self._server = server
+        self.address = server.address
+
+    async def serve_forever(self) -> None:
+        """Until cancelled."""
+        await self._server.serve_forever()
+
+    async def aclose(self) -> None:
+        """Stop listening and end every connection."""
+        await self._server.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.aclose()
+
+
+async def serve(  # noqa: PLR0913 - one port, and everything a function decides about it
+    listen: str,
+    *,
+    identity: Callable[[], tls.TlsIdentity],
+    roots: tuple[bytes, ...],
+    clock: Clock,
+    bundle: Bundle,
+    judge: Judge,
+    answer: Answer,
+    max_age_s: int,
+    max_connections: int = 64,
+    handshake_deadline_s: float = 5.0,
+) -> DeviceServer:
+    """A running port. A refused peer is told why; an error of `answer` goes to its peer; the service goes on."""
+    standing = _Standing(roots=roots, clock=clock, bundle=bundle, judge=judge, max_age_s=max_age_s)
+
+    async def accept(stream: tls.TlsStream) -> None:
+        try:
+            await _serve_peer(stream, standing, answer)
+        except MoorlineError as error:
+            _LOG.info("device refused", extra={"code": error.code, "peer": stream.peer_address})
+            await _tell(stream, error)
+        except Exception:  # the top of this connection: the peer learns that it failed, never why
+            _LOG.exception("device connection failed")
+            await _tell(stream, Unavailable("device.internal", "the function could not go on"))
+
+    server = await tls.listen(
+        listen,
+        identity=identity,
+        verify=standing.verify,
+        accept=accept,
+        max_connections=max_connections,
+        handshake_deadline_s=handshake_deadline_s,
+    )
+    return DeviceServer(server)
+
+
+async def _serve_peer(stream: tls.TlsStream, standing: _Standing, answer: Answer) -> None:
+    loop = asyncio.get_running_loop()
+    status = unpack(Status, await read_frame(stream, deadline_s=_WRITE_DEADLINE_S))
+    peer = await standing.judged(stream.peer_certificates, status)
+    await write_frame(stream, await standing.status(), deadline_s=_WRITE_DEADLINE_S)
+    judged_at = loop.time()
+    while True:
+        left = judged_at + standing.max_age_s - loop.time()
+        frame = await _next_frame(stream, left, standing.max_age_s)
+        if frame is None:
+            return
+        kind, item = unpack_any(frame, max_bytes=RECORD_CAP)
+        if kind == "status":
+            peer = await standing.judged(stream.peer_certificates, schema.from_item(Status, item))
+            await write_frame(stream, await standing.status(), deadline_s=_WRITE_DEADLINE_S)
+            judged_at = loop.time()
+        elif kind == "request":
+            response = await _respond(peer, schema.from_item(Request, item), answer)
+            await write_frame(stream, pack(response), deadline_s=_WRITE_DEADLINE_S)
+        elif kind == "problem":
+            raise reported(schema.from_item(Problem, item).problem)
+        else:
+            raise Malformed("device.message_unexpected", "this message has no place here", got=kind)
+
+
+async def _next_frame(stream: tls.TlsStream, left_s: float, max_age_s: int) -> bytes | None:
+    """The next frame, None if the peer went away between frames; stale standing ends the connection."""
+    if left_s <= 0:
+        raise _stale(max_age_s)
+    try:
+        return await read_frame(stream, cap=RECORD_CAP, deadline_s=left_s)
+    except MoorlineError as error:
+        if error.code == "frame.truncated":
+            return None
+        if error.code == "peer.timeout":
+            raise _stale(max_age_s) from None
+        raise
+
+
+async def _respond(peer: VerifiedChain, request: Request, answer: Answer) -> Response:
+    try:
+        async with asyncio.timeout(_ANSWER_DEADLINE_S):
+            body = await answer(peer, request.body)
+    except MoorlineError as error:
+        return Response(id=request.id, body=b"", problem=encode_problem(error))
+    except TimeoutError:
+        late = Unavailable("device.answer_late", "the function did not answer in time", retry_after_s=5)
+        return Response(id=request.id, body=b"", problem=encode_problem(late))
+    return Response(id=request.id, body=body, problem=None)
+
+
+def _stale(max_age_s: int) -> Refused:
+    return Refused(
+        "device.status_stale",
+        "the peer has not proven its standing lately",
+        expected=f"within {max_age_s} s",
+        remedy="send a fresh status",
+    )
+
+
+async def _tell(stream: tls.TlsStream, error: MoorlineError) -> None:
+    with suppress(MoorlineError):
+        await write_frame(stream, problem_frame(error), deadline_s=1.0)
+        await stream.linger()
