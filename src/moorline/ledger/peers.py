@@ -1,9 +1,9 @@
-"""A verified chain and a proven state, taken together: is this peer who the ledger says, and in good standing now?
+"""A verified chain and a proven state, taken together: the peer is who the ledger says, and in good standing now.
 
-A chain says who certified whom, the ledger says who still counts (PROTOCOLS.md 1: a chain is necessary and never sufficient).
-Here the two are tied: the CA that signed the peer's certificate is byte for byte the one registered, its provider's CA
-certificate is one that still counts, and the trust domain is the provider's. Names come out of the certificates, and mean
-something only because the ledger's records under these names hold the same certificates. Pure.
+A chain says who certified whom, the ledger says who still counts (PROTOCOLS.md 1: a chain is necessary and never
+sufficient). Here the two are tied: the CA that signed the peer's certificate is byte for byte the one registered, its
+provider's CA certificate is one that still counts, and the trust domain is the provider's. Names come out of the
+certificates, and mean something only because the ledger's records under these names hold the same certificates. Pure.
 """
 
 from __future__ import annotations

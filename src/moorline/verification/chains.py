@@ -139,6 +139,14 @@ def permitted_trust_domain(certificate: x509.Certificate) -> str | None:
     return uris[0] if extension.critical and len(uris) == 1 else None
 
 
+def _common_name(der: bytes) -> str:
+    names = parse_certificate(der).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    text = names[0].value if len(names) == 1 else ""
+    if not isinstance(text, str):
+        raise Malformed("name.malformed", "a CA's common name is not text")
+    return parse_name(text, "name of a CA")
+
+
 def _path(first: bytes, intermediates: Sequence[bytes], roots: Sequence[bytes], now: Instant) -> tuple[bytes, ...]:
     if len(intermediates) > MAX_INTERMEDIATES:
         raise NotAuthentic(
