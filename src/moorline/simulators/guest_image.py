@@ -6,8 +6,8 @@ host's /usr shows through, so nothing runs that was not measured.
 
 The measured bytes are the *hashes page*: a manifest in deterministic CBOR (`Manifest`) that lists every file with the
 SHA-384 of its content, and the command line and environment it is started with, padded to pages of 4096 bytes. The launch
-digest is the SNP page chain over those pages (`simulators.silicon.launch_digest`), as OVMF's hashes page stands for a kernel that is
-loaded after the measurement. No vCPU state (VMSA) is measured: this guest is a process.
+digest is the SNP page chain over those pages (`simulators.silicon.launch_digest`), as OVMF's hashes page stands for a kernel
+that is loaded after the measurement. No vCPU state (VMSA) is measured: this guest is a process.
 
 `measure(entry)` is for whoever publishes a package: it reads this installation and writes nothing.
 """
