@@ -1,0 +1,229 @@
+"""The function's link to its broker: attested session, identity, time, proofs, authorisation.
+
+Everything the function believes about the outside comes over this link or is proven by the ledger. It fails closed: without
+the link there is no time, without time no certificate and no proof is judged, and nobody is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from typing import Final
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+from moorline.attesters.reports import ReportSource
+from moorline.channel.driver import ClientSession, Collected, open_session
+from moorline.channel.tls import TlsIdentity
+from moorline.clock import Instant, SystemClock
+from moorline.errors import Malformed, NotAuthentic, Refused, Unavailable
+from moorline.ledger import peers
+from moorline.ledger.light_client import LedgerTrust, ProvenState, verify_bundle
+from moorline.nfv import Role, SpiffeId
+from moorline.verification.chains import VerifiedChain, verify_chain
+from moorline.wire import cbor, keys, schema
+from moorline.wire.launch import token_proof
+from moorline.wire.session import (
+    Activation,
+    AuthoriseDeviceCall,
+    AuthoriseDeviceReply,
+    Challenge,
+    EvidenceFormat,
+    FunctionFields,
+    FunctionSecrets,
+    ProveCall,
+    SessionRole,
+)
+from moorline.workload_agent.launch import Launch
+
+TIME_INTERVAL_S: Final = 20
+_TIME_TRUSTED_S: Final = 3 * TIME_INTERVAL_S
+MAX_CLOCK_DISAGREEMENT_S: Final = 300
+
+
+class BrokerClock:
+    """Time as the broker last told it, and none when that is too long ago (PROTOCOLS.md 4, Time).
+
+    Between two answers it goes on by this machine's monotonic clock, which the host could slow down or stop; that is why
+    the trust in an answer is short.
+    """
+
+    def __init__(self, now: int) -> None:
+        self.set(now)
+
+    def set(self, now: int) -> None:
+        """Take the broker's answer to a question just asked."""
+        self._told = now
+        self._at = time.monotonic()
+
+    def now(self) -> Instant:
+        """The present; raises Unavailable("workload.no_time") if the broker has not told it lately."""
+        passed = time.monotonic() - self._at
+        if passed > _TIME_TRUSTED_S:
+            raise Unavailable("workload.no_time", "the broker has not told the time lately, so nothing can be judged")
+        return Instant(int(self._told + passed))
+
+
+def trust_of(launch: Launch) -> LedgerTrust:
+    """The trust of the configuration, with the stricter of its two bounds on age."""
+    return replace(launch.trust, max_age_s=min(launch.trust.max_age_s, launch.configuration.max_age_s))
+
+
+class BrokerLink:
+    """An active session of this function, and what came with it."""
+
+    def __init__(self, session: ClientSession, launch: Launch, secrets: FunctionSecrets) -> None:
+        self._session = session
+        self._launch = launch
+        self._trust = trust_of(launch)
+        self._key = _private_key(secrets.private_key)
+        self.clock = BrokerClock(session.activation.now)
+        self.storage_key = secrets.storage_key
+        self._take(session.activation)
+
+    @property
+    def identity(self) -> TlsIdentity:
+        """The current certificate and key; another object after each renewal."""
+        return self._identity
+
+    @property
+    def chain(self) -> VerifiedChain:
+        """The current certificate's chain."""
+        return self._chain
+
+    @property
+    def renew_after_s(self) -> int:
+        """When the identity must be renewed."""
+        return self._renew_after_s
+
+    async def aclose(self) -> None:
+        """End the session."""
+        await self._session.aclose()
+
+    async def synchronise(self) -> None:
+        """Ask the broker for the time. The session's records make the answer fresh."""
+        item = cbor.decode(await self._session.call("time", b""))
+        now = item.get("now") if isinstance(item, dict) else None
+        if not isinstance(now, int) or isinstance(now, bool):
+            raise Malformed("workload.time_malformed", "the broker's time is not one")
+        self.clock.set(now)
+
+    async def renew(self) -> None:
+        """A fresh certificate for the same key."""
+        self._take(schema.decode(Activation, await self._session.call("renew", b"")))
+
+    async def prove(self, wanted: tuple[str, ...]) -> tuple[bytes, ProvenState]:
+        """A ledger proof bundle with these keys, verified, and what it proves."""
+        bundle = await self._session.call("ledger.prove", schema.encode(ProveCall(keys=wanted)))
+        return bundle, self.verify(bundle)
+
+    def verify(self, bundle: bytes) -> ProvenState:
+        """What a bundle proves, to this function, now. Raises `ledger.*`."""
+        return verify_bundle(bundle, self._trust, now=self.clock.now())
+
+    async def authorise(self, device: str, contract: str) -> AuthoriseDeviceReply:
+        """The broker's decision about a device under one contract, with the proof it rests on."""
+        call = AuthoriseDeviceCall(service=self._launch.fields.service, device=device, contract=contract)
+        return schema.decode(AuthoriseDeviceReply, await self._session.call("device.authorise", schema.encode(call)))
+
+    def _take(self, activation: Activation) -> None:
+        """The certificate must be for our key, in our name, and its chain must hold: also the broker can make a mistake."""
+        chain = verify_chain(activation.certificate, activation.chain, self._trust.roots, Instant(activation.now))
+        fields = self._launch.fields
+        mine = chain.spiffe_id.role is Role.SERVICE and chain.spiffe_id.segments == (fields.service, fields.instance)
+        public = keys.public_bytes(self._key.public_key())
+        certified = chain.leaf.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        if not mine or chain.provider_name != fields.provider or certified != public:
+            raise NotAuthentic(
+                "workload.identity_mismatch",
+                "the broker certified another name or key than this function's",
+                expected=f"svc/{fields.service}/{fields.instance} of {fields.provider}",
+                got=str(chain.spiffe_id),
+            )
+        self._chain = chain
+        self._identity = TlsIdentity(key=self._key, chain=(activation.certificate, *activation.chain))
+        self._renew_after_s = max(1, activation.renew_after_s)
+
+
+async def attest(address: str, launch: Launch, reports: ReportSource) -> BrokerLink:
+    """The function's session with its broker: evidence over this connection, the token proven and never sent.
+
+    Raises what the broker reports (its refusal), NotAuthentic("workload.broker_not_trusted" | "workload.identity_mismatch"),
+    Refused("workload.clock_disagrees") and what `channel.driver.open_session` raises.
+    """
+    trust = trust_of(launch)
+
+    async def verify_broker(challenge: Challenge, certificates: tuple[bytes, ...]) -> None:
+        judge_broker(challenge, certificates, launch, trust, SystemClock().now())
+
+    async def prove(_challenge: Challenge, digest: bytes) -> bytes:
+        return token_proof(launch.token, digest)
+
+    async def collect(binding: bytes, _challenge: Challenge) -> Collected:
+        report = await asyncio.to_thread(reports.report, binding)
+        return Collected(format=EvidenceFormat.SNP, evidence=report.outblob, endorsements=report.auxblob)
+
+    session = await open_session(
+        address,
+        role=SessionRole.FUNCTION,
+        formats=(EvidenceFormat.SNP,),
+        fields=schema.encode(FunctionFields(launch_fields=launch.encoded_fields)),
+        signing_public=keys.public_bytes(ed25519.Ed25519PrivateKey.generate().public_key()),
+        verify_broker=verify_broker,
+        prove=prove,
+        collect=collect,
+    )
+    try:
+        off = abs(session.activation.now - SystemClock().now())
+        if off > MAX_CLOCK_DISAGREEMENT_S:
+            # The broker was judged by the host's clock: a clock turned back would have let an old proof of it pass.
+            raise Refused(
+                "workload.clock_disagrees",
+                "the host's clock is not the broker's",
+                expected=MAX_CLOCK_DISAGREEMENT_S,
+                got=off,
+            )
+        return BrokerLink(session, launch, schema.decode(FunctionSecrets, session.secrets))
+    except BaseException:
+        await session.aclose()
+        raise
+
+
+def judge_broker(
+    challenge: Challenge, certificates: tuple[bytes, ...], launch: Launch, trust: LedgerTrust, now: Instant
+) -> None:
+    """Raises unless this is the broker the launch names, certified, registered and active (PROTOCOLS.md 4).
+
+    Raises NotAuthentic("workload.broker_not_trusted"), `chain.*`, `ledger.*`.
+    """
+    fields = launch.fields
+    named = (challenge.ledger_id, challenge.provider, challenge.hsm)
+    if named != (fields.ledger_id, fields.provider, fields.hsm):
+        raise NotAuthentic(
+            "workload.broker_not_trusted",
+            "this is not the broker this launch is bound to",
+            expected=f"{fields.provider}/{fields.hsm}",
+            got=f"{challenge.provider}/{challenge.hsm}",
+        )
+    chain = verify_chain(certificates[0], certificates[1:], trust.roots, now)
+    state = verify_bundle(challenge.bundle, trust, now=now)
+    peers.hsm_peer(state, chain, provider=fields.provider, hsm=fields.hsm)
+
+
+def spiffe_id(link: BrokerLink) -> SpiffeId:
+    """Who this function is."""
+    return link.chain.spiffe_id
+
+
+def _private_key(der: bytes) -> ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey:
+    try:
+        key = serialization.load_der_private_key(der, password=None)
+    except Exception as error:  # the loader raises several kinds on bytes that are not a key; none may show the bytes
+        raise Malformed("workload.key_unreadable", "the broker's key is not one", got=type(error).__name__) from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey):
+        raise Malformed("workload.key_unreadable", "the broker's key is of another kind")
+    return key
