@@ -122,7 +122,9 @@ def _agile(data: bytes, at: int, sizes: dict[int, int]) -> tuple[Event, int]:
         at += _U16.size
         width = sizes.get(algorithm)
         if width is None or algorithm in digests:
-            raise Malformed("eventlog.digests", "an event has a digest of an undeclared or repeated bank", got=hex(algorithm))
+            raise Malformed(
+                "eventlog.digests", "an event has a digest of an undeclared or repeated bank", got=hex(algorithm)
+            )
         digests[algorithm] = _payload(data, at, width)
         at += width
     if at + _U32.size > len(data):

@@ -84,9 +84,7 @@ class Cursor:
     def finish(self) -> None:
         """Raises Malformed("tpm.trailing_bytes") unless everything was read."""
         if self._at != len(self._data):
-            raise Malformed(
-                "tpm.trailing_bytes", "bytes follow a TPM structure", expected=self._at, got=len(self._data)
-            )
+            raise Malformed("tpm.trailing_bytes", "bytes follow a TPM structure", expected=self._at, got=len(self._data))
 
 
 def sized(data: bytes) -> bytes:
@@ -188,9 +186,7 @@ def parse_public(data: bytes) -> Public:
     else:
         raise Malformed("tpm.algorithm_unknown", "not an asymmetric key", expected="RSA or ECC", got=hex(kind))
     cursor.finish()
-    public = Public(
-        name_algorithm=name_algorithm, attributes=attributes, policy=policy, parameters=parameters, encoded=data
-    )
+    public = Public(name_algorithm=name_algorithm, attributes=attributes, policy=policy, parameters=parameters, encoded=data)
     if serialize_public(public) != data:
         raise Malformed("tpm.not_canonical", "the public area is not in its one encoding")
     return public
@@ -200,22 +196,28 @@ def serialize_public(public: Public) -> bytes:
     """The structure rebuilt from its fields."""
     held = public.parameters
     if isinstance(held, RsaParameters):
-        kind, body = ALG_RSA, (
-            _symmetric_bytes(held.symmetric)
-            + _scheme_bytes(held.scheme, held.scheme_hash)
-            + struct.pack(">HI", held.key_bits, held.exponent)
-            + sized(held.modulus)
+        kind, body = (
+            ALG_RSA,
+            (
+                _symmetric_bytes(held.symmetric)
+                + _scheme_bytes(held.scheme, held.scheme_hash)
+                + struct.pack(">HI", held.key_bits, held.exponent)
+                + sized(held.modulus)
+            ),
         )
     else:
         count = struct.pack(">H", held.scheme_count) if held.scheme == ALG_ECDAA else b""
-        kind, body = ALG_ECC, (
-            _symmetric_bytes(held.symmetric)
-            + _scheme_bytes(held.scheme, held.scheme_hash)
-            + count
-            + struct.pack(">H", held.curve)
-            + _scheme_bytes(held.kdf, held.kdf_hash)
-            + sized(held.x)
-            + sized(held.y)
+        kind, body = (
+            ALG_ECC,
+            (
+                _symmetric_bytes(held.symmetric)
+                + _scheme_bytes(held.scheme, held.scheme_hash)
+                + count
+                + struct.pack(">H", held.curve)
+                + _scheme_bytes(held.kdf, held.kdf_hash)
+                + sized(held.x)
+                + sized(held.y)
+            ),
         )
     head = struct.pack(">HHI", kind, public.name_algorithm, public.attributes)
     return head + sized(public.policy) + body
@@ -267,6 +269,22 @@ class NvPublic:
         encoded = struct.pack(">IHI", self.index, self.name_algorithm, self.attributes)
         encoded += sized(self.policy) + struct.pack(">H", self.size)
         return struct.pack(">H", self.name_algorithm) + digest(self.name_algorithm, encoded)
+
+
+NV_WRITTEN: Final = 1 << 29
+_NV_OWNERWRITE: Final = 1 << 1
+_NV_OWNERREAD: Final = 1 << 17
+_NV_AUTHREAD: Final = 1 << 18
+_NV_NO_DA: Final = 1 << 25
+
+LOCATION_NV: Final = NvPublic(
+    index=0x01800101,
+    name_algorithm=ALG_SHA256,
+    attributes=_NV_OWNERWRITE | _NV_OWNERREAD | _NV_AUTHREAD | _NV_NO_DA | NV_WRITTEN,
+    policy=b"",
+    size=32,
+)
+"""The one definition of the NV index that holds the digest of a host's location tag; its name is what must be certified."""
 
 
 def digest(algorithm: int, data: bytes) -> bytes:

@@ -34,11 +34,11 @@ _ACTIONS: Final = frozenset(
         b"Returning from EFI Application",
     }
 )
-_GRUB_COMMAND_LINE: Final = b"kernel_cmdline: "
+_GRUB_COMMAND_LINE: Final = (b"kernel_cmdline: ", b"grub_kernel_cmdline ")  # upstream; Red Hat before 2.06
 _INITRD_TAG: Final = 0x8F3B22EC
 _LOAD_OPTIONS_TAG: Final = 0x8F3B22ED
-_KERNEL_NAMES: Final = (b"vmlinuz", b"bzimage", b"kernel")
-_INITRD_NAMES: Final = (b"initrd", b"initramfs")
+_KERNEL_NAMES: Final = (b"vmlinuz", b"bzimage", b"kernel", b"grub_linuxefi kernel")
+_INITRD_NAMES: Final = (b"initrd", b"initramfs", b"grub_linuxefi initrd")
 _VARIABLE_HEAD: Final = struct.Struct("<16sQQ")
 
 
@@ -194,9 +194,7 @@ def _direct_kernel(measured: list[Measured]) -> list[Measured]:
     if not applications:
         return measured
     last = measured[applications[-1]]
-    kernel = Measured(
-        component=Component.KERNEL, pcr=last.pcr, kind=last.kind, digest=last.digest, described=last.described
-    )
+    kernel = Measured(component=Component.KERNEL, pcr=last.pcr, kind=last.kind, digest=last.digest, described=last.described)
     return [kernel if index == applications[-1] else one for index, one in enumerate(measured)]
 
 
@@ -214,7 +212,8 @@ def _proven(event: log.Event, bank: int, payload: bytes) -> bool:
 
 
 def _proven_command_line(event: log.Event, bank: int) -> str | None:
-    raw = event.data.removeprefix(_GRUB_COMMAND_LINE) if event.pcr == 8 else event.data
+    prefix = next((one for one in _GRUB_COMMAND_LINE if event.data.startswith(one)), b"")
+    raw = event.data.removeprefix(prefix) if event.pcr == 8 else event.data
     for payload in (raw, raw.removesuffix(b"\x00")):
         if _proven(event, bank, payload):
             try:

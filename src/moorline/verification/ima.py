@@ -12,6 +12,7 @@ SHA-1 template hashes in a SHA-256 bank, do not replay here.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -73,6 +74,11 @@ def verify_ima(before: ImaState, data: bytes, *, bank: int, quoted: bytes) -> Im
         )
     state = ImaState(count=before.count + len(entries), running=running)
     return ImaProgress(state=state, entries=tuple(entries), surplus=len(lines) - len(entries))
+
+
+def boot_aggregate(pcrs: Mapping[int, bytes]) -> bytes:
+    """The digest the first entry must hold: SHA-256 over PCR 0 to 9 of the SHA-256 bank (kernel: ima_calc_boot_aggregate)."""
+    return hashlib.sha256(b"".join(pcrs[index] for index in range(10))).digest()
 
 
 @lru_cache(maxsize=_KNOWN_LINES)  # bounded: hosts of one kind run the same files, so lines repeat across hosts

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512, HashAlgorithm
+from cryptography.x509.oid import ExtensionOID
 
 try:  # moved out of `modes` in cryptography 47; the TPM's outer wrapping is CFB and nothing else
     from cryptography.hazmat.decrepit.ciphers.modes import CFB
@@ -40,12 +41,12 @@ from moorline.wire.certificates import parse_certificate
 
 EK_USAGE: Final = x509.ObjectIdentifier("2.23.133.8.1")
 MAX_CERTIFICATES: Final = 8
-_SAN: Final = x509.ExtensionOID.SUBJECT_ALTERNATIVE_NAME
+_SAN: Final = ExtensionOID.SUBJECT_ALTERNATIVE_NAME
 _UNDERSTOOD: Final = (
-    x509.ExtensionOID.BASIC_CONSTRAINTS,
-    x509.ExtensionOID.KEY_USAGE,
-    x509.ExtensionOID.EXTENDED_KEY_USAGE,
-    x509.ExtensionOID.CERTIFICATE_POLICIES,
+    ExtensionOID.BASIC_CONSTRAINTS,
+    ExtensionOID.KEY_USAGE,
+    ExtensionOID.EXTENDED_KEY_USAGE,
+    ExtensionOID.CERTIFICATE_POLICIES,
     _SAN,
 )
 _EK_SET: Final = tpm.RESTRICTED | tpm.DECRYPT | tpm.FIXED_TPM | tpm.FIXED_PARENT | tpm.SENSITIVE_DATA_ORIGIN
@@ -97,7 +98,9 @@ def verify_endorsement(
             got=hex(public.attributes),
         )
     if not 0 < len(certificates) <= MAX_CERTIFICATES:
-        raise Malformed("ek.certificates", "no endorsement certificate, or too many", expected="1 to 8", got=len(certificates))
+        raise Malformed(
+            "ek.certificates", "no endorsement certificate, or too many", expected="1 to 8", got=len(certificates)
+        )
     leaf, *brought = (parse_certificate(der) for der in certificates)
     anchor, path = _path(leaf, brought, anchors, now)
     _require_ek_profile(leaf)
@@ -171,9 +174,7 @@ def _first_bits(made: bytes, bits: int) -> bytes:
     return bytes([head[0] & (0xFF >> spare)]) + head[1:] if spare else head
 
 
-def _ecc_seed(
-    algorithm: int, key: ec.EllipticCurvePublicKey, ephemeral: ec.EllipticCurvePrivateKey
-) -> tuple[bytes, bytes]:
+def _ecc_seed(algorithm: int, key: ec.EllipticCurvePublicKey, ephemeral: ec.EllipticCurvePrivateKey) -> tuple[bytes, bytes]:
     width = (key.curve.key_size + 7) // 8
     mine, theirs = ephemeral.public_key().public_numbers(), key.public_numbers()
     x, y = mine.x.to_bytes(width, "big"), mine.y.to_bytes(width, "big")
@@ -266,4 +267,6 @@ def _require_ek_profile(leaf: x509.Certificate) -> None:
     try:
         leaf.extensions.get_extension_for_oid(_SAN)
     except x509.ExtensionNotFound:
-        raise NotAuthentic("ek.profile", "the endorsement certificate does not name maker and model", expected="SAN") from None
+        raise NotAuthentic(
+            "ek.profile", "the endorsement certificate does not name maker and model", expected="SAN"
+        ) from None

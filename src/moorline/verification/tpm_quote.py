@@ -83,9 +83,7 @@ def attestation_key(ak_public: bytes, root: EvidenceRoot) -> AttestationKey:
     public = tpm.parse_public(ak_public)
     require_ak_attributes(public)
     held = public.parameters
-    return AttestationKey(
-        name=public.name, key=public.key(), scheme=held.scheme, hash_algorithm=held.scheme_hash, root=root
-    )
+    return AttestationKey(name=public.name, key=public.key(), scheme=held.scheme, hash_algorithm=held.scheme_hash, root=root)
 
 
 def require_ak_attributes(public: tpm.Public) -> None:
@@ -121,14 +119,17 @@ def verify_quote(
     qualifying: bytes,
     bank: int,
     selection: tuple[int, ...],
+    minimum_nonce: int = MIN_NONCE,
 ) -> Verified[QuotedPcrs]:
     """The PCR values of `selection` (ascending) in `bank`, proven by `key` for the challenge `qualifying`.
 
     All arguments before the star are untrusted. Raises Malformed (`tpm.*`), NotAuthentic (`tpm.signature_invalid`,
     `tpm.scheme_mismatch`, `tpm.nonce_mismatch`, `tpm.selection_mismatch`, `tpm.pcr_digest_mismatch`).
     """
-    if len(qualifying) < MIN_NONCE:
-        raise Malformed("tpm.nonce_too_short", "a challenge is too short to be one", expected=MIN_NONCE, got=len(qualifying))
+    if len(qualifying) < minimum_nonce:
+        raise Malformed(
+            "tpm.nonce_too_short", "a challenge is too short to be one", expected=minimum_nonce, got=len(qualifying)
+        )
     quote = parse_quote(quoted)
     _verify_signature(quoted, signature, key)
     _require_nonce(quote, qualifying)
