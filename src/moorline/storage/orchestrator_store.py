@@ -141,7 +141,7 @@ class OrchestratorStore:
         """A package and its bytes. Raises Refused("package.not_onboarded")."""
         rows = self._rows(sa.select(_PACKAGES).where(_PACKAGES.c.digest == digest))
         if not rows:
-            raise Refused("package.not_onboarded", "no such package is onboarded here", got=digest, remedy="onboard it first")
+            raise Refused("package.not_onboarded", "no such package is here", got=digest, remedy="onboard it first")
         row = dict(rows[0])
         csar = bytes(row.pop("csar"))
         return PackageRow(**row), csar

@@ -1,0 +1,303 @@
+"""The host agent's process: it attests its host, and starts guests for one orchestrator.
+
+Composition only: attestation is host_agent.attestation, guests are host_agent.guests. The agent's own identity (an SVID of
+role `host`) comes from an attested session with the broker, so only a host in good standing has one; where the settings name
+files instead, from those. Until it has an identity it serves nothing over the network and keeps attesting.
+
+Everything on this machine belongs to an administrator who is not trusted. The interface is guarded so that strangers
+cannot use the host, not because anybody relies on this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+
+from moorline.channel.driver import Collected, open_session
+from moorline.clock import SystemClock
+from moorline.errors import Misconfigured, MoorlineError, Refused
+from moorline.host_agent.guests import Guests, parse_order
+from moorline.host_agent.silicon import SiliconClient
+from moorline.ledger.light_client import LedgerTrust
+from moorline.nfv import Role, parse_name
+from moorline.orchestration.broker import judge_broker
+from moorline.services import http
+from moorline.services.process import announce_ready, serve_all
+from moorline.wire import keys, schema
+from moorline.wire.http import HttpClient
+from moorline.wire.orchestration import MAX_ORDER_BYTES
+from moorline.wire.session import Challenge, EvidenceFormat, HostFields, SessionRole
+
+if TYPE_CHECKING:
+    from moorline.attesters.tpm import Tpm
+    from moorline.host_agent.attestation import HostAttestation
+
+RETRY_S: Final = 2.0
+FILES_REREAD_S: Final = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttestationSettings:
+    """[attestation]: which TPM, which verifier, where the logs are. `tag` is the signed location tag, if any."""
+
+    tcti: str
+    verifier_url: str
+    verifier_name: str
+    event_log: Path
+    ima: Path
+    tag: Path | None
+    period_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostSettings:
+    """host.toml. Either `certificate_chain` and `private_key`, or `broker`, `hsm`, `trust` and [attestation]."""
+
+    provider: str
+    trust_domain: str
+    id: str
+    listen: str
+    state: Path
+    silicon: str
+    orchestrator: str
+    roots: Path
+    publish: str = "127.0.0.1"
+    certificate_chain: Path | None
+    private_key: Path | None
+    broker: str | None
+    hsm: str | None
+    trust: Path | None
+    attestation: AttestationSettings | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """An identity to serve under, and after how long to get the next."""
+
+    identity: http.TlsIdentity
+    renew_after_s: float
+
+
+Obtain = Callable[[], Awaitable[Standing]]
+
+
+def application(settings: HostSettings, guests: Guests) -> FastAPI:
+    """The host agent's interface; every route is for the configured orchestrator only."""
+    app = http.application("host agent", body_cap=MAX_ORDER_BYTES)
+
+    def authorise(request: Request) -> None:
+        caller = http.require(request, Role.ORCHESTRATOR, trust_domain=settings.trust_domain)
+        if caller.segments != (settings.orchestrator,):
+            raise Refused(
+                "http.not_authorised", "this host serves another orchestrator", expected=settings.orchestrator, got=caller
+            )
+
+    @app.post("/v1/guests")
+    async def start(request: Request) -> JSONResponse:
+        authorise(request)
+        order = parse_order(await request.body())
+        return JSONResponse((await guests.start(order)).as_json())
+
+    @app.get("/v1/guests")
+    async def guests_here(request: Request) -> JSONResponse:
+        authorise(request)
+        return JSONResponse({"guests": [state.as_json() for state in await guests.states()]})
+
+    @app.get("/v1/guests/{instance}")
+    async def guest(request: Request, instance: str) -> JSONResponse:
+        authorise(request)
+        return JSONResponse((await guests.state(parse_name(instance, "instance"))).as_json())
+
+    @app.delete("/v1/guests/{instance}")
+    async def stop(request: Request, instance: str) -> JSONResponse:
+        authorise(request)
+        return JSONResponse((await guests.stop(parse_name(instance, "instance"))).as_json())
+
+    return app
+
+
+async def run(settings: HostSettings, log: structlog.stdlib.BoundLogger) -> None:
+    """Attest and serve until cancelled."""
+    parse_name(settings.id, "host")
+    silicon = SiliconClient(settings.silicon.removeprefix("unix:"))
+    guests = Guests(settings.state / "guests", silicon, publish=settings.publish)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(guests.aclose)
+        server = _Server(settings, application(settings, guests), log)
+        with contextlib.suppress(MoorlineError):  # a silicon that is not up yet has no guests to adopt
+            log.info("guests adopted", guests=await guests.adopt())
+        if settings.certificate_chain is not None and settings.private_key is not None:
+            files = (settings.certificate_chain, settings.private_key)
+            obtain: Obtain = _from_files(*files)
+        else:
+            obtain = _nowhere
+        if settings.attestation is None:
+            await server.serve(obtain)
+            return
+        tpm, attestation = await _attestation(settings, settings.attestation, stack)
+        if settings.certificate_chain is None:
+            obtain = _from_broker(settings, tpm, attestation)
+        judged = asyncio.Event()
+        await serve_all(_attest(attestation, log, judged), server.serve(obtain, after=judged))
+
+
+class _Server:
+    """Serves under the current identity and starts again under the next one, on the same port."""
+
+    def __init__(self, settings: HostSettings, app: FastAPI, log: structlog.stdlib.BoundLogger) -> None:
+        self._settings = settings
+        self._app = app
+        self._log = log
+        self._listen = settings.listen
+        self._announced = False
+
+    async def serve(self, obtain: Obtain, *, after: asyncio.Event | None = None) -> None:
+        if after is not None:
+            await after.wait()
+        roots = self._settings.roots.read_bytes()
+        while True:
+            try:
+                standing = await obtain()
+            except MoorlineError as error:
+                self._log.warning("no identity", **error.as_problem())
+                self._announce(address="", code=error.code)
+                await asyncio.sleep(RETRY_S)
+                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(standing.renew_after_s):
+                    await http.serve(
+                        self._app,
+                        listen=self._listen,
+                        identity=standing.identity,
+                        client_roots_pem=roots,
+                        ready=self._bound,
+                    )
+
+    def _bound(self, address: str) -> None:
+        self._listen = address  # the next identity is served on the port that the first one got
+        self._log.info("serving", address=address)
+        self._announce(address=address, code="")
+
+    def _announce(self, **facts: str) -> None:
+        if not self._announced:
+            self._announced = True
+            announce_ready("host", host=self._settings.id, **facts)
+
+
+async def _attestation(
+    settings: HostSettings, chosen: AttestationSettings, stack: contextlib.AsyncExitStack
+) -> tuple[Tpm, HostAttestation]:
+    from moorline.attesters.tpm import Tpm
+    from moorline.host_agent.attestation import FileLogs, HostAttestation
+
+    verifier = await stack.enter_async_context(
+        HttpClient(chosen.verifier_url, server_name=chosen.verifier_name, roots_pem=settings.roots.read_bytes())
+    )
+    tpm = await asyncio.to_thread(Tpm.open, chosen.tcti)
+    stack.callback(tpm.close)
+    attestation = HostAttestation(
+        host=settings.id,
+        verifier=verifier,
+        tpm=tpm,
+        logs=FileLogs(chosen.event_log, chosen.ima),
+        tag=None if chosen.tag is None else chosen.tag.read_bytes(),
+        period_s=chosen.period_s,
+    )
+    return tpm, attestation
+
+
+async def _attest(attestation: HostAttestation, log: structlog.stdlib.BoundLogger, judged: asyncio.Event) -> None:
+    def on_verdict(verdict: object) -> None:
+        judged.set()
+        if isinstance(verdict, MoorlineError):
+            log.warning("not attested", **verdict.as_problem())
+        else:
+            log.info("attested", status=getattr(verdict, "status", None), code=getattr(verdict, "code", None))
+
+    while True:
+        try:
+            await attestation.run(on_verdict)
+        except MoorlineError as error:
+            # A verifier that is away, or refuses to enrol this host, is no reason to leave its guests alone.
+            on_verdict(error)
+            await asyncio.sleep(RETRY_S)
+
+
+def _from_files(chain: Path, key: Path) -> Obtain:
+    async def obtain() -> Standing:
+        try:
+            chain_pem, key_pem = await asyncio.to_thread(lambda: (chain.read_bytes(), key.read_bytes()))
+        except OSError as error:
+            raise Misconfigured("host.no_identity", "the identity files cannot be read", got=error) from None
+        return Standing(
+            identity=http.TlsIdentity(chain_pem=chain_pem, key_pem=key_pem), renew_after_s=FILES_REREAD_S
+        )
+
+    return obtain
+
+
+async def _nowhere() -> Standing:
+    raise Misconfigured("host.no_identity", "the settings name no identity files and no attestation")
+
+
+def _from_broker(settings: HostSettings, tpm: Tpm, attestation: HostAttestation) -> Obtain:
+    """An identity by the attested session, role host: the broker asks the verifier for this host's standing result."""
+    broker, hsm, trust_file = settings.broker, settings.hsm, settings.trust
+    if broker is None or hsm is None or trust_file is None:
+        raise Misconfigured("host.no_identity", "broker, hsm and trust are needed to get an identity", expected="all three")
+    trust = LedgerTrust.parse(trust_file.read_bytes())
+    clock = SystemClock()
+
+    async def judge(challenge: Challenge, certificates: tuple[bytes, ...]) -> None:
+        judge_broker(challenge, certificates, trust=trust, provider=settings.provider, hsm=hsm, now=clock.now())
+
+    async def prove(_: Challenge, __: bytes) -> None:
+        return None
+
+    async def collect(binding: bytes, _: Challenge) -> Collected:
+        evidence = await attestation.evidence_for_session(binding)
+        return Collected(format=EvidenceFormat.TPM, evidence=evidence, endorsements=b"")
+
+    async def obtain() -> Standing:
+        key = ec.generate_private_key(ec.SECP256R1())
+        fields = HostFields(host=settings.id, ak_public=await asyncio.to_thread(tpm.attestation_key))
+        async with await open_session(
+            broker,
+            role=SessionRole.HOST,
+            formats=(EvidenceFormat.TPM,),
+            fields=schema.encode(fields),
+            signing_public=keys.public_bytes(key.public_key()),
+            verify_broker=judge,
+            prove=prove,
+            collect=collect,
+        ) as session:
+            activation = session.activation
+        chain = (activation.certificate, *activation.chain)
+        return Standing(
+            identity=http.TlsIdentity(chain_pem=_pem(chain), key_pem=_key_pem(key)),
+            renew_after_s=float(activation.renew_after_s),
+        )
+
+    return obtain
+
+
+def _pem(chain: tuple[bytes, ...]) -> bytes:
+    certificates = (x509.load_der_x509_certificate(der) for der in chain)
+    return b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in certificates)
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )

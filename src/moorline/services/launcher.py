@@ -1,0 +1,156 @@
+"""The launcher enclave, inside its measured guest: `python -m moorline.services.launcher` (orchestration.launcher).
+
+1. It reads launch.cbor: its one-time ticket and what it must know before it can trust anybody. HOST_DATA covers these bytes.
+2. It makes its session signing key, opens the attested session to the broker over `out-broker`, and judges the broker first.
+3. It receives the launch key and a lease, kept in memory only, and says `active` in status.jsonl.
+4. It answers intents on the socket `in` until it is stopped.
+
+Nothing here may import what the guest image does not hold: standard library, this package, cryptography, cbor2, pyOpenSSL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from moorline.attesters.reports import report_source
+from moorline.channel.driver import ClientSession, Collected, open_session
+from moorline.clock import SystemClock
+from moorline.errors import EXIT_UNDECIDED, EXIT_YES, MoorlineError, Unavailable
+from moorline.ledger.light_client import LedgerTrust
+from moorline.orchestration.broker import judge_broker
+from moorline.orchestration.launcher import Launcher, SessionClock, problem_bytes
+from moorline.wire import keys, schema
+from moorline.wire.frames import read_frame, write_frame
+from moorline.wire.guest import BROKER_SOCKET, INBOUND_SOCKET, LAUNCH_FILE, SHARED_DIRECTORY, STATUS_FILE, LauncherLaunch
+from moorline.wire.orchestration import LAUNCH_FRAME_CAP, LaunchReply
+from moorline.wire.session import Challenge, EvidenceFormat, LauncherFields, LauncherSecrets, SessionRole
+
+MAX_CONNECTIONS: Final = 32
+FRAME_DEADLINE_S: Final = 30.0
+
+
+async def serve(shared: Path) -> None:
+    """Attest, then answer intents until cancelled. Raises why it cannot."""
+    launch = schema.decode(LauncherLaunch, (shared / LAUNCH_FILE).read_bytes())
+    trust = LedgerTrust.parse(launch.trust)
+    signer = keys.KeySigner(ec.generate_private_key(ec.SECP256R1()))
+    async with await _session(shared, launch, trust, signer) as session:
+        launcher = Launcher(
+            trust=trust,
+            provider=launch.provider,
+            signer=signer,
+            session=session,
+            secrets=schema.decode(LauncherSecrets, session.secrets),
+            activation=session.activation,
+            clock=SessionClock(time.monotonic),
+        )
+        server = await asyncio.start_unix_server(_Door(launcher).enter, shared / INBOUND_SOCKET)
+        said = {"event": "active", "launcher": launcher.id.hex(), "spiffe_id": session.activation.spiffe_id}
+        tell(shared, said)
+        async with server:
+            await server.serve_forever()
+
+
+def tell(shared: Path, event: Mapping[str, object]) -> None:
+    """Append one line to status.jsonl, where the host agent reads it."""
+    with (shared / STATUS_FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(event) + "\n")
+
+
+async def _session(shared: Path, launch: LauncherLaunch, trust: LedgerTrust, signer: keys.Signer) -> ClientSession:
+    source = report_source(os.environ)
+    clock = SystemClock()
+
+    async def judge(challenge: Challenge, certificates: tuple[bytes, ...]) -> None:
+        judge_broker(
+            challenge, certificates, trust=trust, provider=launch.provider, hsm=launch.hsm, now=clock.now()
+        )
+
+    async def prove(_: Challenge, __: bytes) -> None:
+        return None
+
+    async def collect(binding: bytes, _: Challenge) -> Collected:
+        report = await asyncio.to_thread(source.report, binding)
+        return Collected(format=EvidenceFormat.SNP, evidence=report.outblob, endorsements=report.auxblob)
+
+    return await open_session(
+        f"unix:{shared / BROKER_SOCKET}",
+        role=SessionRole.LAUNCHER,
+        formats=(EvidenceFormat.SNP,),
+        fields=schema.encode(LauncherFields(ticket=launch.ticket)),
+        signing_public=keys.public_bytes(signer.public_key()),
+        verify_broker=judge,
+        prove=prove,
+        collect=collect,
+    )
+
+
+class _Door:
+    """Connections on the socket `in`: one frame asks, one answers; anything odd is told why and shown out."""
+
+    def __init__(self, launcher: Launcher) -> None:
+        self._launcher = launcher
+        self._free = MAX_CONNECTIONS
+
+    async def enter(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._free == 0:
+            writer.close()
+            return
+        self._free -= 1
+        try:
+            while True:
+                frame = await read_frame(reader, cap=LAUNCH_FRAME_CAP, deadline_s=FRAME_DEADLINE_S)
+                await write_frame(writer, await self._launcher.answer(frame), deadline_s=FRAME_DEADLINE_S)
+        except MoorlineError as error:
+            if not reader.at_eof():
+                reply = LaunchReply(grant=None, problem=problem_bytes(error))
+                await _last_word(writer, schema.encode(reply))
+        finally:
+            self._free += 1
+            writer.close()
+
+
+async def _last_word(writer: asyncio.StreamWriter, body: bytes) -> None:
+    try:
+        await write_frame(writer, body, deadline_s=1.0)
+    except MoorlineError:
+        return
+
+
+def main() -> int:
+    """Run until SIGTERM; the exit code. What kept it from running is also the last line of status.jsonl."""
+    shared = Path(SHARED_DIRECTORY)
+
+    async def supervised() -> None:
+        task = asyncio.ensure_future(serve(shared))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        try:
+            await task
+        except asyncio.CancelledError:
+            tell(shared, {"event": "stopped"})
+
+    try:
+        asyncio.run(supervised())
+    except MoorlineError as error:
+        tell(shared, {"event": "refused", "problem": error.as_problem()})
+        return error.exit_code
+    except Exception as error:  # the process's top loop: the host sees that it ended, the guest's log says why
+        crashed = Unavailable("launcher.crashed", "the launcher enclave crashed", got=type(error).__name__)
+        tell(shared, {"event": "refused", "problem": crashed.as_problem()})
+        sys.excepthook(type(error), error, error.__traceback__)
+        return EXIT_UNDECIDED
+    return EXIT_YES
+
+
+if __name__ == "__main__":
+    sys.exit(main())

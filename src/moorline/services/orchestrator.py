@@ -1,0 +1,388 @@
+"""The orchestrator's process (MANO): packages in, functions placed and launched, all of it over mutual TLS.
+
+Composition only: decisions are orchestration's, memory is storage.orchestrator_store. Identity files are read again for
+every connection, since an SVID lives an hour at most and is renewed by replacing them. At start every unfinished launch goes
+on from its recorded intent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
+
+from moorline.clock import Clock, SystemClock
+from moorline.errors import Malformed, Misconfigured, MoorlineError, Refused
+from moorline.ledger.client import Endpoint, LedgerClient
+from moorline.ledger.light_client import LedgerTrust
+from moorline.nfv import Role, parse_name
+from moorline.orchestration import package as packages
+from moorline.orchestration.launch import Identity, Launches, as_json
+from moorline.orchestration.placement import Demand
+from moorline.policy import sec009
+from moorline.services import http
+from moorline.services.orchestrator_peers import HostAgents, LauncherLink, NamedHost, Peer
+from moorline.services.process import announce_ready, serve_all
+from moorline.storage.orchestrator_store import FunctionRow, OrchestratorStore, PackageRow
+from moorline.wire import keys
+from moorline.wire.http import ClientIdentity
+from moorline.wire.orchestration import MAX_PACKAGE_BYTES
+
+IDENTITY_REREAD_S: Final = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrchestratorSettings:
+    """orchestrator.toml. `intent_key` is registered on the ledger; `package_signers` are publishers or their CAs, PEM."""
+
+    provider: str
+    trust_domain: str
+    id: str
+    hsm: str
+    listen: str
+    state: Path
+    trust: Path
+    roots: Path
+    certificate_chain: Path
+    private_key: Path
+    intent_key: Path
+    launcher: str
+    package_signers: Path
+    verifier: Peer
+    verifier_key: Path
+    ledger: tuple[Peer, ...]
+    hosts: tuple[NamedHost, ...]
+    max_age_s: int = 30
+    launch_life_s: int = 300
+
+
+class FunctionRequest(BaseModel):
+    """Body of POST /v1/functions."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    service: str
+    package: str
+    tenant: str
+    contracts: list[str] = []
+    settings: dict[str, str] = {}
+    hsm: str | None = None
+    id: str | None = None
+
+
+class DemandRequest(BaseModel):
+    """Body of POST /v1/placement/explain: a package, or use case and jurisdiction."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    package: str | None = None
+    use_case: str | None = None
+    jurisdiction: str | None = None
+
+
+class Orchestrator:
+    """What the interface acts on: the store, the launches under way, and who may publish packages."""
+
+    def __init__(
+        self,
+        settings: OrchestratorSettings,
+        *,
+        store: OrchestratorStore,
+        launches: Launches,
+        hosts: HostAgents,
+        signers: tuple[bytes, ...],
+        trust: LedgerTrust,
+        clock: Clock,
+        log: structlog.stdlib.BoundLogger,
+    ) -> None:
+        self._settings = settings
+        self._signers = signers
+        self._trust = trust
+        self._clock = clock
+        self._log = log
+        self._under_way: dict[str, asyncio.Task[None]] = {}
+        self.store = store
+        self.launches = launches
+        self.hosts = hosts
+
+    def onboard(self, csar: bytes) -> PackageRow:
+        """Verify a package and keep it. Raises what `package.verify` does."""
+        now = self._clock.now()
+        verified = packages.verify(csar, signers=self._signers, now=now)
+        sec009.profile(verified.descriptor.use_case)
+        row = PackageRow(
+            digest=verified.digest,
+            service=verified.descriptor.service,
+            version=verified.descriptor.version,
+            use_case=verified.descriptor.use_case,
+            jurisdiction=verified.descriptor.jurisdiction,
+            memory_mib=verified.descriptor.memory_mib,
+            pids=verified.descriptor.pids,
+            signer=verified.signer,
+            signer_name=verified.signer_name,
+            onboarded=now,
+        )
+        self.store.onboard(row, csar)
+        return row
+
+    def create(self, asked: FunctionRequest) -> FunctionRow:
+        """Record a function and begin its launch. The same request with the same id again is the same function."""
+        package, _ = self.store.package(parse_digest(asked.package))
+        if package.service != asked.service:
+            raise Refused(
+                "launch.other_service", "the package is of another service", expected=package.service, got=asked.service
+            )
+        row = FunctionRow(
+            instance=parse_name(asked.id or f"{asked.service}-{secrets.token_hex(4)}", "id"),
+            service=parse_name(asked.service, "service"),
+            tenant=parse_name(asked.tenant, "tenant"),
+            hsm=parse_name(asked.hsm or self._settings.hsm, "hsm"),
+            package=package.digest,
+            contracts=tuple(parse_name(contract, "contract") for contract in asked.contracts),
+            settings=dict(asked.settings),
+            requested=self._clock.now(),
+        )
+        recorded = self.store.request(row)
+        self.resume(recorded.instance)
+        return recorded
+
+    def resume(self, instance: str) -> None:
+        """Drive a launch on in the background, once."""
+        if instance not in self._under_way:
+            task = asyncio.ensure_future(self._drive(instance))
+            self._under_way[instance] = task
+            task.add_done_callback(lambda _: self._under_way.pop(instance, None))
+
+    def resume_all(self) -> None:
+        """Drive on whatever a former process left unfinished."""
+        for instance in self.store.unfinished():
+            self._log.info("launch resumed", instance=instance)
+            self.resume(instance)
+
+    async def aclose(self) -> None:
+        """Leave launches where they are; they resume from the store."""
+        tasks = tuple(self._under_way.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def demand(self, asked: DemandRequest) -> Demand:
+        """The demand of a package, or the one spelled out."""
+        use_case, jurisdiction = asked.use_case, asked.jurisdiction
+        if asked.package is not None:
+            package, _ = self.store.package(parse_digest(asked.package))
+            use_case, jurisdiction = package.use_case, package.jurisdiction
+        if use_case is None or jurisdiction is None:
+            raise Malformed("http.request_malformed", "name a package, or a use case and a jurisdiction")
+        return Demand(use_case=use_case, jurisdiction=jurisdiction, simulated_allowed=self._trust.simulated_allowed)
+
+    async def _drive(self, instance: str) -> None:
+        try:
+            row = await self.launches.drive(instance)
+            self._log.info("launch ended", instance=instance, state=row.state.value, problem=row.problem)
+        except MoorlineError as error:  # the store itself is away: the launch resumes at the next start
+            self._log.error("launch stopped", instance=instance, **error.as_problem())
+
+
+def application(settings: OrchestratorSettings, orchestrator: Orchestrator) -> FastAPI:
+    """The orchestrator's interface; every route is for operators of the own trust domain."""
+    app = http.application("orchestrator", body_cap=MAX_PACKAGE_BYTES)
+
+    def operator(request: Request) -> None:
+        http.require(request, Role.OPERATOR, trust_domain=settings.trust_domain)
+
+    @app.post("/v1/packages")
+    async def onboard(request: Request) -> JSONResponse:
+        operator(request)
+        body = await request.body()
+        return JSONResponse(package_json(await asyncio.to_thread(orchestrator.onboard, body)), status_code=201)
+
+    @app.get("/v1/packages")
+    async def onboarded(request: Request) -> JSONResponse:
+        operator(request)
+        return JSONResponse({"packages": [package_json(row) for row in orchestrator.store.packages()]})
+
+    @app.post("/v1/functions")
+    async def create(request: Request, asked: FunctionRequest) -> JSONResponse:
+        operator(request)
+        return JSONResponse(as_json(orchestrator.create(asked)), status_code=202)
+
+    @app.get("/v1/functions")
+    async def functions(request: Request) -> JSONResponse:
+        operator(request)
+        return JSONResponse({"functions": [as_json(row) for row in orchestrator.store.functions()]})
+
+    @app.get("/v1/functions/{instance}")
+    async def function(request: Request, instance: str) -> JSONResponse:
+        operator(request)
+        row = orchestrator.store.function(instance)
+        told = orchestrator.store.events(instance)
+        events = [{"at": event.at, "state": event.state, "says": event.says} for event in told]
+        return JSONResponse({**as_json(row), "events": events})
+
+    @app.delete("/v1/functions/{instance}")
+    async def end(request: Request, instance: str) -> JSONResponse:
+        operator(request)
+        return JSONResponse(as_json(await orchestrator.launches.end(instance)))
+
+    @app.get("/v1/hosts")
+    async def hosts(request: Request) -> JSONResponse:
+        operator(request)
+        return JSONResponse({"hosts": await orchestrator.hosts.standing_results()})
+
+    @app.post("/v1/placement/explain")
+    async def explain(request: Request, asked: DemandRequest) -> JSONResponse:
+        operator(request)
+        demand = orchestrator.demand(asked)
+        placement = await orchestrator.launches.explain(demand)
+        needs = [
+            {"capability": need.capability, "minimum": need.minimum.word, "requirements": list(need.requirements)}
+            for need in sec009.profile(demand.use_case)
+        ]
+        return JSONResponse({**placement.as_json(), "profile": needs})
+
+    return app
+
+
+async def run(settings: OrchestratorSettings, log: structlog.stdlib.BoundLogger) -> None:
+    """Serve until cancelled."""
+    settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    trust = LedgerTrust.parse(settings.trust.read_bytes())
+    roots = settings.roots.read_bytes()
+    store = OrchestratorStore.open(f"sqlite:///{settings.state / 'orchestrator.db'}")
+    clock = SystemClock()
+    hosts = HostAgents(
+        hosts=settings.hosts,
+        verifier=settings.verifier,
+        verifier_key=load_public(settings.verifier_key),
+        roots_pem=roots,
+        identity=lambda: ClientIdentity(
+            certificate_chain_pem=settings.certificate_chain.read_bytes(), private_key_pem=settings.private_key.read_bytes()
+        ),
+        provider=settings.provider,
+        trust_domain=settings.trust_domain,
+        clock=clock,
+    )
+    endpoints = [Endpoint(peer.url, peer.server_name) for peer in settings.ledger]
+    async with LedgerClient(endpoints, roots_pem=roots) as ledger:
+        launches = Launches(
+            me=Identity(
+                provider=settings.provider,
+                trust_domain=settings.trust_domain,
+                id=settings.id,
+                signer=load_signer(settings.intent_key),
+                trust=trust,
+                max_age_s=settings.max_age_s,
+                launch_life_s=settings.launch_life_s,
+            ),
+            store=store,
+            ledger=ledger,
+            hosts=hosts,
+            launcher=LauncherLink(settings.launcher),
+            clock=clock,
+        )
+        orchestrator = Orchestrator(
+            settings,
+            store=store,
+            launches=launches,
+            hosts=hosts,
+            signers=load_certificates(settings.package_signers),
+            trust=trust,
+            clock=clock,
+            log=log,
+        )
+        orchestrator.resume_all()
+        try:
+            await serve_all(_serve(settings, application(settings, orchestrator), roots))
+        finally:
+            await orchestrator.aclose()
+            store.close()
+
+
+async def _serve(settings: OrchestratorSettings, app: FastAPI, roots: bytes) -> None:
+    listen, announced = settings.listen, False
+
+    def ready(address: str) -> None:
+        nonlocal listen, announced
+        listen = address
+        if not announced:
+            announced = True
+            announce_ready("orchestrator", address=address)
+
+    while True:
+        identity = http.TlsIdentity(
+            chain_pem=settings.certificate_chain.read_bytes(), key_pem=settings.private_key.read_bytes()
+        )
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(IDENTITY_REREAD_S):
+                await http.serve(app, listen=listen, identity=identity, client_roots_pem=roots, ready=ready)
+
+
+def package_json(row: PackageRow) -> dict[str, Any]:
+    """A package for the HTTP interface."""
+    return {
+        "digest": row.digest.hex(),
+        "service": row.service,
+        "version": row.version,
+        "use_case": row.use_case,
+        "jurisdiction": row.jurisdiction,
+        "memory_mib": row.memory_mib,
+        "pids": row.pids,
+        "signer": row.signer_name,
+        "signer_digest": row.signer.hex(),
+        "onboarded": row.onboarded,
+    }
+
+
+def parse_digest(text: str) -> bytes:
+    """The digest of a package in hex. Raises Malformed("package.digest_malformed")."""
+    try:
+        digest = bytes.fromhex(text)
+    except ValueError:
+        digest = b""
+    if len(digest) != 32:
+        raise Malformed("package.digest_malformed", "a package is named by 64 hexadecimal digits", got=text[:80])
+    return digest
+
+
+def load_signer(path: Path) -> keys.Signer:
+    """A signer from a private key file (PEM, PKCS#8: P-256, P-384 or Ed25519). Raises Misconfigured."""
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError) as error:
+        raise Misconfigured("orchestrator.key_unreadable", "the key file cannot be read", got=f"{path}: {error}") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey):
+        raise Misconfigured("orchestrator.key_unreadable", "this kind of key is not used here", got=path)
+    return keys.KeySigner(key)
+
+
+def load_public(path: Path) -> keys.PublicKey:
+    """A public key from a file: PEM, or DER SubjectPublicKeyInfo. Raises Misconfigured."""
+    try:
+        data = path.read_bytes()
+        if data.startswith(b"-----BEGIN"):
+            loaded = serialization.load_pem_public_key(data)
+            data = loaded.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+        return keys.parse_public(data)
+    except (OSError, ValueError, MoorlineError) as error:
+        raise Misconfigured("orchestrator.key_unreadable", "the key file cannot be read", got=f"{path}: {error}") from None
+
+
+def load_certificates(path: Path) -> tuple[bytes, ...]:
+    """All certificates of a PEM file, DER. Raises Misconfigured("orchestrator.no_signers")."""
+    try:
+        found = x509.load_pem_x509_certificates(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise Misconfigured("orchestrator.no_signers", "package_signers cannot be read", got=f"{path}: {error}") from None
+    return tuple(certificate.public_bytes(serialization.Encoding.DER) for certificate in found)
