@@ -70,7 +70,10 @@ def certify_hsm(
     validity: Validity,
     serials: tuple[int, int],
 ) -> HsmCertificates:
-    """The HSM's certificate, with the address of its session port, and its issuing CA's, both under the provider."""
+    """The HSM certificate, with the address of its session port, and the issuing CA certificate, both under the provider.
+
+    The common name of the issuing CA is the id of its ledger record: whoever holds a chain knows which record to ask for.
+    """
     identity = certificates.hsm_certificate(
         public.identity,
         spiffe_id=SpiffeId(trust_domain=trust_domain, role=Role.HSM, segments=(hsm,)),
@@ -80,7 +83,7 @@ def certify_hsm(
         serial=serials[0],
     )
     issuing = certificates.issuing_ca_certificate(
-        public.issuing_ca, name=f"{issuing_ca}.{trust_domain}", issuer=provider, validity=validity, serial=serials[1]
+        public.issuing_ca, name=issuing_ca, issuer=provider, validity=validity, serial=serials[1]
     )
     return HsmCertificates(hsm=identity, issuing_ca=issuing)
 

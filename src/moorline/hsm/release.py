@@ -171,15 +171,19 @@ def _profile(request: ReleaseRequest) -> None:
 # 2. The token ------------------------------------------------------------------------------------------------------------
 
 
-def _token(request: ReleaseRequest) -> None:
+def require_token(expected: bytes | None, proof: bytes | None, challenge_digest: bytes) -> None:
+    """Raises Refused("launch.token_mismatch") unless `proof` is of `expected`. A broker asks this before anything costly."""
     # One code for all three: an attacker learns nothing about which epochs have keys.
-    expected, proof = request.expected_token, request.proof
-    if expected is None or proof is None or not same(launch.token_proof(expected, request.challenge_digest), proof):
+    if expected is None or proof is None or not same(launch.token_proof(expected, challenge_digest), proof):
         raise Refused(
             "launch.token_mismatch",
             "the function does not prove the launch token of these launch fields",
             remedy="only functions launched by this provider's orchestrator get an identity",
         )
+
+
+def _token(request: ReleaseRequest) -> None:
+    require_token(request.expected_token, request.proof, request.challenge_digest)
 
 
 # 3. Evidence and launch say the same -------------------------------------------------------------------------------------

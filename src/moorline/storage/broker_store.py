@@ -35,6 +35,7 @@ def _table(name: str, *columns: str) -> sa.TableClause:
 
 
 _FACTS = _table("facts", "name", "value")
+_DOCUMENTS = _table("documents", "name", "value")
 _EPOCHS = _table("epochs", "epoch", "opened", "not_after", "accept_until", "wrapped")
 _LAUNCHERS = _table("launchers", "launcher", "ticket", "session", "measurement", "chip", "admitted", "revoked")
 _LEASES = _table("leases", "launcher", "epoch", "first", "count", "not_after", "void")
@@ -217,6 +218,17 @@ class BrokerStore:
         """A stored number; 0 if it was never set."""
         rows = self._rows(sa.select(_FACTS.c.value).where(_FACTS.c.name == name))
         return int(rows[0]["value"]) if rows else 0
+
+    def document(self, name: str) -> bytes | None:
+        """Stored bytes, or None."""
+        rows = self._rows(sa.select(_DOCUMENTS.c.value).where(_DOCUMENTS.c.name == name))
+        return bytes(rows[0]["value"]) if rows else None
+
+    def set_document(self, name: str, value: bytes) -> None:
+        """Store bytes under a name."""
+        with self._transaction() as c:
+            c.execute(sa.delete(_DOCUMENTS).where(_DOCUMENTS.c.name == name))
+            c.execute(sa.insert(_DOCUMENTS).values(name=name, value=value))
 
     def discard(self, *, counter: int, stored: int, at: Instant) -> None:
         """After a database was restored: no pool, no epoch, no lease is worth anything, and a person must look."""

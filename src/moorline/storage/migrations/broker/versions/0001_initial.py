@@ -11,6 +11,7 @@ depends_on = None
 
 def upgrade() -> None:
     op.create_table("facts", sa.Column("name", sa.String(64), primary_key=True), sa.Column("value", sa.BigInteger, nullable=False))
+    op.create_table("documents", sa.Column("name", sa.String(64), primary_key=True), sa.Column("value", sa.LargeBinary, nullable=False))
     op.create_table(
         "epochs",
         sa.Column("epoch", sa.BigInteger, primary_key=True, autoincrement=False),

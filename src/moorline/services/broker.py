@@ -1,0 +1,364 @@
+"""A provider's broker: the one process that owns its token, and everything that asks the token for something.
+
+Three doors. The session port (broker_sessions): attested launchers, functions, hosts and peer HSMs. HTTPS (broker_est,
+`POST /v1/sign`): devices that enrol, and the attestation authority that has its results signed. A unix socket
+(broker_admin): the provider's own people. This module reads the settings and puts the parts together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from moorline.channel.tls import TlsIdentity as SessionTlsIdentity
+from moorline.clock import Clock, SystemClock
+from moorline.errors import Misconfigured, MoorlineError
+from moorline.hsm.ceremony import public_keys
+from moorline.hsm.issuing import HsmIdentity, IssuingCa, TlsKey
+from moorline.hsm.keys import VERIFIER, TokenEcKey
+from moorline.hsm.launch_keys import LaunchKeys, Terms
+from moorline.hsm.pool import KeyPool, Watermarks
+from moorline.hsm.token import Token, TokenLocation, open_token
+from moorline.ledger.client import Endpoint, LedgerClient
+from moorline.ledger.light_client import LedgerTrust
+from moorline.nfv import Role, SpiffeId
+from moorline.services.broker_hosts import HostAuthority
+from moorline.services.broker_ledger import LedgerView
+from moorline.services.http import TlsIdentity
+from moorline.storage.broker_store import BrokerStore
+from moorline.verification.anchors import AnchorSet, parse_anchor_file, production_anchors
+from moorline.wire import certificates, keys
+from moorline.wire.http import ClientIdentity
+from moorline.wire.launch import ChannelProfile
+
+_TLS_LIFE_S: Final = 3000
+_RENEW_BEFORE_S: Final = 1200
+_REFILL_EVERY_S: Final = 5.0
+_GRACE_MAX_S: Final = 120
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerSettings:
+    """`broker.toml`; paths are relative to it.
+
+    `snp_anchors` names SIMULATED anchors, which count only where the genesis allows it. `verifier` and `verifier_url`
+    are left out together by a provider that has no hosts. `softhsm_conf` is for SoftHSM only. `snp_minimum_tcb` is boot
+    loader, TEE, SNP, microcode, and FMC from Turin on; without it no enclave is accepted.
+    """
+
+    provider: str
+    trust_domain: str
+    hsm: str
+    issuing_ca: str
+    token_module: str
+    token_label: str
+    token_pin_file: Path
+    database: Path
+    ledger_trust: Path
+    ledger_urls: tuple[str, ...]
+    roots: Path
+    hsm_certificate: Path
+    issuing_ca_certificate: Path
+    authority_certificates: Path
+    listen_sessions: str
+    listen_https: str
+    admin_socket: Path
+    softhsm_conf: Path | None = None
+    verifier: str | None = None
+    verifier_url: str | None = None
+    snp_anchors: Path | None = None
+    snp_minimum_tcb: tuple[int, ...] = ()
+    pool_services: tuple[str, ...] = ()
+    pool_low: int = 8
+    pool_high: int = 32
+    epoch_s: int = 3600
+    grace_s: int = 120
+    lease_count: int = 1000
+    lease_s: int = 3600
+    svid_s: int = 3540
+    renew_after_s: int = 1200
+
+
+def write_settings(path: Path, settings: BrokerSettings) -> None:
+    """A settings file that `services.settings.load` reads back."""
+    lines = []
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if value is not None:
+            lines.append(f"{field.name} = {_toml(value)}\n")
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+class TlsKeys:
+    """The broker's TLS key of the hour, certified under the HSM key and replaced in time. Never on disk."""
+
+    def __init__(self, identity: HsmIdentity, clock: Clock) -> None:
+        self._identity, self._clock = identity, clock
+        self._current: TlsKey | None = None
+        self._turn = threading.Lock()
+
+    def current(self) -> TlsKey:
+        """A key whose certificate still has a while to live."""
+        with self._turn:
+            now = self._clock.now()
+            if self._current is None or self._current.leaf.not_after - now < _RENEW_BEFORE_S:
+                self._current = self._identity.certify_tls(now, life_s=_TLS_LIFE_S)
+            return self._current
+
+    def for_sessions(self) -> SessionTlsIdentity:
+        """As the session port wants it."""
+        held = self.current()
+        return SessionTlsIdentity(key=held.key, chain=(held.leaf.der, *held.leaf.chain))
+
+    def for_https(self) -> TlsIdentity:
+        """As the HTTPS server wants it."""
+        held = self.current()
+        return TlsIdentity(chain_pem=held.leaf.pem_chain(), key_pem=held.key_pem())
+
+    def for_client(self) -> ClientIdentity:
+        """As an HTTPS client wants it."""
+        held = self.current()
+        return ClientIdentity(certificate_chain_pem=held.leaf.pem_chain(), private_key_pem=held.key_pem())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broker:
+    """The parts, put together. `roots` are DER."""
+
+    settings: BrokerSettings
+    clock: Clock
+    token: Token
+    store: BrokerStore
+    trust: LedgerTrust
+    trust_bytes: bytes
+    roots: tuple[bytes, ...]
+    roots_pem: bytes
+    identity: HsmIdentity
+    ca: IssuingCa
+    launch_keys: LaunchKeys
+    pool: KeyPool
+    ledger: LedgerView
+    hosts: HostAuthority | None
+    anchors: AnchorSet
+    tls: TlsKeys
+    verifier_signer: keys.Signer
+    refill: asyncio.Event
+
+    def require_hosts(self) -> HostAuthority:
+        """The attestation authority; raises Misconfigured("broker.no_verifier") if there is none."""
+        if self.hosts is None:
+            raise Misconfigured(
+                "broker.no_verifier",
+                "this broker knows no attestation authority",
+                remedy="set verifier and verifier_url in broker.toml",
+            )
+        return self.hosts
+
+    def close(self) -> None:
+        """Close token and database."""
+        self.token.close()
+        self.store.close()
+
+
+def compose(settings: BrokerSettings, *, clock: Clock | None = None) -> Broker:
+    """Open everything the broker needs. Raises Misconfigured naming what is wrong; nothing listens yet."""
+    _require_sane(settings)
+    clock = clock or SystemClock()
+    trust_bytes = _read(settings.ledger_trust)
+    trust = LedgerTrust.parse(trust_bytes)
+    roots_pem = _read(settings.roots)
+    above = tuple(_der(each) for each in _certificates(settings.authority_certificates))
+    store = BrokerStore.open(f"sqlite:///{settings.database.resolve()}")
+    token = open_token(_location(settings))
+    try:
+        return _assembled(settings, clock, token, store, trust, trust_bytes, roots_pem, above)
+    except BaseException:
+        token.close()
+        store.close()
+        raise
+
+
+def _assembled(
+    settings: BrokerSettings,
+    clock: Clock,
+    token: Token,
+    store: BrokerStore,
+    trust: LedgerTrust,
+    trust_bytes: bytes,
+    roots_pem: bytes,
+    above: tuple[bytes, ...],
+) -> Broker:
+    spiffe_id = SpiffeId(trust_domain=settings.trust_domain, role=Role.HSM, segments=(settings.hsm,))
+    identity = HsmIdentity(token, certificate=_certificates(settings.hsm_certificate)[0], above=above, spiffe_id=spiffe_id)
+    ca = IssuingCa(
+        token,
+        certificate=_certificates(settings.issuing_ca_certificate)[0],
+        above=above,
+        trust_domain=settings.trust_domain,
+        life_s=settings.svid_s,
+    )
+    terms = Terms(
+        epoch_s=settings.epoch_s,
+        grace_s=settings.grace_s,
+        lease_count=settings.lease_count,
+        lease_s=settings.lease_s,
+    )
+    tls = TlsKeys(identity, clock)
+    client = LedgerClient(_ledger_endpoints(settings.ledger_urls), roots_pem=roots_pem)
+    return Broker(
+        settings=settings,
+        clock=clock,
+        token=token,
+        store=store,
+        trust=trust,
+        trust_bytes=trust_bytes,
+        roots=tuple(_der(each) for each in x509.load_pem_x509_certificates(roots_pem)),
+        roots_pem=roots_pem,
+        identity=identity,
+        ca=ca,
+        launch_keys=LaunchKeys(token, store, terms),
+        pool=KeyPool(token, store, Watermarks(low=settings.pool_low, high=settings.pool_high)),
+        ledger=LedgerView(client, trust, store, clock),
+        hosts=_hosts(settings, token, tls, roots_pem, clock),
+        anchors=_anchors(settings),
+        tls=tls,
+        verifier_signer=keys.KeySigner(TokenEcKey(token, VERIFIER)),
+        refill=asyncio.Event(),
+    )
+
+
+async def run(settings: BrokerSettings, *, ready: Callable[[dict[str, str]], None]) -> None:
+    """Serve until cancelled. `ready` is called once, with the addresses that are really bound."""
+    from moorline.services import broker_admin, broker_est, broker_sessions
+    from moorline.services.process import serve_all
+
+    broker = compose(settings)
+    try:
+        now = broker.clock.now()
+        broker.launch_keys.reconcile(now)
+        await asyncio.to_thread(_prefill, broker)
+        server = await broker_sessions.serve(broker)
+        bound: dict[str, str] = {"sessions": server.address}
+        waiting = {"https", "admin"}
+
+        def on_bound(name: str, address: str) -> None:
+            bound[name] = address
+            waiting.discard(name)
+            if not waiting and "address" not in bound:
+                bound["address"] = bound["https"]
+                ready(dict(bound))
+
+        async with server:
+            await serve_all(
+                server.serve_forever(),
+                broker_est.serve(broker, lambda address: on_bound("https", address)),
+                broker_admin.serve(broker, lambda address: on_bound("admin", address)),
+                _keep_pools(broker),
+            )
+    finally:
+        broker.close()
+
+
+async def _keep_pools(broker: Broker) -> None:
+    """Fill pools in the background, soon after each launch and now and then anyway."""
+    while True:
+        try:
+            async with asyncio.timeout(_REFILL_EVERY_S):
+                await broker.refill.wait()
+        except TimeoutError:
+            pass
+        broker.refill.clear()
+        try:
+            await asyncio.to_thread(broker.pool.refill_known)
+        except MoorlineError:
+            await asyncio.sleep(_REFILL_EVERY_S)  # token or database is busy or gone; a launch that needs them says so
+
+
+def _prefill(broker: Broker) -> None:
+    for service in broker.settings.pool_services:
+        broker.pool.refill(service, ChannelProfile.TLS)
+
+
+def _require_sane(settings: BrokerSettings) -> None:
+    if (settings.verifier is None) != (settings.verifier_url is None):
+        raise Misconfigured("broker.settings", "verifier and verifier_url belong together")
+    if not 0 <= settings.grace_s <= _GRACE_MAX_S:
+        raise Misconfigured(
+            "broker.settings", "grace_s is out of bounds", expected=f"0..{_GRACE_MAX_S}", got=settings.grace_s
+        )
+    if not 0 < settings.pool_low <= settings.pool_high:
+        raise Misconfigured("broker.settings", "pool_low and pool_high are out of order", got=settings.pool_low)
+
+
+def _location(settings: BrokerSettings) -> TokenLocation:
+    conf = settings.softhsm_conf
+    return TokenLocation(
+        module=settings.token_module,
+        label=settings.token_label,
+        pin_file=settings.token_pin_file,
+        environment={} if conf is None else {"SOFTHSM2_CONF": str(conf.resolve())},
+    )
+
+
+def _hosts(settings: BrokerSettings, token: Token, tls: TlsKeys, roots_pem: bytes, clock: Clock) -> HostAuthority | None:
+    if settings.verifier is None or settings.verifier_url is None:
+        return None
+    spiffe_id = SpiffeId(trust_domain=settings.trust_domain, role=Role.VERIFIER, segments=(settings.verifier,))
+    return HostAuthority(
+        url=settings.verifier_url,
+        server_name=certificates.dns_name(spiffe_id),
+        roots_pem=roots_pem,
+        identity=tls.for_client,
+        key=public_keys(token).verifier,
+        audience=settings.trust_domain,
+        clock=clock,
+    )
+
+
+def _anchors(settings: BrokerSettings) -> AnchorSet:
+    anchors = production_anchors()
+    return anchors if settings.snp_anchors is None else anchors.plus(parse_anchor_file(_read(settings.snp_anchors)))
+
+
+def _ledger_endpoints(urls: tuple[str, ...]) -> list[Endpoint]:
+    pairs = [url.partition("|") for url in urls]
+    if not pairs or not all(name for _, _, name in pairs):
+        raise Misconfigured("broker.settings", "ledger_urls are not URL|server name", got=urls)
+    return [Endpoint(url=url, server_name=name) for url, _, name in pairs]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Misconfigured(
+            "broker.no_file", "a file named in the settings cannot be read", expected=path, got=error
+        ) from None
+
+
+def _certificates(path: Path) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(_read(path))
+    except ValueError:
+        raise Misconfigured("broker.no_file", "a file named in the settings holds no certificate", got=path) from None
+
+
+def _der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.DER)
+
+
+def _toml(value: object) -> str:
+    import json
+
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(each) for each in value) + "]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return json.dumps(value if isinstance(value, int) else str(value))

@@ -1,0 +1,261 @@
+"""The provider's own door: a unix socket that only the broker's user can open. Whoever can, is the provider.
+
+Requests are small JSON objects with exactly the fields of their dataclass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+from collections.abc import Callable
+from typing import Any, Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field
+
+from moorline.clock import Instant
+from moorline.errors import Malformed
+from moorline.hsm.ceremony import public_keys
+from moorline.nfv import Role, SpiffeId, parse_name
+from moorline.services import broker_peers, http
+from moorline.services.broker import Broker
+from moorline.services.broker_est import code_digest, csr_key
+from moorline.services.broker_role import issued
+from moorline.wire import cbor, keys
+
+_CODE_BYTES: Final = 16
+_CODE_MAX_S: Final = 7 * 24 * 3600
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class SvidRequest(_Request):
+    """Either `public_key` (base64 DER) or `csr` (PEM), and the name to certify."""
+
+    spiffe_id: str
+    public_key: str | None = None
+    csr: str | None = None
+
+
+class CodeRequest(_Request):
+    """A one-time enrolment code for a device."""
+
+    device: str
+    ttl_s: int = Field(default=600, gt=0, le=_CODE_MAX_S)
+
+
+class LauncherRequest(_Request):
+    """A launcher by its id in hex."""
+
+    launcher: str
+
+
+class PeerRequest(_Request):
+    """A registered HSM of another provider."""
+
+    provider: str
+    hsm: str
+
+
+async def serve(broker: Broker, bound: Callable[[str], None]) -> None:
+    """Serve the admin socket until cancelled."""
+    listen = f"unix:{broker.settings.admin_socket}"
+    await http.serve(application(broker), listen=listen, identity=None, client_roots_pem=None, ready=bound)
+
+
+def application(broker: Broker) -> FastAPI:
+    """All admin routes."""
+    app = http.application("broker-admin")
+    _issuing_routes(app, broker)
+    _launch_routes(app, broker)
+    _reading_routes(app, broker)
+    return app
+
+
+def _issuing_routes(app: FastAPI, broker: Broker) -> None:
+    @app.post("/v1/svid")
+    async def svid(asked: SvidRequest) -> dict[str, object]:
+        """Certify a key of this provider's own services, operators and hosts."""
+        return await asyncio.to_thread(_issue, broker, asked)
+
+    @app.post("/v1/enrolment-codes")
+    async def enrolment_code(asked: CodeRequest) -> dict[str, object]:
+        """A code; an earlier one of the device is void."""
+        return await asyncio.to_thread(_code, broker, asked)
+
+    @app.post("/v1/peers/connect")
+    async def connect(asked: PeerRequest) -> dict[str, object]:
+        """Exchange trust bundles with a peer HSM."""
+        peer = await broker_peers.connect(broker, asked.provider, asked.hsm)
+        return {
+            "provider": peer.provider,
+            "hsm": peer.hsm,
+            "transcript": peer.transcript.hex(),
+            "sequence": peer.sequence,
+            "at": peer.at,
+        }
+
+
+def _launch_routes(app: FastAPI, broker: Broker) -> None:
+    @app.post("/v1/epochs")
+    async def epochs() -> dict[str, int]:
+        """Close the running epoch with grace and open the next; ends a halt."""
+        opened = await asyncio.to_thread(broker.launch_keys.open_epoch, broker.clock.now())
+        return {"epoch": opened.epoch, "not_after": opened.not_after}
+
+    @app.post("/v1/launchers/revoke")
+    async def revoke(asked: LauncherRequest) -> dict[str, int]:
+        """Void a launcher, and its epoch without grace."""
+        try:
+            launcher = bytes.fromhex(asked.launcher)
+        except ValueError:
+            raise Malformed("broker.request_malformed", "a launcher id is hex", got=asked.launcher) from None
+        opened = await asyncio.to_thread(broker.launch_keys.revoke_launcher, launcher, broker.clock.now())
+        return {"epoch": opened.epoch, "not_after": opened.not_after}
+
+    @app.get("/v1/launches")
+    async def launches() -> dict[str, list[dict[str, object]]]:
+        """The latest launches, newest first."""
+        return {"launches": await asyncio.to_thread(_launches, broker)}
+
+    @app.get("/v1/pool")
+    async def pool() -> dict[str, list[dict[str, object]]]:
+        """The fill of the pools."""
+        filled = await asyncio.to_thread(broker.store.pools)
+        return {"pools": [{"service": name, "profile": p, "ready": n} for (name, p), n in filled.items()]}
+
+
+def _reading_routes(app: FastAPI, broker: Broker) -> None:
+    @app.get("/v1/keys")
+    async def public() -> dict[str, str]:
+        """The public halves of the token's keys."""
+        held = await asyncio.to_thread(public_keys, broker.token)
+        signing = {"identity": held.identity, "issuing_ca": held.issuing_ca, "verifier": held.verifier}
+        shown = {name: _b64(keys.public_bytes(key)) for name, key in signing.items()}
+        return {**shown, "kem": _b64(held.kem)}
+
+    @app.get("/v1/alarms")
+    async def alarms() -> dict[str, list[dict[str, object]]]:
+        """What a person must look at, newest first."""
+        found = await asyncio.to_thread(broker.store.alarms)
+        return {
+            "alarms": [
+                {"id": a.alarm, "at": a.at, "code": a.code, "says": a.says, "first": a.first, "second": a.second}
+                for a in found
+            ]
+        }
+
+    @app.get("/v1/peers")
+    async def peers() -> dict[str, list[dict[str, object]]]:
+        """Peers whose trust bundles are kept."""
+        found = await asyncio.to_thread(broker.store.peers)
+        return {
+            "peers": [
+                {
+                    "provider": p.provider,
+                    "hsm": p.hsm,
+                    "at": p.at,
+                    "sequence": p.sequence,
+                    "transcript": p.transcript.hex(),
+                    "bundle_digest": hashlib.sha256(p.bundle).hexdigest(),
+                }
+                for p in found
+            ]
+        }
+
+    @app.get("/v1/audit")
+    async def audit(first: int = 0) -> dict[str, list[dict[str, object]]]:
+        """Audit entries from `first` on, at most 1000."""
+        found = await asyncio.to_thread(broker.store.audit, first=max(0, first))
+        return {
+            "entries": [
+                {
+                    "number": e.number,
+                    "at": e.at,
+                    "kind": e.kind,
+                    "body": _shown(cbor.decode(e.body)),
+                    "digest": e.digest.hex(),
+                }
+                for e in found
+            ]
+        }
+
+
+def _issue(broker: Broker, asked: SvidRequest) -> dict[str, object]:
+    spiffe_id = SpiffeId.parse(asked.spiffe_id)
+    if (asked.public_key is None) == (asked.csr is None):
+        raise Malformed("broker.request_malformed", "a request has either public_key or csr")
+    public = _public_key(asked.public_key) if asked.public_key is not None else _key_of_csr(asked.csr or "")
+    # Functions get their identity by launch and attestation only; nobody can ask for one here.
+    if spiffe_id.role is Role.SERVICE:
+        raise Malformed("broker.request_malformed", "identities of functions come from launches", got=asked.spiffe_id)
+    now = broker.clock.now()
+    leaf = broker.ca.issue(public, spiffe_id, now)
+    broker.store.record_certificate(issued(leaf, spiffe_id, public), kind="svid-issued", at=now)
+    pem = leaf.certificate.public_bytes(serialization.Encoding.PEM).decode("ascii")
+    return {"certificate": pem, "chain": leaf.pem_chain().decode("ascii"), "not_after": leaf.not_after}
+
+
+def _code(broker: Broker, asked: CodeRequest) -> dict[str, object]:
+    device = parse_name(asked.device, "device")
+    code = base64.b32encode(broker.token.random(_CODE_BYTES)).decode("ascii").rstrip("=").lower()
+    now = broker.clock.now()
+    not_after = Instant(now + asked.ttl_s)
+    broker.store.set_enrolment_code(device=device, code_digest=code_digest(device, code), not_after=not_after, at=now)
+    return {"code": code, "user": device, "not_after": not_after}
+
+
+def _launches(broker: Broker) -> list[dict[str, object]]:
+    td = broker.settings.trust_domain
+    return [
+        {
+            "service": row.launch.service,
+            "instance": row.launch.instance,
+            "generation": row.launch.generation,
+            "tenant": row.launch.tenant,
+            "host": row.launch.host,
+            "launcher": row.launch.launcher.hex(),
+            "epoch": row.launch.epoch,
+            "sequence": row.launch.sequence,
+            "session": row.launch.session,
+            "state": row.state,
+            "at": row.at,
+            "spiffe_id": f"spiffe://{td}/{Role.SERVICE}/{row.launch.service}/{row.launch.instance}",
+        }
+        for row in broker.store.launches()
+    ]
+
+
+def _public_key(text: str) -> keys.PublicKey:
+    try:
+        return keys.parse_public(base64.b64decode(text, validate=True))
+    except binascii.Error:
+        raise Malformed("broker.request_malformed", "public_key is not base64") from None
+
+
+def _key_of_csr(pem: str) -> keys.PublicKey:
+    try:
+        der = x509.load_pem_x509_csr(pem.encode()).public_bytes(serialization.Encoding.DER)
+    except Exception as error:  # the loader raises ValueError and others on odd text
+        raise Malformed("est.csr_malformed", "the text is not a PKCS#10 request", got=type(error).__name__) from None
+    return csr_key(der)
+
+
+def _b64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _shown(item: Any) -> object:  # noqa: ANN401 - any CBOR item
+    if isinstance(item, bytes):
+        return item.hex()
+    if isinstance(item, dict):
+        return {key: _shown(value) for key, value in item.items()}
+    if isinstance(item, list):
+        return [_shown(value) for value in item]
+    return item

@@ -1,0 +1,246 @@
+"""Role `function`: code this provider's orchestrator launched gets a key pair from the pool and an identity, once.
+
+1. The proof is of the token of these launch fields, recomputed in the PKCS#11 token; until then nothing costly happens.
+2. The evidence is authentic and bound to this session.
+3. Ledger and attestation authority say how service, platform and host stand; hsm.release decides about all of it.
+4. The launch is consumed in one durable transaction, before any answer.
+5. The certificate is signed after the function confirmed; nothing usable exists before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import dataclass
+
+from moorline.channel.driver import Claim
+from moorline.errors import Conflict, Refused
+from moorline.hsm import release
+from moorline.hsm.release import EnclaveFacts, HostFacts, Place, ReleaseRequest, ServiceRule
+from moorline.ledger import standing
+from moorline.ledger.records import PlatformRecord, RevocationKind, ServiceRecord
+from moorline.nfv import Role, SpiffeId, parse_name
+from moorline.policy import sec009
+from moorline.rats import Assurance, CapabilityLevel
+from moorline.services.broker import Broker
+from moorline.services.broker_access import authorise_device
+from moorline.services.broker_enclaves import appraise_enclave, revocable_enclave
+from moorline.services.broker_hosts import Standing
+from moorline.services.broker_role import (
+    Revocable,
+    activation,
+    issued,
+    no_such_operation,
+    require_not_revoked,
+    revocable_keys,
+    session_name,
+)
+from moorline.storage.broker_store import Epoch, Launch, Lease, Taken
+from moorline.verification.snp import SnpClaims
+from moorline.verification.verified import Verified
+from moorline.wire import keys, launch, schema
+from moorline.wire.launch import LaunchFields
+from moorline.wire.session import Activation, AuthoriseDeviceCall, FunctionFields, FunctionSecrets
+
+
+@dataclass(slots=True)
+class FunctionSession:
+    """One function. `taken` is set once its launch is consumed."""
+
+    broker: Broker
+    claim: Claim
+    fields: LaunchFields | None = None
+    taken: Taken | None = None
+
+    async def appraise(self) -> bytes:
+        """Numbers are those of the module's docstring."""
+        broker = self.broker
+        fields = launch.parse_fields(schema.decode(FunctionFields, self.claim.fields).launch_fields)
+        for name, what in ((fields.service, "service"), (fields.instance, "instance"), (fields.host, "host")):
+            parse_name(name, what)
+        parse_name(fields.tenant, "tenant")
+        expected = await asyncio.to_thread(broker.launch_keys.recompute, fields)
+        release.require_token(expected, self.claim.proof, self.claim.challenge_digest)  # 1
+        enclave = await asyncio.to_thread(appraise_enclave, broker, self.claim)  # 2
+        request = await self._request(fields, expected, enclave)  # 3
+        release.decide(request).require()
+        secrets = await asyncio.to_thread(self._consume, fields)  # 4
+        broker.refill.set()
+        return secrets
+
+    async def activate(self) -> Activation:
+        """5. The certificate of the pool key."""
+        return await asyncio.to_thread(self._activate)
+
+    async def call(self, operation: str, body: bytes) -> bytes:
+        """`device.authorise` for its own service, and `renew`."""
+        fields, _ = self._held()
+        if operation == "device.authorise":
+            asked = schema.decode(AuthoriseDeviceCall, body)
+            if asked.service != fields.service:
+                raise Refused("broker.other_service", "a function asks for its own service only", got=asked.service)
+            return schema.encode(await authorise_device(self.broker, asked))
+        if operation == "renew":
+            return schema.encode(await self._renew())
+        raise no_such_operation(operation)
+
+    async def _request(self, fields: LaunchFields, expected: bytes | None, enclave: Verified[SnpClaims]) -> ReleaseRequest:
+        broker, claims = self.broker, enclave.value
+        provider = broker.settings.provider
+        revocable = self._revocable(fields)
+        state = await broker.ledger.state(
+            (
+                *standing.hsm_keys(provider, broker.settings.hsm),
+                *standing.service_keys(provider, fields.service),
+                *standing.platform_keys(provider, fields.host),
+                *revocable_keys(revocable),
+            )
+        )
+        standing.active_hsm(state, provider, broker.settings.hsm)
+        service = standing.active_service(state, provider, fields.service)
+        platform = standing.active_platform(state, provider, fields.host)
+        require_not_revoked(state, revocable)
+        said = await broker.require_hosts().standing(fields.host)
+        epoch, leases = await asyncio.to_thread(self._epoch_and_leases, fields)
+        return ReleaseRequest(
+            place=Place(
+                ledger_id=broker.trust.ledger_id,
+                provider=provider,
+                hsm=broker.settings.hsm,
+                simulated_allowed=broker.trust.simulated_allowed,
+            ),
+            fields=fields,
+            profile=self.claim.profile,
+            expected_token=expected,
+            proof=self.claim.proof,
+            challenge_digest=self.claim.challenge_digest,
+            enclave=EnclaveFacts(
+                measurement=claims.measurement,
+                chip=claims.chip_id,
+                commitment=claims.host_data,
+                root=enclave.root,
+            ),
+            epoch=epoch,
+            leases=leases,
+            service=_rule(service),
+            host=_host_facts(said, service, platform),
+            now=broker.clock.now(),
+        )
+
+    def _epoch_and_leases(self, fields: LaunchFields) -> tuple[Epoch | None, tuple[Lease, ...]]:
+        return self.broker.launch_keys.epoch_of(fields), self.broker.launch_keys.leases_of(fields)
+
+    def _revocable(self, fields: LaunchFields) -> tuple[Revocable, ...]:
+        provider = self.broker.settings.provider
+        return (
+            (RevocationKind.INSTANCE, provider, fields.instance),
+            (RevocationKind.HOST, provider, fields.host),
+            (RevocationKind.LAUNCHER, provider, fields.launcher.hex()),
+            *revocable_enclave(fields.measurement, fields.chip),
+        )
+
+    def _consume(self, fields: LaunchFields) -> bytes:
+        broker = self.broker
+        profile = fields.profile.value
+        broker.pool.refill(fields.service, profile)
+        with broker.launch_keys.moving:
+            counter = broker.launch_keys.advance_for_generation(fields)
+            taken = broker.store.consume(self._launch(fields), counter=counter, at=broker.clock.now())
+        private_key = broker.pool.open(taken, fields.service, profile)
+        self.fields, self.taken = fields, taken
+        return schema.encode(
+            FunctionSecrets(
+                private_key=private_key,
+                storage_key=broker.launch_keys.storage_key(fields),
+                generation=fields.generation,
+            )
+        )
+
+    def _activate(self) -> Activation:
+        fields, taken = self._held()
+        public, now = keys.parse_public(taken.public), self.broker.clock.now()
+        spiffe_id = self._spiffe_id(fields)
+        leaf = self.broker.ca.issue(public, spiffe_id, now)
+        kept = self.broker.store.confirm(self._launch(fields), issued(leaf, spiffe_id, public), at=now)
+        return activation(self.broker, kept.der, str(spiffe_id))
+
+    async def _renew(self) -> Activation:
+        fields, taken = self._held()
+        provider = self.broker.settings.provider
+        revocable = self._revocable(fields)
+        state = await self.broker.ledger.state(
+            (*standing.service_keys(provider, fields.service), *revocable_keys(revocable))
+        )
+        standing.active_service(state, provider, fields.service)
+        require_not_revoked(state, revocable)
+        _require_standing_host(await self.broker.require_hosts().standing(fields.host), fields.host)
+        return await asyncio.to_thread(self._renewed, fields, taken)
+
+    def _renewed(self, fields: LaunchFields, taken: Taken) -> Activation:
+        if self.broker.store.generation(fields.instance) != fields.generation:
+            raise Refused(
+                "launch.generation_stale", "a later generation of this instance was launched", got=fields.generation
+            )
+        public, now = keys.parse_public(taken.public), self.broker.clock.now()
+        spiffe_id = self._spiffe_id(fields)
+        leaf = self.broker.ca.issue(public, spiffe_id, now)
+        self.broker.store.record_certificate(issued(leaf, spiffe_id, public), kind="function-renewed", at=now)
+        return activation(self.broker, leaf.der, str(spiffe_id))
+
+    def _spiffe_id(self, fields: LaunchFields) -> SpiffeId:
+        segments = (fields.service, fields.instance)
+        return SpiffeId(trust_domain=self.broker.settings.trust_domain, role=Role.SERVICE, segments=segments)
+
+    def _launch(self, fields: LaunchFields) -> Launch:
+        return Launch(
+            launcher=fields.launcher,
+            epoch=fields.epoch,
+            sequence=fields.sequence,
+            kem_digest=hashlib.sha256(self.claim.kem_public).digest(),
+            signing_digest=hashlib.sha256(self.claim.signing_public).digest(),
+            session=session_name(self.claim),
+            service=fields.service,
+            profile=fields.profile.value,
+            tenant=fields.tenant,
+            instance=fields.instance,
+            generation=fields.generation,
+            host=fields.host,
+        )
+
+    def _held(self) -> tuple[LaunchFields, Taken]:
+        if self.fields is None or self.taken is None:
+            raise Conflict("launch.not_consumed", "this session holds no launch")
+        return self.fields, self.taken
+
+
+def _rule(service: ServiceRecord) -> ServiceRule:
+    return ServiceRule(
+        packages=frozenset((rule.package_digest, rule.measurement) for rule in service.packages),
+        profiles=frozenset(service.profiles),
+    )
+
+
+def _host_facts(said: Standing, service: ServiceRecord, platform: PlatformRecord) -> HostFacts:
+    shown = () if said.result is None else said.result.capabilities
+    # What the attestation authority does not say about a host, its provider declares on the ledger. The enclave technology
+    # is stronger than declared here, for the function itself just proved it; the profile of hosts asks for no more.
+    declared = (
+        CapabilityLevel(capability="location.jurisdiction", level=Assurance.DECLARED, value=platform.location),
+        *((CapabilityLevel(capability="hmee.sev_snp", level=Assurance.DECLARED),) if platform.chip_id else ()),
+    )
+    gaps = sec009.gap(sec009.profile(service.use_case), (*shown, *declared))
+    return HostFacts(
+        result=said.result,
+        problem=said.problem,
+        gaps=tuple(gap.says for gap in gaps),
+        platform_chip=platform.chip_id,
+    )
+
+
+def _require_standing_host(said: Standing, host: str) -> None:
+    if said.result is None or said.result.subject != f"host/{host}" or said.result.first_refusal() is not None:
+        raise Refused(
+            "launch.host_not_standing",
+            "the host lost its standing; the identity is not renewed",
+            got=said.problem or "not affirmed",
+        )
