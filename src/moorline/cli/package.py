@@ -42,9 +42,7 @@ def publisher(
     made = packages.publisher_certificate(private, name=name, validity=validity, serial=secrets.randbits(63) | 1)
     key.touch(mode=0o600)
     key.write_bytes(
-        private.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
     _say({"certificate": str(certificate), "sha256": made.fingerprint(hashes.SHA256()).hex()}, as_json=as_json)
@@ -62,8 +60,8 @@ def build(  # noqa: PLR0913 - one parameter an option
     use_case: Annotated[str, typer.Option(help="SEC009 use case, 4.1 to 4.7.")] = "4.7",
     jurisdiction: Annotated[str, typer.Option(help="Where it may run, such as EU or EU/DE.")] = "EU",
     version: Annotated[str, typer.Option("--package-version", help="Version of the package.")] = "1.0.0",
-    memory_mib: Annotated[int, typer.Option(min=16, max=8192)] = 256,
-    pids: Annotated[int, typer.Option(min=1, max=4096)] = 64,
+    memory_mib: Annotated[int, typer.Option(min=64, max=8192)] = 256,
+    pids: Annotated[int, typer.Option(min=4, max=4096)] = 64,
     as_json: AsJson = False,
 ) -> None:
     """Build and sign a package."""

@@ -33,7 +33,9 @@ MAX_STATUS_BYTES: Final = 64 * 1024
 MAX_EVENTS: Final = 64
 _RECORD_FILE: Final = "guest.json"
 _SHARED: Final = "shared"
+MIN_MEMORY_MIB: Final = 64
 MAX_MEMORY_MIB: Final = 8192
+MIN_PIDS: Final = 4
 MAX_PIDS: Final = 4096
 
 
@@ -78,7 +80,7 @@ class Guests:
     """All guests of this host agent. One instance a directory and process."""
 
     def __init__(self, directory: Path, silicon: Silicon, *, publish: str) -> None:
-        self._directory = directory
+        self._directory = directory.absolute()  # the silicon is another process with another working directory
         self._silicon = silicon
         self._publish = publish
         self._relays: dict[str, list[relay.Relay]] = {}
@@ -91,7 +93,7 @@ class Guests:
         Raises Conflict("host.guest_differs"), Refused("host.limits"), and what the silicon reports.
         """
         parse_name(order.instance, "instance")
-        if not (16 <= order.memory_mib <= MAX_MEMORY_MIB and 1 <= order.pids <= MAX_PIDS):
+        if not (MIN_MEMORY_MIB <= order.memory_mib <= MAX_MEMORY_MIB and MIN_PIDS <= order.pids <= MAX_PIDS):
             raise Refused("host.limits", "this host does not grant such limits", got=f"{order.memory_mib} MiB, {order.pids}")
         digest = order_digest(order)
         async with self._turn:
@@ -102,9 +104,11 @@ class Guests:
                 self._prepare(order)
                 record = await self._open(order.instance, dict(order.relays), order.publish, publish_on)
                 self._write_record(order.instance, {**record, "digest": digest})
-            elif order.instance not in self._relays:
-                await self._open(order.instance, record["relays"], order.publish, record["address"])
-            await self._launch(order)
+                await self._launch(order)
+            else:
+                if order.instance not in self._relays:
+                    await self._open(order.instance, record["relays"], order.publish, record["address"])
+                await self._launch_if_unknown(order)
         return await self.state(order.instance)
 
     async def state(self, instance: str) -> GuestState:
@@ -195,22 +199,26 @@ class Guests:
         host, _, port = address.rpartition(":")
         return relay.listen_tcp(host, int(port))
 
-    async def _launch(self, order: GuestOrder) -> None:
+    async def _launch_if_unknown(self, order: GuestOrder) -> None:
+        # The record is there, so an earlier call came this far; it may have been killed before the silicon was asked.
         try:
             await self._silicon.status(order.instance)
         except Refused:
-            await self._silicon.launch(
-                LaunchGuest(
-                    op="launch",
-                    name=order.instance,
-                    entry=order.entry,
-                    host_data=order.host_data,
-                    shared=str(self.shared(order.instance)),
-                    debug=False,
-                    memory_mib=order.memory_mib,
-                    pids=order.pids,
-                )
+            await self._launch(order)
+
+    async def _launch(self, order: GuestOrder) -> None:
+        await self._silicon.launch(
+            LaunchGuest(
+                op="launch",
+                name=order.instance,
+                entry=order.entry,
+                host_data=order.host_data,
+                shared=str(self.shared(order.instance)),
+                debug=False,
+                memory_mib=order.memory_mib,
+                pids=order.pids,
             )
+        )
 
     def _known(self, instance: str) -> dict[str, Any]:
         parse_name(instance, "instance")
