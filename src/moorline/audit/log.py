@@ -1,8 +1,8 @@
 """The secure log: entries chained by hash, committed to by a Merkle root that a checkpoint carries elsewhere.
 
 Entry n holds H(entry n-1), so a change anywhere breaks the chain at the next entry; the RFC 6962 root over all entries is
-what is anchored (on the ledger: AnchorLog), so that cutting off the end or rewriting the whole chain shows too. Pure: the caller
-stores the encoded entries and gives the time. What an entry says is as trustworthy as whoever wrote it.
+what is anchored (on the ledger: AnchorLog), so that cutting off the end or rewriting the whole chain shows too. Pure: the
+caller stores the encoded entries and gives the time. What an entry says is as trustworthy as whoever wrote it.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from moorline.clock import Instant, Validity
 from moorline.errors import Misconfigured
 from moorline.ledger import genesis as genesis_module
+from moorline.ledger.client import Endpoint
 from moorline.ledger.genesis import Genesis, GenesisAuthority, Parameters
 from moorline.ledger.light_client import LedgerTrust
 from moorline.nfv import Role, SpiffeId
@@ -42,12 +43,16 @@ PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ceremony:
-    """What came of it. `endpoints` is name to address of each authority."""
+    """What came of it."""
 
     directory: Path
     genesis: Genesis
     trust: LedgerTrust
-    endpoints: Mapping[str, str]
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """How to reach the authorities, the sequencer first."""
+        return endpoints(self.genesis)
 
     @property
     def roots_pem(self) -> bytes:
@@ -111,7 +116,19 @@ def genesis_ceremony(
     write_public(directory / "roots.pem", pem_of(genesis.roots))
     write_public(directory / "trust.cbor", genesis.trust().encode())
     write_public(directory / "genesis.cbor", genesis.encode())  # last: its presence says that all is there
-    return Ceremony(directory=directory, genesis=genesis, trust=genesis.trust(), endpoints=dict(addresses))
+    return Ceremony(directory=directory, genesis=genesis, trust=genesis.trust())
+
+
+def endpoints(genesis: Genesis) -> tuple[Endpoint, ...]:
+    """How to reach the founding authorities, the sequencer first, since transactions go through it."""
+    ordered = sorted(genesis.authorities, key=lambda one: (one.name != genesis.sequencer, one.name))
+    return tuple(
+        Endpoint(
+            url=f"https://{one.address}",
+            server_name=certificates.dns_name(authority_id(genesis.consortium_domain, one.name)),
+        )
+        for one in ordered
+    )
 
 
 def load_authority(directory: Path) -> AuthorityKeys:

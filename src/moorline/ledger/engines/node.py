@@ -1,0 +1,252 @@
+"""What every authority of the embedded engine holds: the chain it believes, in its own database, and its checkpoint key.
+
+A node believes a block when a quorum of the set in force before it signed and executing it again gives what was signed; it
+then commits block and state in one transaction. At start the state is rebuilt from the database and compared with the last
+signed note: a database that was changed, by whomever, does not get past that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from moorline.clock import Instant
+from moorline.errors import Malformed, Misconfigured, MoorlineError, NotAuthentic, Refused, Unavailable
+from moorline.ledger import blocks, checkpoint, proof, state
+from moorline.ledger.blocks import Block, Head
+from moorline.ledger.checkpoint import Checkpoint, NoteSignature, quorum_of
+from moorline.ledger.genesis import Genesis
+from moorline.ledger.state import Applied
+from moorline.ledger.transactions import parse as parse_transaction
+from moorline.storage.ledger_store import LedgerStore, StoredBlock
+from moorline.wire import cbor, schema
+from moorline.wire.schema import Bytes32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """A block with the note a quorum signed; what authorities hand each other."""
+
+    block: bytes
+    note: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthoritySet:
+    """Names and raw checkpoint keys."""
+
+    authorities: dict[str, Bytes32]
+
+
+class Node:
+    """One authority's chain. `now_ms` is its own clock; nothing here listens or dials."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        genesis: Genesis,
+        key: Ed25519PrivateKey,
+        store: LedgerStore,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self.name = name
+        self.genesis = genesis
+        self.store = store
+        self.now_ms = now_ms
+        self._key = key
+        self.head, self.note = self._load()
+        self._changes = [
+            proof.SetChange(note=note, authorities=schema.decode(AuthoritySet, data).authorities)
+            for note, data in store.set_changes()
+        ]
+
+    # Reading ---------------------------------------------------------------------------------------------------------
+
+    def authorities(self) -> dict[str, bytes]:
+        """The set in force, which signs the next block."""
+        return self.head.state.authority_set()
+
+    def prove(self, keys: Iterable[str]) -> bytes:
+        """A proof bundle at the head. Raises Unavailable("ledger.no_block_yet") before the first block."""
+        return proof.make_bundle(
+            note=self.signed_note(),
+            changes=tuple(self._changes_before(self.head.state.height)),
+            tree=self.head.state.tree,
+            value_of=self.head.state.get,
+            keys=keys,
+        )
+
+    def signed_note(self) -> bytes:
+        """The head's note. Raises Unavailable("ledger.no_block_yet")."""
+        if self.note is None:
+            raise Unavailable("ledger.no_block_yet", "no block has been signed yet", remedy="ask again shortly")
+        return self.note
+
+    def committed(self, height: int) -> bytes:
+        """The encoded `Committed` at a height. Raises Refused("ledger.no_such_block")."""
+        stored = self.store.block(height)
+        if stored is None:
+            raise Refused("ledger.no_such_block", "there is no block at this height", got=height)
+        return schema.encode(Committed(block=stored.body, note=stored.note))
+
+    def receipt(self, transaction_id: bytes) -> bytes | None:
+        """The receipt of a transaction that stands in the ledger, or None."""
+        where = self.store.transaction(transaction_id)
+        if where is None:
+            return None
+        height, index = where
+        stored = self.store.block(height)
+        assert stored is not None, "a foreign key says that the block is there"
+        return schema.encode(
+            blocks.receipt(
+                self._head_for_receipt(height),
+                blocks.parse(stored.body),
+                note=stored.note,
+                index=index,
+                transaction_id=transaction_id,
+            )
+        )
+
+    # Signing and committing ------------------------------------------------------------------------------------------
+
+    def cosign(self, found: Checkpoint) -> NoteSignature:
+        """A cosignature by this authority. The caller recorded its intent first."""
+        return checkpoint.cosign(found, name=self.name, key=self._key, now=Instant(self.now_ms() // 1000))
+
+    def sign_as_maker(self, found: Checkpoint) -> NoteSignature:
+        """The note signature of a block's maker."""
+        return checkpoint.sign_note(found, name=self.name, key=self._key)
+
+    def adopt(self, committed: Committed) -> None:
+        """Believe the next block: quorum, execution, then commit. Blocks at or below the head are only compared.
+
+        Raises NotAuthentic("ledger.quorum_missing" | "ledger.signature_invalid" | "ledger.fork"), or as
+        blocks.execute_again.
+        """
+        note = checkpoint.parse_note(committed.note)
+        block = blocks.parse(committed.block)
+        if note.checkpoint.height <= self.head.state.height:
+            self._compare(note, block)
+            return
+        authorities = self.authorities()
+        signed = checkpoint.verify_note(note, authorities, quorum_of(len(authorities)))
+        head, applied = blocks.execute_again(self.head, block)
+        if head.checkpoint() != signed:
+            raise NotAuthentic(
+                "ledger.fork",
+                "a quorum signed another state than this block gives",
+                expected=head.state.root,
+                got=signed.state_root,
+                remedy="compare this authority's database and version with the others'",
+            )
+        self.commit(committed, head, applied)
+
+    def commit(self, committed: Committed, head: Head, applied: Iterable[Applied]) -> None:
+        """Put a block that was judged already."""
+        applied = tuple(applied)
+        changed = head.state.authority_set() != self.authorities()
+        after = AuthoritySet(authorities=head.state.authority_set())
+        self.store.commit(
+            StoredBlock(
+                height=head.state.height,
+                body=committed.block,
+                note=committed.note,
+                leaf=head.leaf,
+                authorities=schema.encode(after) if changed else None,
+            ),
+            writes={key: value for one in applied for key, value in one.writes.items()} | self._first_records(head),
+            nonces={one.nonce_id: one.valid_until for one in applied},
+            transactions=[one.id for one in applied],
+        )
+        if changed:
+            self._changes.append(proof.SetChange(note=committed.note, authorities=after.authorities))
+        self.head, self.note = head, committed.note
+
+    # Inside ----------------------------------------------------------------------------------------------------------
+
+    def _first_records(self, head: Head) -> dict[str, bytes]:
+        """With the first block the whole state is stored, the genesis' part of it included."""
+        return dict(head.state.records) if head.state.height == 1 else {}
+
+    def _changes_before(self, height: int) -> list[proof.SetChange]:
+        return [change for change in self._changes if checkpoint.parse_note(change.note).checkpoint.height < height]
+
+    def _compare(self, note: checkpoint.Note, block: Block) -> None:
+        mine = self.store.block(note.checkpoint.height)
+        if mine is None or checkpoint.parse_note(mine.note).checkpoint == note.checkpoint:
+            return
+        raise NotAuthentic(
+            "ledger.fork",
+            "two blocks at one height",
+            expected=checkpoint.parse_note(mine.note).checkpoint.root,
+            got=f"{note.checkpoint.root.hex()} at {block.header.height}",
+            remedy="keep both notes: together they show which authorities lied",
+        )
+
+    def _head_for_receipt(self, height: int) -> Head:
+        if height == self.head.state.height:
+            return self.head
+        stored = self.store.block(height)
+        assert stored is not None
+        leaves = [blocks.genesis_head(self.genesis).leaf, *self.store.leaves()][: height + 1]
+        return blocks.resumed_head(self.head.state, blocks.parse(stored.body).header, leaves)
+
+    def _load(self) -> tuple[Head, bytes | None]:
+        first = blocks.genesis_head(self.genesis)
+        stored = self.store.head()
+        if stored is None:
+            return first, None
+        try:
+            return self._resumed(first, stored), stored.note
+        except MoorlineError as error:
+            raise Misconfigured(
+                "ledger.database_corrupt",
+                "this authority's database does not lead to the state that was signed",
+                got=error,
+                remedy="do not repair it by hand; delete the database and let it catch up from the others",
+            ) from None
+
+    def _resumed(self, first: Head, stored: StoredBlock) -> Head:
+        header = blocks.parse(stored.body).header
+        resumed = state.restored(
+            ledger_id=self.genesis.ledger_id,
+            height=header.height,
+            time_ms=header.time_ms,
+            records=self.store.records(),
+            nonces=self.store.nonces(),
+        )
+        head = blocks.resumed_head(resumed, header, [first.leaf, *self.store.leaves()])
+        note = checkpoint.parse_note(stored.note)
+        if head.checkpoint() != note.checkpoint:
+            raise Refused(
+                "ledger.wrong_state_root",
+                "the stored state is not the signed one",
+                expected=note.checkpoint.state_root,
+                got=head.state.root,
+            )
+        return head
+
+
+def transaction_id_of(data: bytes) -> bytes | None:
+    """The id of a transaction, or None if the bytes are none: then it certainly stands nowhere."""
+    try:
+        return parse_transaction(data).id
+    except Malformed:
+        return None
+
+
+def encode_status(node: Node) -> bytes:
+    """What GET /v1/ledger answers: public facts of the ledger as this authority sees it, CBOR."""
+    return cbor.encode(
+        {
+            "genesis": node.genesis.encode(),
+            "height": node.head.state.height,
+            "time_ms": node.head.state.time_ms,
+            "state_root": node.head.state.root,
+            "name": node.name,
+            "sequencer": node.genesis.sequencer,
+        }
+    )

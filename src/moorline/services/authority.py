@@ -1,0 +1,280 @@
+"""The process of one authority: its chain, the engine's part it plays, and an HTTPS interface.
+
+Public routes: a transaction authenticates itself, and answers carry proofs. Routes between authorities take the client
+certificate of the sequencer. The TLS key lives in memory, is certified for an hour under the authority's CA key, and is made
+anew before that is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+import structlog
+from fastapi import FastAPI, Query, Request
+from fastapi.responses import Response
+
+from moorline.clock import Clock, Instant, SystemClock
+from moorline.errors import Misconfigured, MoorlineError, Refused
+from moorline.ledger import blocks, ceremony, genesis, records
+from moorline.ledger.ceremony import AuthorityKeys
+from moorline.ledger.engines.embedded import Cosigner, Sequencer
+from moorline.ledger.engines.node import Node, encode_status
+from moorline.ledger.genesis import Genesis
+from moorline.nfv import Role
+from moorline.services.http import TlsIdentity, application, require, serve
+from moorline.services.process import announce_ready
+from moorline.storage.database import open_database
+from moorline.storage.ledger_store import LedgerStore
+from moorline.wire.certificates import dns_name
+from moorline.wire.http import CBOR_TYPE, ClientIdentity, HttpClient
+
+TLS_RENEWAL_S: Final = 1800
+PEER_TIMEOUT_S: Final = 3.0
+SUBMIT_TIMEOUT_S: Final = 20.0
+BODY_CAP: Final = 2 * blocks.MAX_BLOCK_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """authority.toml. `directory` holds what the ceremony wrote; `database` is a URL, SQLite in there if left out."""
+
+    name: str
+    listen: str
+    directory: Path
+    database: str | None = None
+
+
+class HttpPeer:
+    """Another authority over HTTPS with this one's certificate; a client is made anew before its certificate ends."""
+
+    def __init__(self, address: str, *, server_name: str, roots_pem: bytes, identity: Callable[[], TlsIdentity]) -> None:
+        self.address = address
+        self._server_name, self._roots_pem, self._identity = server_name, roots_pem, identity
+        self._clients: dict[float, HttpClient] = {}
+        self._closing: set[asyncio.Future[None]] = set()
+        self._made = 0.0
+
+    async def cosign(self, proposal: bytes) -> str:
+        """Its signature line for an encoded proposal."""
+        return (await self._client(PEER_TIMEOUT_S).post_cbor("/v1/cosign", proposal)).decode("utf-8", errors="replace")
+
+    async def announce(self, committed: bytes) -> None:
+        """Tell it of a committed block."""
+        await self._client(PEER_TIMEOUT_S).post_cbor("/v1/blocks", committed)
+
+    async def block(self, height: int) -> bytes:
+        """Its committed block at a height."""
+        return await self._client(PEER_TIMEOUT_S).get_bytes(f"/v1/blocks/{height}")
+
+    async def note(self) -> bytes:
+        """The note of its head."""
+        return await self._client(PEER_TIMEOUT_S).get_bytes("/v1/checkpoint")
+
+    async def submit(self, transaction: bytes) -> bytes:
+        """Hand it a transaction."""
+        return await self._client(SUBMIT_TIMEOUT_S).post_cbor("/v1/transactions", transaction)
+
+    def _client(self, timeout_s: float) -> HttpClient:
+        if self._clients and time.monotonic() - self._made > TLS_RENEWAL_S:
+            for client in self._clients.values():
+                closing = asyncio.ensure_future(client.aclose())
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
+            self._clients.clear()
+        if timeout_s not in self._clients:
+            shown = self._identity()
+            self._clients[timeout_s] = HttpClient(
+                f"https://{self.address}",
+                server_name=self._server_name,
+                roots_pem=self._roots_pem,
+                identity=ClientIdentity(certificate_chain_pem=shown.chain_pem, private_key_pem=shown.key_pem),
+                timeout_s=timeout_s,
+            )
+            self._made = time.monotonic()
+        return self._clients[timeout_s]
+
+
+class Peers(Mapping[str, HttpPeer]):
+    """The other authorities in force, at the addresses the ledger has for them: admission and retirement show at once."""
+
+    def __init__(self, node: Node, identity: Callable[[], TlsIdentity]) -> None:
+        self._node, self._identity = node, identity
+        self._known: dict[str, HttpPeer] = {}
+
+    def __getitem__(self, name: str) -> HttpPeer:
+        record = records.parse(records.AuthorityRecord, self._node.head.state.records[records.authority_key(name)])
+        known = self._known.get(name)
+        if known is None or known.address != record.address:
+            known = self._known[name] = HttpPeer(
+                record.address,
+                server_name=server_name(self._node.genesis, name),
+                roots_pem=ceremony.pem_of(self._node.genesis.roots),
+                identity=self._identity,
+            )
+        return known
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._node.authorities() if name != self._node.name)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+class LoggingSequencer(Sequencer):
+    """A sequencer that says who did not sign, and why."""
+
+    def on_refusal(self, name: str, error: MoorlineError) -> None:
+        """Logged: one authority that refuses is a finding, not an outage."""
+        structlog.get_logger().warning("no cosignature", authority=name, **error.as_problem())
+
+
+def server_name(found: Genesis, name: str) -> str:
+    """The DNS name of an authority's TLS certificate."""
+    return dns_name(ceremony.authority_id(found.consortium_domain, name))
+
+
+def authority_app(node: Node, engine: Sequencer | Cosigner) -> FastAPI:
+    """The HTTPS interface of an authority (docs/reference/endpoints.md)."""
+
+    def why_not() -> str | None:
+        return None if node.note is not None else "no block has been signed yet"
+
+    app = application("moorline authority", body_cap=BODY_CAP, ready=why_not)
+    _public_routes(app, node, engine)
+    if isinstance(engine, Cosigner):
+        _cosigner_routes(app, node, engine)
+    return app
+
+
+def _public_routes(app: FastAPI, node: Node, engine: Sequencer | Cosigner) -> None:
+    @app.post("/v1/transactions")
+    async def submit(request: Request) -> Response:
+        return _cbor(await engine.submit(await request.body()))
+
+    @app.get("/v1/proof")
+    async def prove(key: Annotated[list[str], Query(max_length=64)]) -> Response:
+        return _cbor(node.prove(key))
+
+    @app.get("/v1/checkpoint")
+    async def checkpoint() -> Response:
+        return Response(node.signed_note(), media_type="text/plain; charset=utf-8")
+
+    @app.get("/v1/blocks/{height}")
+    async def block(height: int) -> Response:
+        return _cbor(node.committed(height))
+
+    @app.get("/v1/ledger")
+    async def ledger() -> Response:
+        return _cbor(encode_status(node))
+
+
+def _cosigner_routes(app: FastAPI, node: Node, engine: Cosigner) -> None:
+    def of_sequencer(request: Request) -> None:
+        caller = require(request, Role.AUTHORITY, trust_domain=node.genesis.consortium_domain)
+        if caller.segments != (node.genesis.sequencer,):
+            raise Refused(
+                "ledger.not_sequencer",
+                "only the sequencer proposes blocks",
+                expected=node.genesis.sequencer,
+                got=caller.segments[-1],
+            )
+
+    @app.post("/v1/cosign")
+    async def cosign(request: Request) -> Response:
+        of_sequencer(request)
+        return Response(await engine.cosign(await request.body()), media_type="text/plain; charset=utf-8")
+
+    @app.post("/v1/blocks")
+    async def announce(request: Request) -> Response:
+        of_sequencer(request)
+        await engine.announce(await request.body())
+        return _cbor(b"")
+
+
+async def run(settings: Settings, log: structlog.stdlib.BoundLogger) -> None:
+    """Run an authority until cancelled."""
+    keys = ceremony.load_authority(settings.directory)
+    found = genesis.parse((settings.directory / "genesis.cbor").read_bytes())
+    _own_keys(keys, settings, found)
+    store = LedgerStore(open_database(_database(settings), "ledger"))
+    try:
+        await _run(settings, log, keys, found, store)
+    finally:
+        store.close()
+
+
+async def _run(
+    settings: Settings, log: structlog.stdlib.BoundLogger, keys: AuthorityKeys, found: Genesis, store: LedgerStore
+) -> None:
+    node = Node(name=settings.name, genesis=found, key=keys.checkpoint, store=store, now_ms=_now_ms)
+    clock = SystemClock()
+    peers = Peers(node, lambda: _identity(keys, found, clock))
+    sequences = found.sequencer == settings.name
+    engine = LoggingSequencer(node, peers) if sequences else Cosigner(node, peers[found.sequencer])
+    log.info("authority", name=settings.name, height=node.head.state.height, ledger=found.ledger_id.hex())
+    working = asyncio.ensure_future(engine.run())
+    serving = asyncio.ensure_future(_serve(settings, authority_app(node, engine), keys, found, clock))
+    try:
+        done, _ = await asyncio.wait({working, serving}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in (working, serving):
+            task.cancel()
+        await asyncio.gather(working, serving, return_exceptions=True)
+
+
+async def _serve(settings: Settings, app: FastAPI, keys: AuthorityKeys, found: Genesis, clock: Clock) -> None:
+    announced = False
+
+    def ready(address: str) -> None:
+        nonlocal announced
+        if not announced:
+            announce_ready("authority", name=settings.name, address=address)
+            announced = True
+
+    while True:  # each round has a certificate of its own; connections in flight end with their round
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TLS_RENEWAL_S):
+                await serve(
+                    app,
+                    listen=settings.listen,
+                    identity=_identity(keys, found, clock),
+                    client_roots_pem=ceremony.pem_of(found.roots),
+                    ready=ready,
+                )
+                return
+
+
+def _own_keys(keys: AuthorityKeys, settings: Settings, found: Genesis) -> None:
+    mine = [one for one in found.authorities if one.name == settings.name]
+    public = keys.checkpoint.public_key().public_bytes_raw()
+    # An authority admitted later is not in the genesis; it is known by the ledger it catches up with.
+    if mine and mine[0].checkpoint_key != public:
+        raise Misconfigured(
+            "ledger.authority_folder", "the checkpoint key in the folder is not this authority's", got=settings.name
+        )
+
+
+def _identity(keys: AuthorityKeys, found: Genesis, clock: Clock) -> TlsIdentity:
+    now = Instant(clock.now())
+    chain_pem, key_pem = ceremony.tls_identity(keys, found.consortium_domain, now=now)
+    return TlsIdentity(chain_pem=chain_pem, key_pem=key_pem)
+
+
+def _database(settings: Settings) -> str:
+    return settings.database or f"sqlite:///{(settings.directory / 'ledger.db').absolute()}"
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _cbor(body: bytes) -> Response:
+    return Response(body, media_type=CBOR_TYPE)

@@ -1,0 +1,175 @@
+"""Four authorities, each a process with its own key and database, over TLS."""
+
+import asyncio
+import dataclasses
+import secrets
+import sqlite3
+import time
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from moorline.clock import Instant
+from moorline.errors import NotAuthentic, Refused, Unavailable
+from moorline.ledger import ceremony, records, standing, transactions
+from moorline.ledger.blocks import verify_receipt
+from moorline.ledger.client import LedgerClient, Submitter
+from moorline.ledger.light_client import verify_bundle
+from moorline.ledger.transactions import AdmitProvider, Sender, SenderKind
+from moorline.wire import keys
+
+from .conftest import NAMES, consortium_at, der
+from .processes import free_addresses, running
+
+pytestmark = pytest.mark.story
+
+
+def now():
+    return Instant(int(time.time()))
+
+
+@pytest.fixture
+def real(tmp_path):
+    """A consortium whose authorities have real addresses and the present time."""
+    return consortium_at(tmp_path / "consortium", addresses=free_addresses(NAMES), max_age_s=6, now=now())
+
+
+def submitter(client, real, name):
+    return Submitter(
+        client,
+        sender=Sender(kind=SenderKind.AUTHORITY, name=name),
+        signer=real.authorities[name].signer(),
+        ledger_id=real.made.trust.ledger_id,
+    )
+
+
+async def admit(client, real, name):
+    key = ec.generate_private_key(ec.SECP256R1())
+    domain = f"{name}.test"
+    certificate = ceremony.issue_provider(
+        real.authorities["authority-1"].ca, key.public_key(), name=name, trust_domain=domain, now=now()
+    )
+    action = AdmitProvider(name=name, trust_domain=domain, certificate=der(certificate))
+    _, proposal = await submitter(client, real, "authority-1").send_proposal(action)
+    return await submitter(client, real, "authority-2").approve(proposal)
+
+
+async def until(condition):
+    """Ask again until it holds; pytest's timeout bounds it."""
+    while not await condition():  # noqa: ASYNC110 - the condition is in another process
+        await asyncio.sleep(0.05)
+
+
+async def test_a_provider_is_admitted_one_authority_is_killed_and_catches_up(real):
+    """verifies that: a quorum of processes admits and proves; three go on without the fourth; it catches up on its own."""
+    endpoints = real.made.endpoints
+    async with (
+        running(real.made, NAMES) as authorities,
+        LedgerClient(endpoints, roots_pem=real.made.roots_pem) as client,
+        LedgerClient([endpoints[-1]], roots_pem=real.made.roots_pem) as fourth,
+    ):
+        receipt = await admit(client, real, "alpha")
+        proven = verify_bundle(await client.prove(standing.provider_keys("alpha")), real.made.trust, now=now())
+        assert standing.active_provider(proven, "alpha").trust_domain == "alpha.test"
+        assert proven.height >= receipt.height
+
+        await authorities["authority-4"].kill()
+        await admit(client, real, "beta")
+        with pytest.raises(Unavailable) as caught:
+            await fourth.note()
+        assert caught.value.code == "peer.unreachable"
+
+        await (await authorities["authority-4"].start()).ready()
+
+        async def caught_up():
+            try:
+                verify_bundle(await fourth.prove(["provider/beta"]), real.made.trust, now=now()).record("provider/beta")
+            except (Unavailable, Refused):
+                return False
+            return True
+
+        await until(caught_up)
+        # ... and it signs again: with another one gone, the quorum needs it.
+        await authorities["authority-3"].kill()
+        await admit(client, real, "gamma")
+
+
+async def test_a_receipt_proves_the_transaction_and_a_repeat_gives_the_same(real):
+    """verifies that: what a sender gets is provable, sending again is harmless, and empty blocks keep proofs young."""
+    async with running(real.made, NAMES), LedgerClient(real.made.endpoints, roots_pem=real.made.roots_pem) as client:
+        payload = transactions.make(
+            transactions.propose(transactions.SetParameter(name="max_age_s", value=9)),
+            sender=Sender(kind=SenderKind.AUTHORITY, name="authority-2"),
+            ledger_id=real.made.trust.ledger_id,
+            nonce=secrets.token_bytes(32),
+            valid_until=100,
+        )
+        transaction = transactions.sign(payload, real.authorities["authority-2"].signer())
+        receipt = await client.submit(transaction)
+        assert verify_receipt(receipt, transaction, real.made.trust).height == receipt.height
+        with pytest.raises(NotAuthentic, match="not_included"):
+            verify_receipt(receipt, transaction + b"\x00", real.made.trust)
+        again = await client.submit(transaction)
+        assert again == receipt
+
+        async def empty_block():
+            return (await client.checkpoint()).height > receipt.height + 1
+
+        await until(empty_block)
+        # Through an authority that does not sequence, too.
+        async with LedgerClient(real.made.endpoints[1:], roots_pem=real.made.roots_pem) as other:
+            assert await other.submit(transaction) == again
+            stranger = keys.KeySigner(ec.generate_private_key(ec.SECP256R1()))
+            forged = transactions.sign(dataclasses.replace(payload, nonce=secrets.token_bytes(32)), stranger)
+            with pytest.raises(NotAuthentic) as caught:
+                await other.submit(forged)
+            assert caught.value.code == "ledger.key_unknown"
+
+
+async def test_an_authority_whose_database_was_changed_does_not_start_and_the_rest_go_on(real):
+    """verifies that: a record changed behind an authority's back is found; the honest quorum is not affected."""
+    async with (
+        running(real.made, NAMES) as authorities,
+        LedgerClient(real.made.endpoints, roots_pem=real.made.roots_pem) as client,
+    ):
+        receipt = await admit(client, real, "alpha")
+        victim = authorities["authority-4"]
+        async with LedgerClient([real.made.endpoints[-1]], roots_pem=real.made.roots_pem) as fourth:
+
+            async def has_alpha():
+                return (await fourth.checkpoint()).height >= receipt.height
+
+            await until(has_alpha)
+        assert await victim.stop() == 0
+        with sqlite3.connect(victim.directory / "ledger.db") as database:
+            (value,) = database.execute("SELECT value FROM records WHERE key = 'provider/alpha'").fetchone()
+            record = records.parse(records.ProviderRecord, value)
+            changed = value.replace(b"alpha.test", b"gamma.test", 1)
+            assert records.parse(records.ProviderRecord, changed) != record
+            database.execute("UPDATE records SET value = ? WHERE key = 'provider/alpha'", (changed,))
+        await victim.start()
+        assert await asyncio.wait_for(victim.process.wait(), 30) == 2
+        assert "ledger.database_corrupt" in (victim.directory / "log").read_text()
+        await admit(client, real, "beta")
+
+
+async def test_only_the_sequencer_proposes_and_garbage_is_refused(real):
+    """verifies that: cosigning takes the sequencer's certificate; odd bytes on a public route give a typed refusal."""
+    from moorline.wire.http import ClientIdentity, HttpClient
+
+    async with running(real.made, NAMES), LedgerClient(real.made.endpoints, roots_pem=real.made.roots_pem) as client:
+        second = real.made.endpoints[1]
+        chain, key = ceremony.tls_identity(real.authorities["authority-3"], "consortium.test", now=now())
+        identities = {
+            "http.no_client_certificate": None,
+            "ledger.not_sequencer": ClientIdentity(certificate_chain_pem=chain, private_key_pem=key),
+        }
+        for code, identity in identities.items():
+            http = HttpClient(second.url, server_name=second.server_name, roots_pem=real.made.roots_pem, identity=identity)
+            async with http:
+                with pytest.raises((Refused, NotAuthentic)) as caught:
+                    await http.post_cbor("/v1/cosign", b"\xa0")
+                assert caught.value.code == code
+        with pytest.raises(Exception, match="ledger.transaction_malformed"):
+            await client.submit(b"\xff" * 100)
+        assert (await client.checkpoint()).height >= 1
