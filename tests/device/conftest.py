@@ -250,9 +250,7 @@ class Broker:
 
     def authorised(self, call):
         contract = records.parse(records.ContractRecord, self.ledger.values[records.contract_key(call.contract)])
-        wanted = standing.contract_keys(
-            call.contract, provider="alpha", service="records", grantee=contract.grantee
-        )
+        wanted = standing.contract_keys(call.contract, provider="alpha", service="records", grantee=contract.grantee)
         domain = {"beta": "beta.test", "gamma": "gamma.test"}[contract.grantee]
         allowed = SpiffeId.parse(call.device).trust_domain == domain and contract.status is ContractStatus.ACCEPTED
         return AuthoriseDeviceReply(allowed=allowed, rule="contract.device", bundle=self.ledger.bundle(wanted))
@@ -404,5 +402,3 @@ async def running(world):
     await world.start()
     yield world
     await world.stop()
-
-

@@ -25,6 +25,12 @@ async def refusal(awaitable):
     return caught.value.code
 
 
+async def until(condition):
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in another process's stead and has no event
+            await asyncio.sleep(0.02)
+
+
 async def ask(connection, **request):
     return cbor.decode(await connection.request(cbor.encode(request)))
 
@@ -195,9 +201,7 @@ async def test_a_live_device_is_judged_again_and_cut_off_when_revoked(make_world
         connection = await world.connect(world.device())
         assert await ask(connection, op="list") == {"names": []}
         world.ledger.revoke(RevocationKind.DEVICE, "beta", "d-1")
-        async with asyncio.timeout(10):
-            while not connection.closed:
-                await asyncio.sleep(0.05)
+        await until(lambda: connection.closed)
         assert await refusal(ask(connection, op="list")) == "device.closed"
     finally:
         await world.stop()
@@ -211,10 +215,11 @@ async def test_a_device_that_does_not_renew_its_standing_is_cut_off(make_world):
         connection = await world.connect(world.device())
         connection._renewal.cancel()
         assert await ask(connection, op="list") == {"names": []}
+        codes = set()
         async with asyncio.timeout(10):
-            while (code := await code_or_none(connection)) is None:
-                await asyncio.sleep(0.05)
-        assert code == "device.status_stale"
+            while not codes - {None}:
+                codes.add(await code_or_none(connection))
+        assert codes - {None} == {"device.status_stale"}
     finally:
         await world.stop()
 
@@ -233,9 +238,8 @@ async def test_the_identity_is_renewed_and_used(make_world):
     world.hand_over()
     await world.start()
     try:
+        await until(lambda: world.broker.asked.count("serial") >= 2)
         async with asyncio.timeout(10):
-            while world.broker.asked.count("serial") < 2:
-                await asyncio.sleep(0.05)
             serial = 0
             while serial < 1002:
                 async with await world.connect(world.device()) as connection:
@@ -249,4 +253,3 @@ async def test_without_its_broker_the_function_serves_nobody(running):
     await running.server.aclose()
     code = await refusal(running.connect(store))
     assert code in {"session.closed", "frame.truncated", "peer.gone", "peer.unreachable"}
-
