@@ -28,6 +28,7 @@ NOUNS: Final = {
     "host": "Run the agent of a host",
     "package": "Build, verify and measure function packages (SOL004)",
     "vnf": "Create and watch functions",
+    "evidence": "Inspect and appraise evidence, offline",
     "device": "Enrol a device and talk to a function",
     "simulate": "Simulated processors, under roots that say SIMULATED",
     "simulate-tpm": "Simulated TPMs and boots, under roots that say SIMULATED",

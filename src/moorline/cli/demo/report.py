@@ -51,14 +51,12 @@ ATTACKS: Final = {
     "host_kernel_changed": Registered(
         by="verifier", code="host.kernel_not_in_reference_values", tries="attest a host that booted another kernel"
     ),
-    "quote_replayed": Registered(
-        by="verifier", code="tpm.nonce_mismatch", tries="answer a new challenge with an old quote"
-    ),
+    "quote_replayed": Registered(by="verifier", code="tpm.nonce_mismatch", tries="answer a new challenge with an old quote"),
     "provider_not_admitted": Registered(
         by="authority-1", code="ledger.provider_unknown", tries="register an HSM for a provider nobody admitted"
     ),
     "device_of_ungranted_provider": Registered(
-        by="function", code="contract.not_active", tries="connect a device whose provider was granted nothing"
+        by="function", code="workload.device_not_authorised", tries="connect a device whose provider was granted nothing"
     ),
     "simulated_root_in_production": Registered(
         by="verifier production", code="snp.anchor_unknown", tries="show simulated silicon to a production verifier"

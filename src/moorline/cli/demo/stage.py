@@ -69,6 +69,11 @@ class Process:
             remedy=f"read {self.log}",
         )
 
+    async def wait_done(self) -> None:
+        """Return when the process has ended well; raises Unavailable("demo.not_done") if it failed."""
+        if await asyncio.to_thread(self._child.wait) != 0:
+            raise Unavailable("demo.not_done", f"{self.name} failed", got=self.last_words(), remedy=f"read {self.log}")
+
     def last_words(self) -> str:
         """The end of its log, for people."""
         text = self.log.read_text("utf-8", errors="replace") if self.log.exists() else ""
@@ -110,13 +115,13 @@ class Stage:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         return path
 
-    def spawn(self, name: str, *arguments: str) -> Process:
-        """Start `moor ARGUMENTS` as a process; its output goes to logs/NAME.out and .log."""
+    def spawn(self, name: str, *arguments: str, module: str = "moorline.cli") -> Process:
+        """Start `moor ARGUMENTS` (or another module) as a process; its output goes to logs/NAME.out and .log."""
         logs = self.path("logs")
         out, log = logs / f"{name}.out", logs / f"{name}.log"
         with out.open("wb") as out_file, log.open("wb") as log_file:
             child = subprocess.Popen(
-                [sys.executable, "-m", "moorline.cli", *arguments],
+                [sys.executable, "-m", module, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=out_file,
                 stderr=log_file,
@@ -150,7 +155,7 @@ class Stage:
 
     def dead(self) -> list[Process]:
         """Processes that ended although nobody asked them to."""
-        return [process for process in self.processes.values() if not process.running()]
+        return [process for process in self.processes.values() if process.ready and not process.running()]
 
 
 def _die_with_parent() -> None:

@@ -16,8 +16,8 @@ from moorline.cli.demo.report import ATTACKS, STEPS, Report
 class View:
     """Live progress on a terminal, plain lines elsewhere."""
 
-    def __init__(self) -> None:
-        self._console = Console(highlight=False)
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = Console(highlight=False, quiet=quiet)
         self._progress = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=self._console, transient=True
         )
@@ -28,9 +28,7 @@ class View:
             self._progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._progress.stop()
 
     def doing(self, what: str) -> None:
@@ -57,13 +55,19 @@ class View:
         for column in ("step", "ok", "ms", "what happened"):
             steps.add_column(column, justify="right" if column == "ms" else "left", overflow="fold")
         for step in report.steps.values():
-            steps.add_row(step.id, _mark(ok=step.ok), "" if step.ms is None else str(step.ms), f"{STEPS[step.id]}. {step.says}")
+            steps.add_row(
+                step.id, _mark(ok=step.ok), "" if step.ms is None else str(step.ms), f"{STEPS[step.id]}. {step.says}"
+            )
         attacks = Table(title="Attacks", title_justify="left")
         for column in ("attack", "refused", "by", "code", "what was tried"):
             attacks.add_column(column, overflow="fold")
         for attack in report.attacks.values():
             attacks.add_row(
-                attack.id, _mark(ok=attack.refused), attack.by, attack.code or "-", f"{ATTACKS[attack.id].tries}. {attack.says}"
+                attack.id,
+                _mark(ok=attack.refused),
+                attack.by,
+                attack.code or "-",
+                f"{ATTACKS[attack.id].tries}. {attack.says}",
             )
         self._console.print(steps)
         self._console.print(attacks)

@@ -1,0 +1,449 @@
+"""The attacks: each against the real interface of a running process, each with the same request unharmed as its control.
+
+An attempt returns the code the victim answered with, not what anybody hoped for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import secrets
+import shutil
+import ssl
+import zipfile
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Final
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, x25519
+
+from moorline.attesters.tpm import Tpm
+from moorline.channel.messages import pack, reported, unpack_any
+from moorline.cli.demo import federating, founding, hosting, operating
+from moorline.cli.demo.world import CONTRACT, HSM, ORCHESTRATOR, SERVICE, VERIFIER, World, der, free_addresses, now
+from moorline.clock import Instant, Validity
+from moorline.errors import MoorlineError, Unavailable, from_problem
+from moorline.host_agent.attestation import FileLogs, HostAttestation
+from moorline.host_agent.guests import Guests
+from moorline.host_agent.silicon import SiliconClient
+from moorline.hsm import ceremony as hsm_ceremony
+from moorline.hsm.provider import certify_hsm
+from moorline.ledger import transactions as tx
+from moorline.nfv import Role
+from moorline.orchestration import grant as grants
+from moorline.orchestration import intent as intents
+from moorline.orchestration.descriptor import FUNCTION_FILE
+from moorline.rats import Outcome as RuleOutcome
+from moorline.rats import Tier
+from moorline.services import settings
+from moorline.services.orchestrator_peers import LauncherLink
+from moorline.services.verifier import VerifierSettings
+from moorline.simulators import firmware
+from moorline.wire import frames, keys, launch, schema
+from moorline.wire.guest import FunctionConfiguration, FunctionLaunch
+from moorline.wire.http import HttpClient
+from moorline.wire.launch import ChannelProfile, LaunchFields
+from moorline.wire.orchestration import GuestOrder, LaunchIntent, LaunchRequest
+from moorline.wire.session import EvidenceFormat, Hello, Problem, SessionRole
+
+GUEST_DEADLINE_S: Final = 20.0
+LAUNCH_LIFE_S: Final = 120
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of an attempt: the victim's code (None: it did not refuse), and whether the control succeeded."""
+
+    code: str | None
+    control: bool
+    says: str
+    unfinished: bool = False
+
+
+async def refused_with(request: Awaitable[object]) -> str | None:
+    """The code with which the request was refused, or None if it went through."""
+    try:
+        await request
+    except MoorlineError as error:
+        return error.code
+    return None
+
+
+# Ledger and HSMs -------------------------------------------------------------------------------------------------------
+
+
+async def provider_not_admitted(world: World) -> Outcome:
+    """Mallory has keys, a token and a certificate, and registers an HSM; nobody admitted it. Control: beta does the same."""
+
+    async def register(name: str) -> str | None:
+        provider = founding.stranger(world, name) if name == "mallory" else world.providers[name]
+        made = await asyncio.to_thread(
+            hsm_ceremony.initialise, world.stage.path("attacker", f"token-{name}"), label=f"{name}-second"
+        )
+        life = Validity(not_before=Instant(now() - 60), not_after=Instant(now() + 3600))
+        certificates = certify_hsm(
+            provider.issuer,
+            made.keys,
+            trust_domain=provider.trust_domain,
+            hsm="hsm-2",
+            issuing_ca="ca-2",
+            address=provider.sessions,
+            validity=life,
+            serials=(secrets.randbits(120), secrets.randbits(120)),
+        )
+        return await refused_with(
+            provider.submitter.send(
+                tx.RegisterHsm(
+                    id="hsm-2",
+                    certificate=der(certificates.hsm),
+                    address=provider.sessions,
+                    est_url=f"https://{provider.https}/.well-known/est",
+                    kem_public=made.keys.kem,
+                    signing_public=keys.public_bytes(made.keys.identity),
+                    bundle_sequence=1,
+                )
+            )
+        )
+
+    code = await register("mallory")
+    control = await register("beta") is None
+    return Outcome(code=code, control=control, says="beta's second HSM was registered by the same request")
+
+
+async def oversized_message(world: World) -> Outcome:
+    """A client of alpha's session port announces a hello of 64 MiB. Control: the same hello, announced as long as it is."""
+    hello = pack(
+        Hello(
+            version=1,
+            role=SessionRole.FUNCTION,
+            formats=(EvidenceFormat.SNP,),
+            kem_public=ec.generate_private_key(ec.SECP256R1())
+            .public_key()
+            .public_bytes(serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint),
+            signing_public=keys.public_bytes(ec.generate_private_key(ec.SECP256R1()).public_key()),
+            profile=ChannelProfile.TLS,
+            fields=b"",
+        )
+    )
+    kind, code = await _answer_to(world, (64 << 20).to_bytes(frames.HEADER, "big") + hello)
+    ordinary, _ = await _answer_to(world, frames.frame(hello))
+    return Outcome(
+        code=code if kind == "problem" else None,
+        control=ordinary == "challenge",
+        says=f"the next client's hello is answered with a {ordinary}",
+    )
+
+
+async def _answer_to(world: World, first_bytes: bytes) -> tuple[str, str | None]:
+    """The kind of message the broker answers with over its session port, and the code if it is a problem."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=world.roots_pem.decode())
+    host, _, port = world.alpha.sessions.rpartition(":")
+    reader, writer = await asyncio.open_connection(
+        host, int(port), ssl=context, server_hostname=world.alpha.name_of(Role.HSM, HSM)
+    )
+    try:
+        writer.write(first_bytes)
+        await writer.drain()
+        kind, item = unpack_any(await frames.read_frame(reader, deadline_s=10.0))
+    finally:
+        writer.close()
+    return kind, reported(schema.from_item(Problem, item).problem).code if kind == "problem" else None
+
+
+# Hosts -----------------------------------------------------------------------------------------------------------------
+
+
+async def host_kernel_changed(world: World) -> Outcome:
+    """h2 booted another kernel and attests with it. Control: h1, booted with the good one."""
+    changed = await hosting.verdict(world, "h2")
+    good = await hosting.verdict(world, "h1")
+    broken = [finding.code for finding in changed.findings if finding.outcome is RuleOutcome.NOT_MET]
+    first = changed.first_refusal()
+    return Outcome(
+        code=None if first is None or changed.status is Tier.AFFIRMING else first.code,
+        control=good.status is Tier.AFFIRMING,
+        says=f"h1 is {good.status.word}; rules h2 broke: {', '.join(broken)}",
+    )
+
+
+async def quote_replayed(world: World) -> Outcome:
+    """h4's administrator answers a new challenge with h4's last evidence. Control: fresh evidence, before and after."""
+    one = hosting.host(world, "h4")
+    assert one.tpm is not None
+    async with HttpClient(
+        f"https://{world.facts['verifier_address']}",
+        server_name=world.alpha.name_of(Role.VERIFIER, VERIFIER),
+        roots_pem=world.roots_pem,
+    ) as client:
+        tpm = await asyncio.to_thread(Tpm.open, one.tpm.tcti)
+        try:
+            attestation = HostAttestation(
+                host="h4",
+                verifier=client,
+                tpm=tpm,
+                logs=FileLogs(
+                    event_log=one.directory / "logs" / firmware.EVENT_LOG, ima=one.directory / "logs" / firmware.IMA_LIST
+                ),
+                tag=one.tag,
+                period_s=hosting.PERIOD_S,
+            )
+            await attestation.enrol()
+            old = await attestation.collect(await attestation.challenge())
+            first = await refused_with(attestation.send(old))
+            await attestation.challenge()
+            code = await refused_with(attestation.send(old))
+            verdict = await attestation.attest()
+        finally:
+            await asyncio.to_thread(tpm.close)
+    return Outcome(
+        code=code,
+        control=first is None and verdict.status == Tier.AFFIRMING.word,
+        says="the same evidence was accepted for its own challenge, and fresh evidence afterwards",
+    )
+
+
+async def simulated_root_in_production(world: World) -> Outcome:
+    """Evidence of simulated silicon for a verifier under the shipped production configuration. Control: alpha's own."""
+    report_data = secrets.token_bytes(64)
+    outblob, auxblob = await _collect(world, report_data)
+    request = {
+        "format": "snp",
+        "evidence": base64.b64encode(outblob).decode(),
+        "endorsements": base64.b64encode(auxblob).decode(),
+        "report_data": report_data.hex(),
+    }
+    address = await _start_production_verifier(world)
+    code = await refused_with(_appraise(world, address, request))
+    control = await refused_with(_appraise(world, world.facts["verifier_address"], request))
+    return Outcome(code=code, control=control is None, says="alpha's own verifier, told of the simulated root, accepts it")
+
+
+async def _appraise(world: World, address: str, request: dict[str, str]) -> object:
+    async with HttpClient(
+        f"https://{address}",
+        server_name=world.alpha.name_of(Role.VERIFIER, VERIFIER),
+        roots_pem=world.roots_pem,
+        identity=world.facts["operator"],
+    ) as client:
+        return await client.post_json("/v1/appraise", request)
+
+
+async def _start_production_verifier(world: World) -> str:
+    """A second verifier process from the configuration that ships for production; only its place is filled in."""
+    directory = world.stage.path("alpha", "verifier-production")
+    ours = world.stage.directory / "alpha" / "verifier"
+    shipped = resources.files("moorline.services") / "defaults" / "verifier-production.toml"
+    (directory / "verifier.toml").write_bytes(shipped.read_bytes())
+    configured = settings.load(VerifierSettings, directory / "verifier.toml")
+    for source, wanted in (
+        (ours / "chain.pem", configured.identity_chain),
+        (ours / "key.pem", configured.identity_key),
+        (world.roots_file, configured.consortium_roots),
+        (world.trust_file, configured.ledger_trust),
+        *((ours / "reference-values.cose", path) for path in configured.reference_values),
+        *((ours / "reference-signer.der", path) for path in configured.reference_signers),
+    ):
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, wanted)
+    process = await world.stage.start(
+        "verifier-production",
+        *("verifier", "run", "--config", str(directory / "verifier.toml")),
+        *("--listen", free_addresses(1)[0], "--provider", "alpha"),
+    )
+    return process.address
+
+
+async def _collect(world: World, report_data: bytes) -> tuple[bytes, bytes]:
+    """What h1's silicon says about a guest that asks for a report over `report_data`; run by the host's administrator."""
+    shared = world.stage.path("attacker", "collect")
+    (shared / "report_data.bin").write_bytes(report_data)
+    client = SiliconClient(hosting.silicon_socket(world, "h1"))
+    from moorline.wire.silicon import LaunchGuest
+
+    await client.launch(
+        LaunchGuest(
+            op="launch",
+            name="collector",
+            entry="moorline.attesters.collect",
+            host_data=bytes(32),
+            shared=str(shared),
+            debug=False,
+            memory_mib=256,
+            pids=32,
+        )
+    )
+    deadline = asyncio.get_running_loop().time() + GUEST_DEADLINE_S
+    while (status := await client.status("collector")).state == "running":
+        if asyncio.get_running_loop().time() > deadline:
+            raise Unavailable("demo.guest_slow", "the collecting guest did not end")
+        await asyncio.sleep(0.05)
+    if status.exit_code != 0:
+        log = (shared / "guest.log").read_text("utf-8", errors="replace")[-300:]
+        raise Unavailable("demo.guest_failed", "the collecting guest failed", got=log)
+    return (shared / "outblob.bin").read_bytes(), (shared / "auxblob.bin").read_bytes()
+
+
+# Packages --------------------------------------------------------------------------------------------------------------
+
+
+async def package_tampered(world: World) -> Outcome:
+    """One file of the signed package is changed. Control: the package as it was."""
+    original: bytes = world.facts["csar"]
+    changed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(original)) as before, zipfile.ZipFile(changed, "w", zipfile.ZIP_DEFLATED) as after:
+        for entry in before.infolist():
+            data = before.read(entry)
+            after.writestr(entry, data + b"\n# and this" if entry.filename == FUNCTION_FILE else data)
+    code = await refused_with(operating.onboard(world, changed.getvalue()))
+    control = await refused_with(operating.onboard(world, original))
+    return Outcome(code=code, control=control is None, says="the unchanged package is taken")
+
+
+async def package_signed_by_stranger(world: World) -> Outcome:
+    """The same content under another key of the same name. Control: under the publisher's."""
+    code = await refused_with(operating.onboard(world, await asyncio.to_thread(operating.signed_by_stranger)))
+    control = await refused_with(operating.onboard(world, world.facts["csar"]))
+    return Outcome(code=code, control=control is None, says="the publisher's own signature is taken")
+
+
+# Launches: the administrator of h1, who has root, the silicon's socket and everything the host was ever given -------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Minted:
+    """A genuine launch for one more instance on h1, as the host gets to see it."""
+
+    fields: LaunchFields
+    token: bytes
+    configuration: bytes
+
+
+async def rogue_vnf_without_token(world: World) -> Outcome:
+    """The genuine function, genuine fields and commitment, but a token nobody minted. Control: the minted token."""
+    minted = await _mint(world, "records-rogue")
+    world.facts["minted"] = minted
+    code = await _started_with(world, minted, secrets.token_bytes(32), "rogue-1")
+    control = await _started_with(world, minted, minted.token, "rogue-2")
+    return Outcome(code=code, control=control is None, says="with the minted token the same guest gets its identity")
+
+
+async def token_replayed(world: World) -> Outcome:
+    """A second guest with a token that was used. Control: its first use, which succeeded; and the broker raised an alarm."""
+    minted: Minted = world.facts["minted"]
+    code = await _started_with(world, minted, minted.token, "replay-1")
+    async with world.alpha.admin() as admin:
+        alarms: Any = await admin.get_json("/v1/alarms")
+        launches: Any = await admin.get_json("/v1/launches")
+    used = [one for one in launches["launches"] if one["instance"] == minted.fields.instance and one["state"] == "confirmed"]
+    raised = [alarm for alarm in alarms["alarms"] if alarm["code"] == code and alarm["first"] and alarm["second"]]
+    says = f"alarm {raised[0]['id']} names both sessions" if raised else "NO ALARM was raised"
+    return Outcome(code=code if raised else None, control=len(used) == 1, says=says)
+
+
+async def _mint(world: World, instance: str) -> Minted:
+    """A launch of `instance` on h1, intended by alpha's orchestrator key and granted by the launcher enclave."""
+    trust = world.consortium.trust
+    configuration = schema.encode(
+        FunctionConfiguration(
+            trust=trust.encode(),
+            provider="alpha",
+            hsm=HSM,
+            service=SERVICE,
+            contracts=(CONTRACT,),
+            max_age_s=trust.max_age_s,
+            settings={},
+        )
+    )
+    chip = hosting.host(world, "h1").chip
+    assert chip is not None
+    reply_key = x25519.X25519PrivateKey.generate()
+    intent = LaunchIntent(
+        ledger_id=trust.ledger_id,
+        provider="alpha",
+        orchestrator=ORCHESTRATOR,
+        tenant=operating.TENANT,
+        service=SERVICE,
+        package_digest=world.facts["package_digest"],
+        configuration_digest=_sha256(configuration),
+        measurement=world.facts["measurement"],
+        instance=instance,
+        generation=1,
+        host="h1",
+        chip=chip.chip_id,
+        hsm=HSM,
+        profile=ChannelProfile.TLS,
+        not_after=now() + LAUNCH_LIFE_S,
+        reply_key=reply_key.public_key().public_bytes_raw(),
+    )
+    signed = intents.sign(intent, keys.KeySigner(world.facts["intent_key"]))
+    bundle = await world.ledger.prove(intents.keys_to_prove(intent))
+    link = LauncherLink(world.facts["launcher_address"])
+    reply = await link.exchange(schema.encode(LaunchRequest(intent=signed, bundle=bundle)))
+    granted = grants.verify_reply(
+        reply, signed, intent, reply_key, roots=trust.roots, trust_domain=world.alpha.trust_domain, now=now()
+    )
+    return Minted(fields=granted.fields, token=granted.token, configuration=configuration)
+
+
+async def _started_with(world: World, minted: Minted, token: bytes, name: str) -> str | None:
+    """Start the guest on h1's silicon with this token; the code the broker refused it with, None if it went active."""
+    guests = Guests(
+        world.stage.path("attacker", "guests"), SiliconClient(hosting.silicon_socket(world, "h1")), publish="127.0.0.1"
+    )
+    order = GuestOrder(
+        instance=name,
+        entry=operating.FUNCTION_ENTRY,
+        host_data=launch.commitment(minted.fields),
+        launch=schema.encode(FunctionLaunch(launch_fields=launch.encode_fields(minted.fields), token=token)),
+        package=world.facts["csar"],
+        configuration=minted.configuration,
+        memory_mib=256,
+        pids=64,
+        relays={"broker": world.alpha.sessions},
+        publish=False,
+    )
+    await guests.start(order)
+    try:
+        deadline = asyncio.get_running_loop().time() + GUEST_DEADLINE_S
+        while asyncio.get_running_loop().time() < deadline:
+            state = await guests.state(name)
+            for event in state.events:
+                if event["event"] == "active":
+                    return None
+                if event["event"] == "refused":
+                    return from_problem(event["problem"]).code
+            await asyncio.sleep(0.05)
+    finally:
+        await guests.stop(name)
+    raise Unavailable("demo.guest_silent", "the guest said nothing", remedy="read guest.log", got=name)
+
+
+def _sha256(data: bytes) -> bytes:
+    import hashlib
+
+    return hashlib.sha256(data).digest()
+
+
+# Devices ---------------------------------------------------------------------------------------------------------------
+
+
+async def device_before_contract(world: World) -> Outcome:
+    """A device of beta, properly enrolled, while alpha has granted beta nothing. The control comes after the contract."""
+    await federating.enrol(world, "device-0")
+    code = await refused_with(federating.store_and_read(world, "device-0"))
+    world.facts["ungranted"] = code
+    return Outcome(code=code, control=False, says="waiting for its control", unfinished=True)
+
+
+async def device_after_contract(world: World) -> Outcome:
+    """The same device and request once the contract is in force."""
+    control = await refused_with(federating.store_and_read(world, "device-0"))
+    return Outcome(
+        code=world.facts["ungranted"],
+        control=control is None,
+        says="the same device is let in once the contract is accepted",
+    )

@@ -1,0 +1,114 @@
+"""Step 9: a device of beta enrols and uses alpha's function; and the same device in the hands of an attacker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from moorline.channel import device as channel
+from moorline.cli.demo.world import CONTRACT, HSM, SERVICE, World
+from moorline.clock import SystemClock
+from moorline.device.store import DeviceStore
+from moorline.errors import Refused, Unavailable, from_problem
+from moorline.ledger import peers
+from moorline.nfv import Role
+from moorline.verification.chains import VerifiedChain, verify_chain
+from moorline.wire import cbor
+
+RECORD: Final = "observation-1"
+_COMMAND_DEADLINE_S: Final = 30.0
+
+
+async def use_function(world: World) -> str:
+    """`moor device` in processes of its own: enrol over EST, store a record, read it back."""
+    identity = await enrol(world, "device-1")
+    content = f"pulse {60 + secrets.randbelow(40)}"
+    await moor(*_connect(world, "device-1", "put"), "--data", content)
+    answer = await moor(*_connect(world, "device-1", "get"))
+    if answer["data"] != content:
+        raise Refused("demo.record_differs", "the record came back changed", expected=content, got=answer["data"])
+    return f"{identity['spiffe_id']} stored {RECORD} at alpha's function over mutual TLS 1.3 and read it back unchanged"
+
+
+async def enrol(world: World, name: str) -> dict[str, Any]:
+    """A one-time code from beta's operator, and `moor device enrol` with it."""
+    async with world.beta.admin() as admin:
+        made: Any = await admin.post_json("/v1/enrolment-codes", {"device": name, "ttl_s": 300})
+    authorities = [url.replace("|", "=") for url in world.ledger_urls()]
+    return await moor(
+        *("device", "enrol", "--dir", str(_directory(world, name)), "--name", name),
+        *("--url", f"https://{world.beta.https}", "--server-name", world.beta.name_of(Role.HSM, HSM)),
+        *("--trust", str(world.trust_file)),
+        *(word for authority in authorities for word in ("--ledger", authority)),
+        environment={"MOOR_ENROLMENT_CODE": made["code"]},
+    )
+
+
+async def store_and_read(world: World, name: str) -> None:
+    """The device in the hands of somebody who judges nobody: whatever refuses here is the function. Raises its refusal."""
+    store = DeviceStore(directory=_directory(world, name))
+    trust, clock = store.trust(), SystemClock()
+    identity = store.identity()
+    own = verify_chain(identity.chain[0], identity.chain[1:], trust.roots, clock.now())
+
+    async def bundle() -> bytes:
+        return await world.ledger.prove(peers.device_keys(own))
+
+    async def judge(_chain: VerifiedChain, _bundle: bytes) -> None:
+        return None
+
+    connection = await channel.connect(
+        world.facts["function"]["address"],
+        identity=identity,
+        roots=trust.roots,
+        clock=clock,
+        bundle=bundle,
+        judge=judge,
+        max_age_s=trust.max_age_s,
+    )
+    async with connection:
+        await connection.request(cbor.encode({"op": "put", "name": RECORD, "data": b"from an attacker, or not"}))
+        await connection.request(cbor.encode({"op": "get", "name": RECORD}))
+
+
+async def moor(*arguments: str, environment: dict[str, str] | None = None) -> dict[str, Any]:
+    """Run one `moor` command with --json in a process of its own; its answer, or the error it reported."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "moorline.cli", *arguments, "--json"),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **(environment or {})},
+    )
+    try:
+        async with asyncio.timeout(_COMMAND_DEADLINE_S):
+            out, err = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise Unavailable("demo.command_slow", f"moor {arguments[0]} {arguments[1]} did not end") from None
+    try:
+        answer: dict[str, Any] = json.loads(out)
+    except ValueError:
+        said = err.decode("utf-8", "replace").strip()[-300:]
+        raise Unavailable("demo.command_failed", f"moor {arguments[0]} {arguments[1]} failed", got=said) from None
+    if "error" in answer:
+        raise from_problem(answer["error"])
+    return answer
+
+
+def _connect(world: World, name: str, verb: str) -> tuple[str, ...]:
+    return (
+        *("device", "connect", verb, "--dir", str(_directory(world, name))),
+        *("--address", world.facts["function"]["address"], "--provider", "alpha", "--service", SERVICE),
+        *("--contract", CONTRACT, "--name", RECORD),
+    )
+
+
+def _directory(world: World, name: str) -> Path:
+    return world.stage.path("beta", "devices") / name
