@@ -1,7 +1,7 @@
 """Write the pages of docs/reference/ from the code itself; a test compares them, so they cannot rot.
 
-    ./dev docs            writes the pages
-    tests/docs            fails where a page differs from what this module would write
+./dev docs            writes the pages
+tests/docs            fails where a page differs from what this module would write
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def codes() -> str:
         places = ", ".join(sorted({f"`{place}`" for _, place in rows[code]}))
         lines.append(f"| `{code}` | {kinds} | {words[code]} | {places} |")
     intro = (
-        "# Codes\n\nEvery refusal carries one of these. The kind decides HTTP status and exit code: Malformed 400/2, NotAuthentic "
-        "401/1,\nRefused 403/1, Conflict 409/1, Unavailable 503/2, Misconfigured 500/2; `finding` is a row of a verdict.\n\n"
+        "# Codes\n\nEvery refusal carries one of these. The kind decides HTTP status and exit code: Malformed 400/2, "
+        "NotAuthentic 401/1,\nRefused 403/1, Conflict 409/1, Unavailable 503/2, Misconfigured 500/2; `finding` is a row of a verdict.\n\n"
     )
     return HEAD + intro + "\n".join(lines) + "\n"
 
@@ -64,7 +64,10 @@ def endpoints() -> str:
 
 def settings() -> str:
     """All keys of all TOML files, from the frozen dataclasses that load them."""
-    parts = ["# Settings\n\nOne TOML file a service; unknown keys are refused with the nearest known name. Paths are relative to the file.\n"]
+    parts = [
+        "# Settings\n\nOne TOML file a service; unknown keys are refused with the nearest known name. "
+        "Paths are relative to the file.\n"
+    ]
     for path, tree in modules("services"):
         for cls in (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("Settings")):
             parts.append(f"\n## `{path.stem}`: {cls.name}\n\n{(ast.get_docstring(cls) or '').strip()}\n")
@@ -145,7 +148,9 @@ def _callers(function: ast.AsyncFunctionDef | ast.FunctionDef) -> str:
 def _help(words: list[str]) -> str:
     text = subprocess.run(
         [sys.executable, "-m", "moorline.cli", *words, "--help"],
-        capture_output=True, text=True, check=False,
+        capture_output=True,
+        text=True,
+        check=False,
         env={"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "PATH": "/usr/bin:/bin", "HOME": "/nonexistent"},
     ).stdout
     body = "\n".join(line.rstrip() for line in text.strip().splitlines())

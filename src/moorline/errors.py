@@ -118,7 +118,7 @@ class Unavailable(MoorlineError):
 
 
 class Misconfigured(MoorlineError):
-    """This process was set up wrongly; asking again will not help."""
+    """The process was set up wrongly; asking again will not help."""
 
 
 _KINDS: Final[dict[str, type[MoorlineError]]] = {

@@ -27,11 +27,7 @@ def test_the_generated_page_says_what_the_code_says(name):
 
 def test_every_error_code_is_written_as_a_literal_where_it_is_raised():
     pattern = re.compile(r"(?:Malformed|NotAuthentic|Refused|Conflict|Unavailable|Misconfigured)\(\s*f[\"']")
-    odd = [
-        str(path.relative_to(ROOT))
-        for path in (ROOT / "src").rglob("*.py")
-        if pattern.search(path.read_text("utf-8"))
-    ]
+    odd = [str(path.relative_to(ROOT)) for path in (ROOT / "src").rglob("*.py") if pattern.search(path.read_text("utf-8"))]
     assert odd == []
 
 
