@@ -120,7 +120,7 @@ def verify(message: bytes, content: bytes, *, known: tuple[x509.Certificate, ...
     # 1
     data = _parse(message)
     signer = data.signers.as_list()[0]
-    certificates = [parse_certificate(asn1.encode_der(entry)) for entry in _entries(data)]
+    certificates = [_readable(asn1.encode_der(entry)) for entry in _entries(data)]
     # 2
     certificate = _named(signer.sid, (*certificates, *known))
     # 3
@@ -166,6 +166,16 @@ def _entries(data: _SignedData) -> list[asn1.TLV]:
     if len(entries) > MAX_CERTIFICATES:
         raise Malformed("cms.certificates", "too many certificates", expected=MAX_CERTIFICATES, got=len(entries))
     return entries
+
+
+def _readable(der: bytes) -> x509.Certificate:
+    certificate = parse_certificate(der)
+    try:
+        # The library parses names and times when they are first asked for, and raises then.
+        _ = certificate.issuer, certificate.subject, certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    except ValueError:
+        raise Malformed("cms.certificates", "a certificate has a name or time that cannot be read") from None
+    return certificate
 
 
 def _named(sid: _IssuerAndSerial | bytes, certificates: tuple[x509.Certificate, ...]) -> x509.Certificate:
