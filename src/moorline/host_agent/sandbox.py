@@ -75,14 +75,16 @@ class Sandbox:
 def sandbox_command(sandbox: Sandbox, *, info_fd: int, block_fd: int, user_namespace: bool) -> list[str]:
     """The bubblewrap command line. It writes the pid inside to `info_fd` and starts when `block_fd` is readable.
 
-    bubblewrap always sets no_new_privs and makes /proc/sys and its like read-only. `user_namespace` adds one that forbids
-    further ones: half of the kernel's local holes need a nested user namespace.
+    bubblewrap always sets no_new_privs. /proc is made read-only: bubblewrap covers /proc/sys only where the directory itself
+    is writable, and a sandbox started by root could write core_pattern there, which is a way out. `user_namespace` adds one
+    that forbids further ones: half of the kernel's local holes need a nested user namespace.
     """
     command = [_bubblewrap(), "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
     if user_namespace:
         command += ["--unshare-user", "--disable-userns"]
     command += ["--die-with-parent", "--new-session", "--cap-drop", "ALL", "--hostname", sandbox.host_name]
-    command += ["--ro-bind", str(sandbox.root), "/", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108 - inside
+    command += ["--ro-bind", str(sandbox.root), "/", "--proc", "/proc", "--remount-ro", "/proc"]
+    command += ["--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108 - inside
     for bind in sandbox.binds:
         command += ["--bind" if bind.writable else "--ro-bind", str(bind.source), bind.target]
     command += ["--chdir", sandbox.working_directory, "--clearenv"]

@@ -83,7 +83,7 @@ _LEFT_OUT: Final = frozenset(
         "xmlrpc",
     )
 )
-_ROOMS_LEFT_OUT: Final = frozenset(("cli", "console", "simulators", "storage"))
+ROOMS_LEFT_OUT: Final = frozenset(("cli", "console", "simulators", "storage"))
 """Rooms of moorline that no guest runs: commands, web pages, this very simulation, and SQL."""
 
 _START_SCRIPT: Final = b'''"""First code of a guest: put the measured packages on the path, then run the measured entry."""
@@ -220,7 +220,7 @@ def _packages() -> list[tuple[str, Path, bool]]:
     files = [
         (f"{SITE}/moorline/{file.relative_to(own)}", file, False)
         for file in _below(own, frozenset(("__pycache__",)))
-        if file.relative_to(own).parts[0] not in _ROOMS_LEFT_OUT
+        if file.relative_to(own).parts[0] not in ROOMS_LEFT_OUT
     ]
     for name in _closure(DISTRIBUTIONS):
         for entry in importlib.metadata.files(name) or ():
