@@ -1,4 +1,4 @@
-"""A provider with real keys under a false root: certificates, a ledger state that a quorum cosigned, packages, a launcher."""
+"""A provider with real keys under a false root: certificates, cosigned ledger states, packages, a launcher."""
 
 import asyncio
 import time
@@ -83,7 +83,9 @@ class Provider:
     def __post_init__(self):
         self.validity = Validity(not_before=Instant(NOW - 3600), not_after=Instant(NOW + 86400))
         self.ledger = Ledger()
-        self.root = self._issuer(lambda key: certificates.root_certificate(key, name="root", validity=self.validity, serial=1))
+        self.root = self._issuer(
+            lambda key: certificates.root_certificate(key, name="root", validity=self.validity, serial=1)
+        )
         authority = self._issuer(self._under(certificates.authority_certificate, self.root, 2, name="authority-1"))
         self.ca = self._issuer(
             self._under(certificates.provider_certificate, authority, 3, name=self.name, trust_domain=self.trust_domain)

@@ -117,8 +117,8 @@ def test_simulated_roots_count_only_where_the_genesis_says_so():
     strict = dataclasses.replace(DEMAND, simulated_allowed=False)
     verdict = judge(view(), strict, now=NOW)
     assert verdict.code == "placement.simulated_root"
-    real = view(result=result(root=EvidenceRoot.HARDWARE), platform=Platform(chip_id=b"c", location="EU/DE", simulated=False))
-    assert judge(real, strict, now=NOW).eligible
+    platform = Platform(chip_id=b"c", location="EU/DE", simulated=False)
+    assert judge(view(result=result(root=EvidenceRoot.HARDWARE), platform=platform), strict, now=NOW).eligible
 
 
 def test_every_single_capability_of_the_profile_is_needed():
