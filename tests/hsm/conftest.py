@@ -92,7 +92,7 @@ def provider(ceremony) -> Provider:
     return make_provider(ceremony.keys)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: another test's set-up opens another token
 def token(ceremony):
     with open_token(ceremony.location) as opened:
         yield opened

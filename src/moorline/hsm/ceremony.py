@@ -5,6 +5,7 @@ Keys are generated in the token and never leave it. What comes out is public.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,7 @@ from moorline.hsm.token import Token, TokenLocation, initialise_softhsm, open_to
 from moorline.wire import keys
 
 _SECRET_BYTES: Final = 32
+_ONE_AT_A_TIME: Final = threading.Lock()  # a process has one token directory open at a time (hsm.token)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +50,7 @@ def initialise(directory: Path, *, label: str) -> Ceremony:
     Raises Misconfigured (`token.*`).
     """
     location = initialise_softhsm(directory, label=label)
-    with open_token(location) as token:
+    with _ONE_AT_A_TIME, open_token(location) as token:
         return Ceremony(location=location, keys=generate_keys(token))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -84,16 +84,6 @@ class BrokerSettings:
     lease_s: int = 3600
     svid_s: int = 3540
     renew_after_s: int = 1200
-
-
-def write_settings(path: Path, settings: BrokerSettings) -> None:
-    """A settings file that `services.settings.load` reads back."""
-    lines = []
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        if value is not None:
-            lines.append(f"{field.name} = {_toml(value)}\n")
-    path.write_text("".join(lines), encoding="utf-8")
 
 
 class TlsKeys:
@@ -263,6 +253,7 @@ async def run(settings: BrokerSettings, *, ready: Callable[[dict[str, str]], Non
                 _keep_pools(broker),
             )
     finally:
+        await broker.ledger.aclose()
         broker.close()
 
 
@@ -352,13 +343,3 @@ def _certificates(path: Path) -> list[x509.Certificate]:
 
 def _der(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.DER)
-
-
-def _toml(value: object) -> str:
-    import json
-
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_toml(each) for each in value) + "]"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return json.dumps(value if isinstance(value, int) else str(value))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from moorline.clock import Clock
 from moorline.errors import Malformed, NotAuthentic, Refused
-from moorline.policy import ear
+from moorline.policy.ear import parse_verified
 from moorline.rats import AttestationResult
 from moorline.wire import keys
 from moorline.wire.http import ClientIdentity, HttpClient
@@ -46,7 +46,7 @@ class HostAuthority:
             jwt = answer.get("ear") if isinstance(answer, dict) else None
             if not isinstance(jwt, str):
                 raise Malformed("broker.verifier_answer", "the attestation authority's answer has no result")
-            result = ear.parse_verified(jwt, self.key, now=self.clock.now(), audience=self.audience)
+            result = parse_verified(jwt, self.key, now=self.clock.now(), audience=self.audience)
         except (Refused, Malformed, NotAuthentic) as error:
             return Standing(result=None, problem=error.code)
         return Standing(result=result, problem=None)

@@ -19,6 +19,10 @@ class Prover(Protocol):
         """A bundle about these keys."""
         ...
 
+    async def aclose(self) -> None:
+        """Close connections."""
+        ...
+
 
 class LedgerView:
     """Proofs for this broker and for those it serves. The newest checkpoint seen survives a restart."""
@@ -36,6 +40,10 @@ class LedgerView:
             self._store.set_document(_HIGHEST, state.checkpoint.body().encode("ascii"))
             self._highest = state.checkpoint
         return bundle, state
+
+    async def aclose(self) -> None:
+        """Close the prover."""
+        await self._prover.aclose()
 
     async def state(self, keys: tuple[str, ...]) -> ProvenState:
         """What is proven about these keys now."""

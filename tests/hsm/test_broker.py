@@ -1,0 +1,328 @@
+"""Two brokers over a real ledger: enrolment with curl and openssl, peers, signatures, strangers at every port."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from moorline.clock import SystemClock
+from moorline.errors import MoorlineError
+from moorline.hsm.exchange import BUNDLE_PURPOSE, TrustBundle
+from moorline.ledger import transactions as tx
+from moorline.verification.chains import verify_chain
+from moorline.wire import cose, keys, schema
+from moorline.wire.certificates import spiffe_id_of
+from moorline.wire.http import ClientIdentity
+
+sys.path.insert(0, str(Path(__file__).parent))
+from consortium import Consortium
+
+OPENSSL_P7 = ("openssl", "pkcs7", "-inform", "DER", "-print_certs")
+pytestmark = [pytest.mark.story, pytest.mark.asyncio(loop_scope="module")]
+
+
+@pytest.fixture(scope="module")
+def loop_scope_directory(tmp_path_factory):
+    return tmp_path_factory.mktemp("brokers")
+
+
+import pytest_asyncio  # noqa: E402
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def consortium(loop_scope_directory):
+    made = await Consortium.found(loop_scope_directory)
+    try:
+        await asyncio.gather(made.admit("alpha", verifier="v1", verifier_url="https://127.0.0.1:1"), made.admit("beta"))
+        yield made
+    finally:
+        await made.close()
+
+
+async def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return await asyncio.to_thread(
+        subprocess.run, arguments, cwd=cwd, capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+def curl(provider, path: str, *more: str) -> tuple[str, ...]:
+    """A curl that dials the address and checks the name, as any EST client would."""
+    address = provider.broker.said["https"]
+    host, _, port = address.rpartition(":")
+    name = provider.server_name
+    return (
+        *("curl", "-sS", "--cacert", str(provider.settings.roots), "--connect-to", f"{name}:{port}:{host}:{port}"),
+        *("-w", "\n%{http_code}", f"https://{name}:{port}/.well-known/est/{path}", *more),
+    )
+
+
+async def test_a_device_enrols_with_curl_and_openssl(consortium, tmp_path):  # noqa: PLR0915 - one device's story
+    """verifies that: EST works with tools that know nothing of us: cacerts, csrattrs, enrol, retry, re-enrol, refusals."""
+    beta = consortium.providers["beta"]
+    async with beta.admin() as admin:
+        given = await admin.post_json("/v1/enrolment-codes", {"device": "phone-1", "ttl_s": 60})
+    await run("openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "key.pem", cwd=tmp_path)
+    await run(
+        *("openssl", "req", "-new", "-key", "key.pem", "-subj", "/CN=whatever", "-outform", "DER", "-out", "csr.der"),
+        cwd=tmp_path,
+    )
+    (tmp_path / "csr.b64").write_bytes(base64.encodebytes((tmp_path / "csr.der").read_bytes()))
+    body = ("-H", "Content-Type: application/pkcs10", "--data-binary", "@csr.b64")
+    enrol = curl(beta, "simpleenroll", "-u", f"phone-1:{given['code']}", *body)
+
+    async def certificate(arguments: tuple[str, ...]) -> x509.Certificate:
+        done = await run(*arguments, cwd=tmp_path)
+        answer, _, status = done.stdout.rpartition("\n")
+        assert status == "200", done.stdout + done.stderr
+        (tmp_path / "p7.der").write_bytes(base64.b64decode(answer))
+        shown = await run(*OPENSSL_P7, "-in", "p7.der", "-out", "leaf.pem", cwd=tmp_path)
+        assert shown.returncode == 0, shown.stderr
+        (found,) = x509.load_pem_x509_certificates((tmp_path / "leaf.pem").read_bytes())
+        return found
+
+    leaf = await certificate(enrol)
+    assert str(spiffe_id_of(leaf)) == "spiffe://beta.test/device/phone-1"
+    again = await certificate(enrol)  # a retry with the same key is answered again
+    assert again.public_key() == leaf.public_key()
+
+    done = await run(*curl(beta, "cacerts"), cwd=tmp_path)
+    (tmp_path / "ca.der").write_bytes(base64.b64decode(done.stdout.rpartition("\n")[0]))
+    await run(*["openssl", "pkcs7", "-inform", "DER", "-in", "ca.der", "-print_certs", "-out", "ca.pem"], cwd=tmp_path)
+    root = str(beta.settings.roots)
+    done = await run(*f"openssl verify -x509_strict -CAfile {root} -untrusted ca.pem leaf.pem".split(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = await run(*curl(beta, "csrattrs"), cwd=tmp_path)
+    (tmp_path / "attrs.der").write_bytes(base64.b64decode(done.stdout.rpartition("\n")[0]))
+    done = await run("openssl", "asn1parse", "-inform", "DER", "-in", "attrs.der", cwd=tmp_path)
+    assert "prime256v1" in done.stdout
+    assert "ecdsa-with-SHA256" in done.stdout
+
+    # Re-enrolment authenticates with the certificate, not with a code.
+    chain = (tmp_path / "leaf.pem").read_bytes() + (tmp_path / "ca.pem").read_bytes()
+    (tmp_path / "chain.pem").write_bytes(chain)
+    reenrol = curl(beta, "simplereenroll", "--cert", "chain.pem", "--key", "key.pem", *body)
+    assert str(spiffe_id_of(await certificate(reenrol))) == "spiffe://beta.test/device/phone-1"
+
+    async def refused(arguments: tuple[str, ...], status: str) -> str:
+        done = await run(*arguments, cwd=tmp_path)
+        text, _, found = done.stdout.rpartition("\n")
+        assert found == status, done.stdout + done.stderr
+        return json.loads(text)["code"]
+
+    assert await refused(curl(beta, "simpleenroll", *body), "401") == "est.unauthorised"
+    assert await refused(curl(beta, "simpleenroll", "-u", "phone-1:guess", *body), "403") == "est.code_invalid"
+    assert await refused(curl(beta, "simpleenroll", "-u", f"phone-2:{given['code']}", *body), "403") == "est.code_invalid"
+    assert await refused(curl(beta, "simplereenroll", *body), "401") == "http.no_client_certificate"
+    assert await refused(curl(beta, "serverkeygen", *body), "501") == "est.not_offered"
+    assert await refused(curl(beta, "fullcmc", *body), "501") == "est.not_offered"
+    # The code is bound to the first key: whoever steals it later gets nothing, and somebody hears of it.
+    await run("openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "thief.pem", cwd=tmp_path)
+    await run(
+        *("openssl", "req", "-new", "-key", "thief.pem", "-subj", "/CN=x", "-outform", "DER", "-out", "thief.der"),
+        cwd=tmp_path,
+    )
+    (tmp_path / "csr.b64").write_bytes(base64.b64encode((tmp_path / "thief.der").read_bytes()))
+    assert await refused(enrol, "403") == "est.code_used"
+    (tmp_path / "csr.b64").write_bytes(b"bm90IGEgY3Ny")
+    assert await refused(enrol, "400") == "est.csr_malformed"
+    async with beta.admin() as admin:
+        alarms = await admin.get_json("/v1/alarms")
+    assert alarms["alarms"][0]["code"] == "est.code_used"
+
+
+async def test_a_forged_csr_is_not_certified(consortium, tmp_path):
+    """verifies that: a request not signed by its own key, and one with another kind of key, get no certificate."""
+    beta = consortium.providers["beta"]
+    async with beta.admin() as admin:
+        given = await admin.post_json("/v1/enrolment-codes", {"device": "phone-9"})
+    await run("openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "key.pem", cwd=tmp_path)
+    for key, code in (("ec:key.pem", "est.possession"), ("rsa:2048", "est.key_kind")):
+        more = ("-key", "key.pem") if key.startswith("ec:") else ("-newkey", key, "-nodes", "-keyout", "rsa.pem")
+        await run(*("openssl", "req", "-new", *more, "-subj", "/CN=x", "-outform", "DER", "-out", "csr.der"), cwd=tmp_path)
+        request = bytearray((tmp_path / "csr.der").read_bytes())
+        if code == "est.possession":
+            request[-1] ^= 1
+        headers = {
+            "content-type": "application/pkcs10",
+            "authorization": "Basic " + base64.b64encode(f"phone-9:{given['code']}".encode()).decode(),
+        }
+        async with beta.https() as client:
+            with pytest.raises(MoorlineError) as caught:
+                await client.send(
+                    "POST", "/.well-known/est/simpleenroll", content=base64.b64encode(bytes(request)), headers=headers
+                )
+        assert caught.value.code == code
+
+
+async def test_peers_meet_through_the_ledger(consortium):
+    """verifies that: two HSMs authenticate from the ledger alone and both keep what both signed."""
+    alpha, beta = consortium.providers["alpha"], consortium.providers["beta"]
+    async with alpha.admin() as admin:
+        met = await admin.post_json("/v1/peers/connect", {"provider": "beta", "hsm": "hsm-1"})
+        mine = (await admin.get_json("/v1/peers"))["peers"]
+    async with beta.admin() as admin:
+        theirs = (await admin.get_json("/v1/peers"))["peers"]
+    assert [peer["transcript"] for peer in (*mine, *theirs)] == [met["transcript"]] * 2
+    assert [peer["provider"] for peer in (*mine, *theirs)] == ["beta", "alpha"]
+
+
+async def test_a_peer_that_is_not_registered_is_refused(consortium):
+    """verifies that: an HSM the ledger does not know is not even dialled; a revoked one is refused from both sides."""
+    alpha = consortium.providers["alpha"]
+    async with alpha.admin() as admin:
+        for provider, hsm, code in (
+            ("gamma", "hsm-1", "ledger.provider_not_active"),
+            ("beta", "hsm-9", "ledger.hsm_not_active"),
+            ("../x", "hsm-1", "name.malformed"),
+        ):
+            with pytest.raises(MoorlineError) as caught:
+                await admin.post_json("/v1/peers/connect", {"provider": provider, "hsm": hsm})
+            assert caught.value.code == code
+    late = await consortium.admit("late")
+    await late.submitter.send(tx.RevokeHsm(id="hsm-1"))
+    async with late.admin() as admin:
+        with pytest.raises(MoorlineError) as caught:
+            await admin.post_json("/v1/peers/connect", {"provider": "beta", "hsm": "hsm-1"})
+    # Beta's broker says so: late's own record is no longer active.
+    assert caught.value.code == "ledger.hsm_not_active"
+    async with alpha.admin() as admin:
+        with pytest.raises(MoorlineError) as caught:
+            await admin.post_json("/v1/peers/connect", {"provider": "late", "hsm": "hsm-1"})
+    assert caught.value.code == "ledger.hsm_not_active"
+    await late.broker.stop()
+
+
+async def svid(provider, name: str) -> tuple[ec.EllipticCurvePrivateKey, ClientIdentity, dict]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    public = base64.b64encode(keys.public_bytes(key.public_key())).decode()
+    async with provider.admin() as admin:
+        given = await admin.post_json("/v1/svid", {"public_key": public, "spiffe_id": name})
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return key, ClientIdentity(certificate_chain_pem=given["chain"].encode(), private_key_pem=pem), given
+
+
+async def test_svids_and_the_verifiers_signature(consortium):
+    """verifies that: the admin socket names its own domain only, and only the configured verifier has results signed."""
+    alpha = consortium.providers["alpha"]
+    _, verifier, given = await svid(alpha, "spiffe://alpha.test/verifier/v1")
+    chain = x509.load_pem_x509_certificates(given["chain"].encode())
+    ders = [certificate.public_bytes(serialization.Encoding.DER) for certificate in chain]
+    roots = [c.public_bytes(serialization.Encoding.DER) for c in x509.load_pem_x509_certificates(alpha.roots_pem)]
+    assert str(verify_chain(ders[0], ders[1:], roots, SystemClock().now()).spiffe_id) == "spiffe://alpha.test/verifier/v1"
+
+    def part(value: object) -> bytes:
+        return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=")
+
+    message = part({"alg": "ES256", "typ": "JWT"}) + b"." + part({"sub": "host/h1"})
+    asked = {"key": "verifier", "message": base64.b64encode(message).decode()}
+    async with alpha.https(verifier) as client:
+        signed = await client.post_json("/v1/sign", asked)
+        keys.verify(alpha.hsm.keys.verifier, base64.b64decode(signed["signature"]), message)
+        for wrong in (
+            {**asked, "key": "hsm-identity"},
+            {**asked, "message": base64.b64encode(b"anything").decode()},
+            {**asked, "message": base64.b64encode(part({"alg": "none"}) + b"." + part({})).decode()},
+            {"key": "verifier"},
+            [],
+        ):
+            with pytest.raises(MoorlineError) as caught:
+                await client.post_json("/v1/sign", wrong)
+            assert caught.value.code == "broker.sign_refused"
+    for name in ("spiffe://alpha.test/verifier/v2", "spiffe://alpha.test/orchestrator/o1"):
+        _, other, _ = await svid(alpha, name)
+        async with alpha.https(other) as client:
+            with pytest.raises(MoorlineError) as caught:
+                await client.post_json("/v1/sign", asked)
+            assert caught.value.code == "http.not_authorised"
+    async with alpha.https() as client:
+        with pytest.raises(MoorlineError) as caught:
+            await client.post_json("/v1/sign", asked)
+        assert caught.value.code == "http.no_client_certificate"
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("spiffe://beta.test/verifier/v1", "issuing.not_ours"),
+        ("spiffe://alpha.test/hsm/hsm-1", "issuing.not_ours"),
+        ("spiffe://alpha.test/svc/records/r-1", "broker.request_malformed"),
+        ("https://alpha.test/verifier/v1", "spiffe.malformed"),
+    ],
+)
+async def test_names_the_admin_socket_does_not_give(consortium, name, code):
+    """verifies that: no other domain, no HSM, and no function gets its identity by asking."""
+    with pytest.raises(MoorlineError) as caught:
+        await svid(consortium.providers["alpha"], name)
+    assert caught.value.code == code
+
+
+async def test_strangers_at_every_port(consortium):
+    """verifies that: garbage, plain HTTP, silence and oversized bodies are refused or dropped, and the broker serves on."""
+    alpha = consortium.providers["alpha"]
+    socket_path = str(alpha.settings.admin_socket)
+    garbage = (b"\x00" * 64, b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 70000, b"\x16\x03\x01\xff\xff" + b"A" * 4000)
+    for port in (alpha.broker.said["sessions"], alpha.broker.said["https"], socket_path):
+        for sent in garbage:
+            if port == socket_path:
+                reader, writer = await asyncio.open_unix_connection(port)
+            else:
+                host, _, number = port.rpartition(":")
+                reader, writer = await asyncio.open_connection(host, int(number))
+            try:
+                writer.write(sent)
+                writer.write_eof()
+                await asyncio.wait_for(reader.read(65536), 20)
+            except (ConnectionError, OSError):
+                pass  # dropped, as it should be
+            finally:
+                writer.close()
+    async with alpha.https() as client:
+        with pytest.raises(MoorlineError) as caught:
+            await client.send("POST", "/v1/sign", content=b"x" * 300_000, headers={"content-type": "application/json"})
+        assert caught.value.code in {"http.body_too_large", "peer.unreachable"}
+        assert (await client.get_bytes("/v1/ca-bundle")) == alpha.roots_pem
+    async with alpha.admin() as admin:
+        with pytest.raises(MoorlineError) as caught:
+            await admin.post_json("/v1/enrolment-codes", {"device": "x", "tll_s": 5})
+        assert caught.value.code == "http.request_malformed"
+        assert "identity" in await admin.get_json("/v1/keys")
+
+
+async def test_a_killed_broker_comes_back_with_everything(consortium):
+    """verifies that: after SIGKILL the broker starts again on the same token and database, and no alarm is raised by it."""
+    import signal
+
+    beta = consortium.providers["beta"]
+    async with beta.admin() as admin:
+        before = (await admin.get_json("/v1/audit"))["entries"]
+        epoch = await admin.post_json("/v1/epochs", {})
+    await beta.broker.stop(signal.SIGKILL)
+    await beta.broker.start()
+    async with beta.admin() as admin:
+        after = (await admin.get_json("/v1/audit"))["entries"]
+        assert after[: len(before)] == before
+        assert after[len(before)]["kind"] == "epoch-opened"
+        assert (await admin.post_json("/v1/epochs", {}))["epoch"] > epoch["epoch"]
+        assert "broker.database_restored" not in {a["code"] for a in (await admin.get_json("/v1/alarms"))["alarms"]}
+
+
+async def test_bundles_are_signed_for_one_peer(consortium):
+    """verifies that: what a peer kept is the other's bundle, made for it, under this ledger."""
+    from moorline.storage.broker_store import BrokerStore
+
+    alpha = consortium.providers["alpha"]
+    store = BrokerStore.open(f"sqlite:///{alpha.settings.database}")
+    (peer,) = [peer for peer in store.peers() if peer.provider == "beta"]
+    signed = cose.parse(BUNDLE_PURPOSE, peer.bundle)
+    bundle = schema.decode(TrustBundle, cose.verify(signed, consortium.providers["beta"].hsm.keys.identity))
+    assert (bundle.peer_provider, bundle.ledger_id) == ("alpha", consortium.ceremony.trust.ledger_id)
+    store.close()
