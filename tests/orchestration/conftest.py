@@ -263,7 +263,7 @@ class BrokerSession:
         self.calls.append(operation)
         if self.refuse is not None:
             raise self.refuse
-        if operation == "lease":
+        if operation == "launcher.lease":
             return schema.encode(self.secrets())
         if operation == "time":
             return cbor.encode({"now": self.now_told})

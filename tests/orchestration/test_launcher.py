@@ -81,8 +81,8 @@ async def test_a_permitted_intent_is_granted(provider, enclave):
     assert (fields.epoch, fields.sequence, fields.not_after) == (7, 0, NOW + 300)
     assert fields.launcher == launcher_id(keys.public_bytes(enclave.signer.public_key())) == enclave.launcher.id
     assert granted.token == launch.token(bytes([7]) * 32, fields)
-    assert granted.issuer_id == "ca-1"
-    asked_of_ledger = ("provider/alpha", "issuing-ca/alpha/ca-1")
+    assert granted.chain.issuer_name == "ca-1"
+    asked_of_ledger = grants.keys_to_prove(granted, "alpha")
     state = intents.verify_bundle(provider.ledger.bundle(asked_of_ledger), provider.trust, now=NOW)
     grants.judge_issuer(granted, state, "alpha")
 
@@ -188,7 +188,7 @@ async def test_lease_used_up_is_renewed_and_numbers_never_repeat(provider):
         fields = verified(provider, await enclave.exchange(schema.encode(request)), request, intent).fields
         seen.add((fields.epoch, fields.sequence))
     assert seen == {(7, number) for number in range(5)}
-    assert enclave.session.calls == ["lease", "lease"]
+    assert enclave.session.calls == ["launcher.lease", "launcher.lease"]
 
 
 async def test_lease_used_up_and_no_other_to_have(provider):
@@ -285,13 +285,27 @@ async def test_only_the_intents_reply_key_opens_the_token(provider, enclave):
 async def test_issuer_must_be_the_registered_one(provider, enclave):
     request = asked(provider)
     granted = verified(provider, await enclave.exchange(schema.encode(request)), request)
-    wanted = ("provider/alpha", "issuing-ca/alpha/ca-1")
+    wanted = grants.keys_to_prove(granted, "alpha")
     revoked = records.IssuingCaRecord(provider="alpha", id="ca-1", status=Status.REVOKED, certificate=provider.above[0])
     provider.ledger.put("issuing-ca/alpha/ca-1", revoked)
     state = intents.verify_bundle(provider.ledger.bundle(wanted), provider.trust, now=NOW)
     with pytest.raises(Refused) as caught:
         grants.judge_issuer(granted, state, "alpha")
     assert caught.value.code == "ledger.issuing_ca_not_active"
+
+
+@pytest.mark.parametrize("kind", [RevocationKind.LAUNCHER, RevocationKind.CERTIFICATE])
+async def test_a_revoked_launcher_grants_nothing_that_counts(provider, enclave, kind):
+    request = asked(provider)
+    granted = verified(provider, await enclave.exchange(schema.encode(request)), request)
+    identifier = enclave.launcher.id.hex() if kind is RevocationKind.LAUNCHER else f"{granted.chain.serial:x}"
+    record = records.RevocationRecord(kind=kind, registrant="alpha", id=identifier, time_ms=NOW * 1000)
+    provider.ledger.put(records.revocation_key(kind, "alpha", identifier), record)
+    wanted = grants.keys_to_prove(granted, "alpha")
+    state = intents.verify_bundle(provider.ledger.bundle(wanted), provider.trust, now=NOW)
+    with pytest.raises(Refused) as caught:
+        grants.judge_issuer(granted, state, "alpha")
+    assert caught.value.code == "ledger.revoked"
 
 
 async def test_any_frame_gets_a_reply(enclave):

@@ -2,7 +2,7 @@
 
 1. The reply parses; a problem in it is raised as the error it was.
 2. The grant is a COSE_Sign1 for this purpose; its chain leads from a `launcher` of our trust domain to the roots.
-3. The CA that issued the launcher's certificate is registered and active on the ledger (`judge_issuer`).
+3. Its issuing CA is the active one on the ledger, launcher and certificate are not revoked (`judge_issuer`).
 4. The launcher's key signed the grant, and the launch fields name that key's launcher.
 5. The fields are the intent's in everything the intent says, and end no later.
 6. The token opens with the intent's reply key.
@@ -14,17 +14,17 @@ would fail at the broker, which costs a launch and gives nothing.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import x25519
-from cryptography.x509.oid import NameOID
 
 from moorline.clock import Instant
 from moorline.digest import same
 from moorline.errors import Malformed, NotAuthentic, from_problem
 from moorline.ledger import standing
 from moorline.ledger.light_client import ProvenState
+from moorline.ledger.records import RevocationKind
 from moorline.nfv import Role
 from moorline.orchestration.launcher import launch_fields, launcher_id
 from moorline.verification.chains import VerifiedChain, verify_chain
@@ -35,13 +35,12 @@ from moorline.wire.orchestration import GRANT_PURPOSE, LaunchGrant, LaunchIntent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Granted:
-    """A launch that may begin. `token` is secret; `issuer_id` names the issuing CA that is still to be judged (step 3)."""
+    """A launch that may begin once the issuer of `chain` was judged (step 3). `token` is secret."""
 
     fields: LaunchFields
-    token: bytes
+    token: bytes = field(repr=False)
     launcher: str
     chain: VerifiedChain
-    issuer_id: str
 
 
 def verify_reply(
@@ -78,22 +77,30 @@ def verify_reply(
     _judge_fields(fields, grant, intent, signed_intent, launcher_id(keys.public_bytes(public)))
     # 6
     token = open_token(grant.sealed_token, reply_key, signed_intent)
-    return Granted(
-        fields=fields, token=token, launcher=str(chain.spiffe_id), chain=chain, issuer_id=issuer_id(chain)
-    )
+    return Granted(fields=fields, token=token, launcher=str(chain.spiffe_id), chain=chain)
+
+
+def keys_to_prove(granted: Granted, provider: str) -> tuple[str, ...]:
+    """The ledger keys that `judge_issuer` asks about."""
+    revocations = (key for item in _revocations(granted, provider) for key in standing.revocation_keys(*item))
+    return (*standing.issuing_ca_keys(provider, granted.chain.issuer_name), *revocations)
 
 
 def judge_issuer(granted: Granted, state: ProvenState, provider: str) -> None:
-    """Step 3. Raises Refused("ledger.issuing_ca_not_active") or NotAuthentic("launch.issuer_differs")."""
-    record = standing.active_issuing_ca(state, provider, granted.issuer_id)
+    """Step 3. Raises Refused("ledger.issuing_ca_not_active" | "ledger.revoked") or NotAuthentic("launch.issuer_differs")."""
+    name = granted.chain.issuer_name
+    record = standing.active_issuing_ca(state, provider, name)
     if not same(record.certificate, granted.chain.issuer):
-        raise NotAuthentic("launch.issuer_differs", "the launcher's issuer is not the registered one", got=granted.issuer_id)
+        raise NotAuthentic("launch.issuer_differs", "the launcher's issuer is not the registered one", got=name)
+    for item in _revocations(granted, provider):
+        standing.not_revoked(state, *item)
 
 
-def issuer_id(chain: VerifiedChain) -> str:
-    """The id under which the issuing CA should be registered: its common name."""
-    names = x509.load_der_x509_certificate(chain.issuer).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return str(names[0].value) if names else ""
+def _revocations(granted: Granted, provider: str) -> tuple[tuple[RevocationKind, str, str], ...]:
+    return (
+        (RevocationKind.LAUNCHER, provider, granted.fields.launcher.hex()),
+        (RevocationKind.CERTIFICATE, provider, standing.serial_id(granted.chain.serial)),
+    )
 
 
 def _judge_fields(

@@ -261,7 +261,7 @@ class Launches:
             trust_domain=self._me.trust_domain,
             now=now,
         )
-        state = await self.proven(standing.issuing_ca_keys(self._me.provider, granted.issuer_id))
+        state = await self.proven(grants.keys_to_prove(granted, self._me.provider))
         grants.judge_issuer(granted, state, self._me.provider)
         saved = dataclasses.replace(
             row,

@@ -180,7 +180,7 @@ class Launcher:
         try:
             return self._lease.take(now)
         except Refused:
-            secrets = schema.decode(LauncherSecrets, await self._session.call("lease", b""))
+            secrets = schema.decode(LauncherSecrets, await self._session.call("launcher.lease", b""))
             self._lease = Lease(secrets)
             return self._lease.take(now)
 

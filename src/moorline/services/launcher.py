@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from moorline.attesters.reports import report_source
 from moorline.channel.driver import ClientSession, Collected, open_session
 from moorline.clock import SystemClock
-from moorline.errors import EXIT_UNDECIDED, EXIT_YES, MoorlineError, Unavailable
+from moorline.errors import EXIT_UNDECIDED, EXIT_YES, MoorlineError, Refused, Unavailable
 from moorline.ledger.light_client import LedgerTrust
 from moorline.orchestration.broker import judge_broker
 from moorline.orchestration.launcher import Launcher, SessionClock, problem_bytes
@@ -37,6 +37,7 @@ from moorline.wire.session import Challenge, EvidenceFormat, LauncherFields, Lau
 
 MAX_CONNECTIONS: Final = 32
 FRAME_DEADLINE_S: Final = 30.0
+MAX_CLOCK_DISAGREEMENT_S: Final = 300
 
 
 async def serve(shared: Path) -> None:
@@ -45,6 +46,7 @@ async def serve(shared: Path) -> None:
     trust = LedgerTrust.parse(launch.trust)
     signer = keys.KeySigner(ec.generate_private_key(ec.SECP256R1()))
     async with await _session(shared, launch, trust, signer) as session:
+        _judge_clock(session.activation.now)
         launcher = Launcher(
             trust=trust,
             provider=launch.provider,
@@ -93,6 +95,15 @@ async def _session(shared: Path, launch: LauncherLaunch, trust: LedgerTrust, sig
         prove=prove,
         collect=collect,
     )
+
+
+def _judge_clock(told: int) -> None:
+    """The broker was judged by the host's clock: one turned back would have let an old proof of it pass."""
+    off = abs(told - SystemClock().now())
+    if off > MAX_CLOCK_DISAGREEMENT_S:
+        raise Refused(
+            "launcher.clock_disagrees", "the host's clock is not the broker's", expected=MAX_CLOCK_DISAGREEMENT_S, got=off
+        )
 
 
 class _Door:

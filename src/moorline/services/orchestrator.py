@@ -274,7 +274,7 @@ async def run(settings: OrchestratorSettings, log: structlog.stdlib.BoundLogger)
         trust_domain=settings.trust_domain,
         clock=clock,
     )
-    endpoints = [Endpoint(peer.url, peer.server_name) for peer in settings.ledger]
+    endpoints = [Endpoint(url=peer.url, server_name=peer.server_name) for peer in settings.ledger]
     async with LedgerClient(endpoints, roots_pem=roots) as ledger:
         launches = Launches(
             me=Identity(
