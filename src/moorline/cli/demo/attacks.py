@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import io
 import secrets
-import shutil
 import ssl
 import zipfile
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any, Final
 
 from cryptography.hazmat.primitives import serialization
@@ -40,9 +39,9 @@ from moorline.rats import Outcome as RuleOutcome
 from moorline.rats import Tier
 from moorline.services import settings
 from moorline.services.orchestrator_peers import LauncherLink
-from moorline.services.verifier import VerifierSettings
 from moorline.simulators import firmware
 from moorline.wire import frames, keys, launch, schema
+from moorline.wire import host as host_wire
 from moorline.wire.guest import FunctionConfiguration, FunctionLaunch
 from moorline.wire.http import HttpClient
 from moorline.wire.launch import ChannelProfile, LaunchFields
@@ -171,10 +170,10 @@ async def host_kernel_changed(world: World) -> Outcome:
 
 
 async def quote_replayed(world: World) -> Outcome:
-    """h4's administrator answers a new challenge with h4's last evidence. Control: fresh evidence, before and after."""
+    """h4's administrator answers a new challenge with h4's last evidence. Control: it answered its own challenge well."""
     one = hosting.host(world, "h4")
     assert one.tpm is not None
-    async with HttpClient(
+    async with Overheard(
         f"https://{world.facts['verifier_address']}",
         server_name=world.alpha.name_of(Role.VERIFIER, VERIFIER),
         roots_pem=world.roots_pem,
@@ -186,24 +185,36 @@ async def quote_replayed(world: World) -> Outcome:
                 verifier=client,
                 tpm=tpm,
                 logs=FileLogs(
-                    event_log=one.directory / "logs" / firmware.EVENT_LOG, ima=one.directory / "logs" / firmware.IMA_LIST
+                    events=one.directory / "logs" / firmware.EVENT_LOG, ima=one.directory / "logs" / firmware.IMA_LIST
                 ),
                 tag=one.tag,
                 period_s=hosting.PERIOD_S,
             )
             await attestation.enrol()
-            old = await attestation.collect(await attestation.challenge())
-            first = await refused_with(attestation.send(old))
-            await attestation.challenge()
-            code = await refused_with(attestation.send(old))
-            verdict = await attestation.attest()
+            before = await attestation.attest()
+            old = client.sent["/v1/hosts/h4/evidence"]
+            await client.post_cbor("/v1/hosts/h4/challenge", schema.encode(host_wire.ChallengeRequest(host="h4")))
+            code = await refused_with(client.post_cbor("/v1/hosts/h4/evidence", old))
         finally:
             await asyncio.to_thread(tpm.close)
     return Outcome(
         code=code,
-        control=first is None and verdict.status == Tier.AFFIRMING.word,
-        says="the same evidence was accepted for its own challenge, and fresh evidence afterwards",
+        control=before.status == Tier.AFFIRMING.word,
+        says="the very same bytes were accepted in answer to the challenge they were made for",
     )
+
+
+class Overheard(HttpClient):
+    """A client that remembers what was sent, as the administrator of a host can."""
+
+    def __init__(self, base_url: str, *, server_name: str, roots_pem: bytes) -> None:
+        super().__init__(base_url, server_name=server_name, roots_pem=roots_pem)
+        self.sent: dict[str, bytes] = {}
+
+    async def post_cbor(self, path: str, body: bytes) -> bytes:
+        """Send and remember."""
+        self.sent[path] = body
+        return await super().post_cbor(path, body)
 
 
 async def simulated_root_in_production(world: World) -> Outcome:
@@ -233,26 +244,13 @@ async def _appraise(world: World, address: str, request: dict[str, str]) -> obje
 
 
 async def _start_production_verifier(world: World) -> str:
-    """A second verifier process from the configuration that ships for production; only its place is filled in."""
+    """A second verifier process under the policy that ships for production; from ours it has name, identity and ledger."""
     directory = world.stage.path("alpha", "verifier-production")
-    ours = world.stage.directory / "alpha" / "verifier"
-    shipped = resources.files("moorline.services") / "defaults" / "verifier-production.toml"
-    (directory / "verifier.toml").write_bytes(shipped.read_bytes())
-    configured = settings.load(VerifierSettings, directory / "verifier.toml")
-    for source, wanted in (
-        (ours / "chain.pem", configured.identity_chain),
-        (ours / "key.pem", configured.identity_key),
-        (world.roots_file, configured.consortium_roots),
-        (world.trust_file, configured.ledger_trust),
-        *((ours / "reference-values.cose", path) for path in configured.reference_values),
-        *((ours / "reference-signer.der", path) for path in configured.reference_signers),
-    ):
-        wanted.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, wanted)
+    ours = hosting.verifier_settings(world, world.stage.directory / "alpha" / "verifier")
+    theirs = dataclasses.replace(ours, listen=free_addresses(1)[0], database=directory / "verifier.db")
+    settings.write(theirs, directory / "verifier.toml")
     process = await world.stage.start(
-        "verifier-production",
-        *("verifier", "run", "--config", str(directory / "verifier.toml")),
-        *("--listen", free_addresses(1)[0], "--provider", "alpha"),
+        "verifier-production", "verifier", "run", "--config", str(directory / "verifier.toml"), "--production"
     )
     return process.address
 

@@ -7,10 +7,11 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from moorline.cli.demo.report import ATTACKS, STEPS, Report
+from moorline.cli.demo.report import STEPS, Report
 
 
 class View:
@@ -38,12 +39,12 @@ class View:
     def done(self, step: str, *, ok: bool, ms: int, says: str) -> None:
         """One line for a step that ended."""
         mark = "[green]yes[/green]" if ok else "[red]NO[/red] "
-        self._console.print(f"{mark} {step:<10} {ms / 1000:6.1f} s  {says}", soft_wrap=True)
+        self._console.print(f"{mark} {step:<10} {ms / 1000:6.1f} s  {escape(says)}", soft_wrap=True)
 
     def attacked(self, attack: str, *, refused: bool, says: str) -> None:
         """One line for an attack that ended."""
         mark = "[green]refused[/green]" if refused else "[red]NOT REFUSED[/red]"
-        self._console.print(f"    attack {attack}: {mark}  [dim]{says}[/dim]", soft_wrap=True)
+        self._console.print(f"    attack {attack}: {mark}  [dim]{escape(says)}[/dim]", soft_wrap=True)
 
     def say(self, text: str) -> None:
         """Any other line."""
@@ -56,19 +57,16 @@ class View:
             steps.add_column(column, justify="right" if column == "ms" else "left", overflow="fold")
         for step in report.steps.values():
             steps.add_row(
-                step.id, _mark(ok=step.ok), "" if step.ms is None else str(step.ms), f"{STEPS[step.id]}. {step.says}"
+                step.id,
+                _mark(ok=step.ok),
+                "" if step.ms is None else str(step.ms),
+                STEPS[step.id] if step.ok else escape(step.says),
             )
         attacks = Table(title="Attacks", title_justify="left")
-        for column in ("attack", "refused", "by", "code", "what was tried"):
+        for column in ("attack", "refused", "by", "code"):
             attacks.add_column(column, overflow="fold")
         for attack in report.attacks.values():
-            attacks.add_row(
-                attack.id,
-                _mark(ok=attack.refused),
-                attack.by,
-                attack.code or "-",
-                f"{ATTACKS[attack.id].tries}. {attack.says}",
-            )
+            attacks.add_row(attack.id, _mark(ok=attack.refused), attack.by, attack.code or escape(attack.says))
         self._console.print(steps)
         self._console.print(attacks)
 
