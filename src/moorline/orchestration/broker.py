@@ -28,7 +28,7 @@ def judge_broker(
     hsm: str,
     now: Instant,
 ) -> ProvenState:
-    """The ledger state the broker proved. Raises NotAuthentic("broker.other" or `chain.*`, `ledger.*`), Refused(`ledger.*`)."""
+    """The state the broker proved. Raises NotAuthentic("broker.other" or `chain.*`, `ledger.*`) or Refused(`ledger.*`)."""
     # 1
     if (challenge.ledger_id, challenge.provider, challenge.hsm) != (trust.ledger_id, provider, hsm):
         raise NotAuthentic(
