@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -183,6 +184,23 @@ async def _until_printed(path: Path, text: str) -> None:
             await asyncio.sleep(0.01)
 
 
+async def test_what_does_not_want_to_end_is_ended_after_its_grace(tmp_path):
+    log = tmp_path / "output"
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    with log.open("wb") as output:
+        running = await sandbox.start(_box(code), WIDE, name="stubborn", output=output)
+    await _until_printed(log, "up")
+    await running.terminate(0.2)
+    assert await running.wait() == 137
+
+
+async def test_a_sandbox_that_has_just_started_can_be_asked_to_end(tmp_path):
+    with (tmp_path / "output").open("wb") as output:
+        running = await sandbox.start(_box("import time; time.sleep(60)"), WIDE, name="early", output=output)
+    await running.terminate(20)
+    assert await running.wait() == 143
+
+
 @pytest.mark.parametrize(("how", "code"), [("terminate", 143), ("kill", 137)])
 async def test_a_sandbox_can_be_ended(tmp_path, how, code):
     log = tmp_path / "output"
@@ -191,7 +209,10 @@ async def test_a_sandbox_can_be_ended(tmp_path, how, code):
             _box("import time; print('up', flush=True); time.sleep(60)"), WIDE, name=how, output=output
         )
     await _until_printed(log, "up")
-    getattr(running, how)()
+    if how == "terminate":
+        await running.terminate(20)
+    else:
+        running.kill()
     assert await running.wait() == code
     assert _gone(running.init_pid)
 
@@ -201,6 +222,44 @@ async def test_a_program_that_is_not_there_ends_the_sandbox(tmp_path):
     with (tmp_path / "output").open("wb") as output:
         running = await sandbox.start(box, WIDE, name="missing", output=output)
         assert await running.wait() == 1
+
+
+_UNPRIVILEGED = """
+import asyncio, subprocess, sys
+from pathlib import Path
+from moorline.host_agent import sandbox
+from moorline.host_agent.sandbox import Limits, Sandbox
+
+async def main(code):
+    box = Sandbox(root=Path("/"), arguments=(sys.argv[1], "-I", "-S", "-c", code), environment={})
+    running = await sandbox.start(box, Limits(memory_mib=128, pids=4096), name="nobody", output=1)
+    print(running.limits, await running.wait(), flush=True)
+
+asyncio.run(main("import os; print(os.getuid(), len(os.listdir('/sys')) >= 0, flush=True)"))
+asyncio.run(main("bytearray(300 << 20)"))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="this is already what an unprivileged user does")
+def test_it_works_without_privilege_and_says_what_limits_it(tmp_path):
+    """Verifies that: an ordinary user gets the same walls, with resource limits where control groups are not theirs."""
+    if not sandbox.detect_user_namespace():
+        pytest.skip("no user namespaces on this host")
+    done = subprocess.run(
+        [sys.executable, "-c", _UNPRIVILEGED, PYTHON],
+        check=False,
+        capture_output=True,
+        text=True,
+        user=65534,
+        group=65534,
+        extra_groups=[],
+    )
+    lines = done.stdout.splitlines()
+    assert lines[0] == "65534 True", done.stderr
+    assert lines[1].split()[1] == "0"
+    kind, code = lines[-1].split()
+    assert kind in set(LimitKind)
+    assert code != "0", "300 MiB do not fit"
 
 
 def test_groups_of_dead_makers_are_removed():

@@ -111,10 +111,20 @@ class Running:
         await asyncio.shield(_remove(self._groups))
         return 128 - code if code < 0 else code
 
-    def terminate(self) -> None:
-        """Ask everything inside to end (SIGTERM). The first process is bubblewrap's own and would ignore it."""
-        for pid in _children(self.init_pid):
-            _signal(pid, signal.SIGTERM)
+    async def terminate(self, grace_s: float) -> None:
+        """Ask what runs inside to end (SIGTERM), and end it when `grace_s` is over. It may still be running on return.
+
+        The first process is bubblewrap's own and ignores the signal; its child may not be there yet when a sandbox is ended
+        at once, so we look again until there is somebody to ask.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + grace_s
+        asked = False
+        while self._process.returncode is None and loop.time() < deadline:
+            if not asked:
+                asked = sum(_signal(pid, signal.SIGTERM) for pid in _children(self.init_pid)) > 0
+            await asyncio.sleep(0.02)
+        self.kill()
 
     def kill(self) -> None:
         """End everything inside now: killing the first process of a pid namespace kills all of it."""
@@ -275,7 +285,9 @@ def _settings(kind: LimitKind, parent: Path, limits: Limits) -> dict[str, int]:
     if kind is LimitKind.CGROUP_V2:
         return {"memory.max": limits.memory_mib * _MIB, "memory.swap.max": 0, "pids.max": limits.pids}
     if (parent / "memory.limit_in_bytes").exists():
-        return {"memory.limit_in_bytes": limits.memory_mib * _MIB}
+        most = limits.memory_mib * _MIB
+        with_swap = {"memory.memsw.limit_in_bytes": most} if (parent / "memory.memsw.limit_in_bytes").exists() else {}
+        return {"memory.limit_in_bytes": most, **with_swap}  # in this order: the kernel wants memory <= memory + swap
     return {"pids.max": limits.pids}
 
 
@@ -328,9 +340,13 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def _signal(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
+def _signal(pid: int, number: signal.Signals) -> bool:
+    """True if the signal was sent; a process that is already gone is no error."""
+    try:
         os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _read(path: Path) -> str:

@@ -138,10 +138,10 @@ class PrivateImage:
             environment=guest_image.environment(),
             binds=(Bind(source=self.bytecode, target=f"/{guest_image.BYTECODE}", writable=True),),
         )
-        running = await sandbox.start(
-            box, _WARM_UP_LIMITS, name=f"warm-{secrets.token_hex(4)}", output=asyncio.subprocess.DEVNULL
-        )
-        await running.wait()
+        with contextlib.suppress(MoorlineError):
+            name = f"warm-{secrets.token_hex(4)}"
+            running = await sandbox.start(box, _WARM_UP_LIMITS, name=name, output=asyncio.subprocess.DEVNULL)
+            await running.wait()
         self._compiled = dict(_walk(self.bytecode))
 
 
@@ -235,11 +235,11 @@ class SiliconService:
         if guest is None:
             raise Refused("silicon.no_guest", "no guest of this name was started here", got=request.name)
         if request.op == "stop" and guest.exit_code is None:
-            guest.running.terminate()
-            await asyncio.wait((guest.ended,), timeout=_STOP_GRACE_S)
-        if request.op in ("stop", "kill") and guest.exit_code is None:
+            await guest.running.terminate(_STOP_GRACE_S)
+            guest.exit_code = await asyncio.shield(guest.ended)
+        if request.op == "kill" and guest.exit_code is None:
             guest.running.kill()
-            await asyncio.wait((guest.ended,))
+            guest.exit_code = await asyncio.shield(guest.ended)
         return guest.status()
 
     # ------------------------------------------------------------ launch
