@@ -1,9 +1,10 @@
 """What Intel's quotes for SGX and TDX have in common: header, enclave report, signature section. No trust, no crypto.
 
-Formats: ECDSA quote versions 3 (Intel SGX ECDSA QuoteGenReference API, appendix A.4), 4 and 5 (Intel TDX DCAP Quote Generation
-Library, appendix 3). All integers are little-endian. What makes a quote well-formed here:
+Formats: ECDSA quote versions 3 (Intel SGX ECDSA QuoteGenReference API, appendix A.4), 4 and 5 (Intel TDX DCAP Quote
+Generation Library, appendix 3). All integers are little-endian. What makes a quote well-formed here:
 
-1. a known version (3, 4, 5), attestation key type 2 (ECDSA P-256; no other is in use), and a TEE type that the version can carry;
+1. a known version (3, 4, 5), attestation key type 2 (ECDSA P-256; no other is in use), and a TEE type that the version can
+   carry;
 2. every length field says exactly what is there; nothing is left over inside the signature section;
 3. reserved fields are zero;
 4. version 3 carries the quoting enclave's report directly, versions 4 and 5 carry it inside certification data of type 6;
@@ -201,7 +202,9 @@ def parse_header(data: bytes) -> QuoteHeader:
     if version not in VERSIONS:
         raise Malformed("quote.version", "unknown version of the quote", expected="3, 4 or 5", got=version)
     if tee not in (TeeType.SGX, TeeType.TDX) or (version == 3 and tee != TeeType.SGX):
-        raise Malformed("quote.tee_type", "unknown kind of TEE for this version of the quote", got=f"{tee:#x}, version {version}")
+        raise Malformed(
+            "quote.tee_type", "unknown kind of TEE for this version of the quote", got=f"{tee:#x}, version {version}"
+        )
     if key_type != ECDSA_P256:
         raise Malformed("quote.key_type", "unknown kind of attestation key", expected="2 (ECDSA P-256)", got=key_type)
     if tee == TeeType.TDX and (qe_svn or pce_svn):
@@ -244,7 +247,9 @@ def parse_signature(data: bytes, at: int, version: int) -> tuple[QuoteSignature,
         if kind != QE_REPORT_DATA:
             raise Malformed("quote.certification_type", "the quote lacks the quoting enclave's report", expected=6, got=kind)
         if at + inner != end:
-            raise Malformed("quote.signature_size", "certification data does not fill its section", expected=end - at, got=inner)
+            raise Malformed(
+                "quote.signature_size", "certification data does not fill its section", expected=end - at, got=inner
+            )
     report = EnclaveReport.parse(_take(data, at, ENCLAVE_REPORT_BYTES, end))
     at += ENCLAVE_REPORT_BYTES
     report_signature = _take(data, at, 64, end)
@@ -292,7 +297,9 @@ def _certification(kind: int, data: bytes) -> CertificationData:
         raise Malformed("quote.certification_type", "unknown type of certification data", expected="1 to 5", got=kind)
     demanded = _CERTIFICATION_SIZES[kind]
     if demanded is not None and len(data) != demanded:
-        raise Malformed("quote.certification_size", "certification data has the wrong length", expected=demanded, got=len(data))
+        raise Malformed(
+            "quote.certification_size", "certification data has the wrong length", expected=demanded, got=len(data)
+        )
     return CertificationData(kind=kind, data=data)
 
 

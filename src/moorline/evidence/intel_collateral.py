@@ -1,8 +1,8 @@
 """Intel's signed statements about platforms: TCB info, enclave identities, evaluation data numbers. No trust, no crypto.
 
 Formats: Intel Provisioning Certification Service API, versions 3 and 4 (TCB info v2 and v3, enclave identity v2), and their
-predecessors v1, which parse but which verification refuses. The statement is JSON and the signature covers its exact bytes, so
-a `SignedDocument` keeps those bytes and nothing is ever written back. What makes a statement well-formed here:
+predecessors v1, which parse but which verification refuses. The statement is JSON and the signature covers its exact bytes,
+so a `SignedDocument` keeps those bytes and nothing is ever written back. What makes a statement well-formed here:
 
 1. UTF-8 JSON of at most 256 KiB; no member twice, no float, no number outside its field's range, no NaN;
 2. every mandatory member is there, of its type and, for hex strings, of its exact length; times are `YYYY-MM-DDThh:mm:ssZ`;
@@ -168,19 +168,19 @@ def signed_document(data: bytes, *, chain: bytes | None) -> SignedDocument:
     text = _text(data)
     head = _WRAPPED.match(text)
     if head is None:
-        raise Malformed("intel.document", "not a signed statement of Intel's service", expected="tcbInfo, enclaveIdentity ...")
+        raise Malformed(
+            "intel.document", "not a signed statement of Intel's service", expected="tcbInfo, enclaveIdentity ..."
+        )
     _, end = _scan(text, head.end())
     tail = _SIGNATURE.fullmatch(text, end)
     if tail is None:
         raise Malformed("intel.document", "the statement lacks a signature of 64 bytes in hex")
-    return SignedDocument(
-        body=text[head.end() : end].encode(), signature=bytes.fromhex(tail.group(1)), chain=chain
-    )
+    return SignedDocument(body=text[head.end() : end].encode(), signature=bytes.fromhex(tail.group(1)), chain=chain)
 
 
 def parse_tcb_info(body: bytes) -> TcbInfo:
     """The TCB info in the signed bytes. Input is untrusted. Raises only Malformed (`intel.document`, `intel.tcb_info`)."""
-    root = _Members(_object(body), "intel.tcb_info")
+    root = _Members(parse_json(body), "intel.tcb_info")
     version = root.number("version", 255)
     if version not in (1, 2, 3):
         raise Malformed("intel.tcb_info", "unknown version of TCB info", expected="1, 2 or 3", got=version)
@@ -199,7 +199,9 @@ def parse_tcb_info(body: bytes) -> TcbInfo:
         pce_id=root.hex("pceId", 2) if version != 2 or root.has("pceId") else None,
         evaluation=root.number("tcbEvaluationDataNumber", 0xFFFFFFFF) if version > 1 else None,
         module=_module(root.object("tdxModule"), versioned=False) if tdx else None,
-        modules=tuple(_module(one, versioned=True) for one in root.objects("tdxModuleIdentities", optional=True)) if tdx else (),
+        modules=tuple(_module(one, versioned=True) for one in root.objects("tdxModuleIdentities", optional=True))
+        if tdx
+        else (),
         levels=tuple(_level(one, version, tdx=tdx) for one in root.objects("tcbLevels")),
     )
     _ordered([_vector(level) for level in info.levels])
@@ -211,7 +213,7 @@ def parse_tcb_info(body: bytes) -> TcbInfo:
 
 def parse_qe_identity(body: bytes) -> QeIdentity:
     """The enclave identity in the signed bytes. Input is untrusted. Raises only Malformed (`intel.*`)."""
-    root = _Members(_object(body), "intel.qe_identity")
+    root = _Members(parse_json(body), "intel.qe_identity")
     version = root.number("version", 255)
     if version not in (1, 2):
         raise Malformed("intel.qe_identity", "unknown version of an enclave identity", expected="1 or 2", got=version)
@@ -224,8 +226,8 @@ def parse_qe_identity(body: bytes) -> QeIdentity:
         issue_date=root.time("issueDate"),
         next_update=root.time("nextUpdate"),
         evaluation=root.number("tcbEvaluationDataNumber", 0xFFFFFFFF) if version == 2 else None,
-        misc_select=int.from_bytes(root.hex("miscselect", 4), "big"),
-        misc_select_mask=int.from_bytes(root.hex("miscselectMask", 4), "big"),
+        misc_select=int.from_bytes(root.hex("miscselect", 4), "little"),
+        misc_select_mask=int.from_bytes(root.hex("miscselectMask", 4), "little"),
         attributes=root.hex("attributes", 16),
         attributes_mask=root.hex("attributesMask", 16),
         mr_signer=root.hex("mrsigner", 32),
@@ -236,7 +238,7 @@ def parse_qe_identity(body: bytes) -> QeIdentity:
 
 def parse_evaluation_numbers(body: bytes) -> EvaluationNumbers:
     """The TCB evaluation data numbers in the signed bytes. Input is untrusted. Raises only Malformed (`intel.*`)."""
-    root = _Members(_object(body), "intel.evaluation_numbers")
+    root = _Members(parse_json(body), "intel.evaluation_numbers")
     return EvaluationNumbers(
         id=root.text("id"),
         issue_date=root.time("issueDate"),
@@ -404,10 +406,6 @@ def _wrong(code: str, expected: str, got: object) -> Malformed:
     if code == "intel.qe_identity":
         return Malformed("intel.qe_identity", _TYPE, expected=expected, got=got)
     return Malformed("intel.evaluation_numbers", _TYPE, expected=expected, got=got)
-
-
-def _object(body: bytes) -> object:
-    return parse_json(body)
 
 
 def _text(data: bytes) -> str:

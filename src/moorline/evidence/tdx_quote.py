@@ -1,11 +1,11 @@
 """Intel TDX evidence: the ECDSA quote of a trust domain, versions 4 and 5. No trust, no crypto.
 
-Version 4 carries TDREPORT 1.0 (584 bytes); version 5 says type and size first: 2 is TDREPORT 1.0, 3 is TDREPORT 1.5 (648 bytes:
-64 more, TEE_TCB_SVN_2 and MRSERVICETD). `dcap_quote` says what well-formed means.
+Version 4 carries TDREPORT 1.0 (584 bytes); version 5 says type and size first: 2 is TDREPORT 1.0, 3 is TDREPORT 1.5 (648
+bytes: 64 more, TEE_TCB_SVN_2 and MRSERVICETD). `dcap_quote` says what well-formed means.
 
 Trailing zeros: interfaces such as configfs-tsm and the GHCI hand out a fixed buffer with the quote in front (5,006 or 8,000
-bytes, say), so zeros after the quote are accepted, counted in `trailing_zeros` and reproduced by `serialize_tdx_quote`. They are
-outside the signature and mean nothing. Any other trailing byte is Malformed.
+bytes, say), so zeros after the quote are accepted, counted in `trailing_zeros` and reproduced by `serialize_tdx_quote`.
+They are outside the signature and mean nothing. Any other trailing byte is Malformed.
 """
 
 from __future__ import annotations
@@ -140,7 +140,9 @@ def parse_tdx_quote(data: bytes) -> TdxQuote:
     if header.version == 5:
         kind, size = dcap_quote.parse_body_header(data, at)
         if _BODY_SIZES.get(kind) != size:
-            raise Malformed("quote.body_type", "not the body of a TDX quote", expected="2, 584 or 3, 648", got=f"{kind}, {size}")
+            raise Malformed(
+                "quote.body_type", "not the body of a TDX quote", expected="2, 584 or 3, 648", got=f"{kind}, {size}"
+            )
         at += 6
     if at + size > len(data):
         raise Malformed("quote.truncated", "the quote ends inside its body", expected=at + size, got=len(data))
