@@ -1,0 +1,500 @@
+"""Launchers, functions and devices before a real broker process: who gets in, who does not, and why.
+
+Evidence is of simulated silicon and signed by a simulated chip; Attestation Results are signed by the verifier key in the
+token through the broker's own interface, and served over mutual TLS by a small authority in this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import os
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from moorline.channel.driver import ClientSession, Collected, open_session
+from moorline.clock import Instant, SystemClock
+from moorline.digest import tagged_hash
+from moorline.errors import MoorlineError, Refused
+from moorline.hsm.provider import make_provider_key, sign_launcher_ticket
+from moorline.ledger import transactions as tx
+from moorline.ledger.records import PackageRule, RevocationKind
+from moorline.nfv import Role
+from moorline.policy import ear, sec009
+from moorline.rats import AttestationResult, CapabilityLevel, EvidenceRoot, Finding, Outcome, Tier
+from moorline.services import http
+from moorline.simulators.manufacturer import create_manufacturer, open_chip
+from moorline.simulators.silicon import GuestContext, Silicon, guest_policy
+from moorline.verification.chains import verify_chain
+from moorline.wire import cbor, keys, launch, schema
+from moorline.wire.guest import LauncherLaunch
+from moorline.wire.http import ClientIdentity
+from moorline.wire.launch import ChannelProfile, LaunchFields
+from moorline.wire.session import (
+    Activation,
+    AuthoriseDeviceCall,
+    AuthoriseDeviceReply,
+    EvidenceFormat,
+    FunctionFields,
+    FunctionSecrets,
+    LauncherFields,
+    LauncherSecrets,
+    LauncherTicket,
+    ProveCall,
+    SessionRole,
+)
+
+sys.path.insert(0, str(Path(__file__).parent))
+from consortium import Consortium, Provider, free_addresses
+
+pytestmark = [pytest.mark.story, pytest.mark.asyncio(loop_scope="module")]
+
+LAUNCHER_CODE = b"\x11" * 48
+FUNCTION_CODE = b"\x22" * 48
+PACKAGE = b"\x33" * 32
+USE_CASE = "4.7"
+
+
+@dataclass
+class World:
+    """Alpha with a launcher's chip, a host and a service; beta with a device."""
+
+    consortium: Consortium
+    alpha: Provider
+    silicon: Silicon
+    trust_bytes: bytes
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    verifier: ClientIdentity | None = None
+    secrets: LauncherSecrets | None = None
+    launcher_key: bytes = b""
+    sequence: int = 0
+    number: int = 0
+
+    @property
+    def now(self) -> Instant:
+        return SystemClock().now()
+
+    @property
+    def chip(self) -> bytes:
+        return self.silicon.chip.chip_id
+
+    def ticket(self, *, key=None, **changes) -> bytes:
+        values = {
+            "ledger_id": self.consortium.ceremony.trust.ledger_id,
+            "provider": "alpha",
+            "ticket": os.urandom(32),
+            "measurement": LAUNCHER_CODE,
+            "chip": self.chip,
+            "not_after": self.now + 60,
+        }
+        return sign_launcher_ticket(key or self.alpha.issuer.key, LauncherTicket(**{**values, **changes}))
+
+    async def open(
+        self, role: SessionRole, fields: bytes, *, guest: dict[str, Any], proof=None, signing=None
+    ) -> ClientSession:
+        """A session with this evidence; the binding is always that of the session."""
+        values = {"policy": guest_policy(debug=False), "report_id": os.urandom(32), **guest}
+        context = GuestContext(**values)
+
+        async def verify_broker(_challenge, certificates) -> None:
+            roots = self.consortium.ceremony.trust.roots
+            chain = verify_chain(certificates[0], certificates[1:], roots, self.now)
+            assert chain.spiffe_id.role is Role.HSM
+
+        async def prove(_challenge, digest: bytes) -> bytes | None:
+            return None if proof is None else proof(digest)
+
+        async def collect(binding: bytes, _challenge) -> Collected:
+            made = self.silicon.report(context, binding)
+            return Collected(format=EvidenceFormat.SNP, evidence=made.outblob, endorsements=made.auxblob)
+
+        return await open_session(
+            self.alpha.broker.said["sessions"],
+            role=role,
+            formats=(EvidenceFormat.SNP,),
+            fields=fields,
+            signing_public=signing or spki(),
+            verify_broker=verify_broker,
+            prove=prove,
+            collect=collect,
+        )
+
+    async def launcher(self, ticket: bytes, *, trust: bytes | None = None, signing=None, **guest) -> ClientSession:
+        configuration = LauncherLaunch(ticket=ticket, trust=trust or self.trust_bytes, provider="alpha", hsm="hsm-1")
+        host_data = tagged_hash("launcher-configuration", schema.encode(configuration))
+        return await self.open(
+            SessionRole.LAUNCHER,
+            schema.encode(LauncherFields(ticket=ticket)),
+            guest={"measurement": LAUNCHER_CODE, "host_data": host_data, **guest},
+            signing=signing,
+        )
+
+    def fields(self, **changes) -> LaunchFields:
+        """Launch fields of the next sequence number, for a new instance, with changes."""
+        assert self.secrets is not None
+        self.number += 1
+        values = {
+            "ledger_id": self.consortium.ceremony.trust.ledger_id,
+            "provider": "alpha",
+            "tenant": "t1",
+            "service": "records",
+            "package_digest": PACKAGE,
+            "configuration_digest": b"\x44" * 32,
+            "measurement": FUNCTION_CODE,
+            "instance": f"records-{self.number}",
+            "generation": 1,
+            "host": "h1",
+            "chip": self.chip,
+            "hsm": "hsm-1",
+            "profile": ChannelProfile.TLS,
+            "launcher": hashlib.sha256(self.launcher_key).digest(),
+            "epoch": self.secrets.epoch,
+            "sequence": self.secrets.lease_first + self.number,
+            "not_after": self.now + 60,
+        }
+        return LaunchFields(**{**values, **changes})
+
+    async def function(self, fields: LaunchFields, *, token: bytes | None = None, **guest) -> ClientSession:
+        """A function launched with these fields and, unless another is given, their token."""
+        assert self.secrets is not None
+        held = launch.token(self.secrets.launch_key, fields) if token is None else token
+        return await self.open(
+            SessionRole.FUNCTION,
+            schema.encode(FunctionFields(launch_fields=launch.encode_fields(fields))),
+            guest={"measurement": fields.measurement, "host_data": launch.commitment(fields), **guest},
+            proof=lambda digest: launch.token_proof(held, digest),
+        )
+
+    async def refused(self, opening) -> str:
+        with pytest.raises(MoorlineError) as caught:
+            await opening
+        return caught.value.code
+
+    async def result(self, host: str) -> str:
+        """What the authority says about a host now, signed in alpha's token."""
+        said = self.results.get(host)
+        if said is None:
+            raise Refused("result.none", "nothing is known about this host")
+        values = {
+            "subject": f"host/{host}",
+            "verifier": "spiffe://alpha.test/verifier/v1",
+            "issued": self.now,
+            "expires": Instant(self.now + 60),
+            "root": EvidenceRoot.TEST,
+            "simulated_allowed": True,
+            "vector": {"hardware": Tier.AFFIRMING, "executables": Tier.AFFIRMING},
+            "findings": (),
+            "policy_digest": b"p" * 32,
+            "nonce": b"n" * 32,
+            "capabilities": tuple(
+                CapabilityLevel(capability=need.capability, level=need.minimum) for need in sec009.profile(USE_CASE)
+            ),
+        }
+        message = ear.signing_input(AttestationResult(**{**values, **said}), audience="alpha.test")
+        async with self.alpha.https(self.verifier) as client:
+            asked = {"key": "verifier", "message": base64.b64encode(message).decode()}
+            signed: Any = await client.post_json("/v1/sign", asked)
+        return ear.assemble(message, base64.b64decode(signed["signature"]))
+
+
+def spki() -> bytes:
+    return keys.public_bytes(ec.generate_private_key(ec.SECP256R1()).public_key())
+
+
+async def svid(provider: Provider, name: str) -> ClientIdentity:
+    key = ec.generate_private_key(ec.SECP256R1())
+    public = base64.b64encode(keys.public_bytes(key.public_key())).decode()
+    async with provider.admin() as admin:
+        given: Any = await admin.post_json("/v1/svid", {"public_key": public, "spiffe_id": name})
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return ClientIdentity(certificate_chain_pem=given["chain"].encode(), private_key_pem=pem)
+
+
+async def serve_results(world: World, address: str) -> asyncio.Task[None]:
+    """The attestation authority's reading interface."""
+    app = http.application("results")
+
+    @app.get("/v1/results/{host}")
+    async def read(host: str) -> dict[str, str]:
+        return {"host": host, "ear": await world.result(host)}
+
+    identity = world.verifier
+    assert identity is not None
+    bound = asyncio.Event()
+    task = asyncio.ensure_future(
+        http.serve(
+            app,
+            listen=address,
+            identity=http.TlsIdentity(chain_pem=identity.certificate_chain_pem, key_pem=identity.private_key_pem),
+            client_roots_pem=world.alpha.roots_pem,
+            ready=lambda _: bound.set(),
+        )
+    )
+    await bound.wait()
+    return task
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("sessions")
+    now = SystemClock().now()
+    maker = create_manufacturer(directory / "silicon", now=now)
+    chip = open_chip(maker.make_chip("m0", now=now))
+    consortium = await Consortium.found(directory)
+    served = None
+    try:
+        address = free_addresses(1)[0]
+        alpha = await consortium.admit(
+            "alpha",
+            verifier="v1",
+            verifier_url=f"https://{address}",
+            snp_anchors=maker.anchors_path,
+            snp_minimum_tcb=(chip.tcb.boot_loader, chip.tcb.tee, chip.tcb.snp, chip.tcb.microcode),
+        )
+        beta = await consortium.admit("beta", start=False)
+        made = World(consortium, alpha, Silicon(chip), (directory / "ledger" / "trust.cbor").read_bytes())
+        made.results["h1"] = {}
+        made.verifier = await svid(alpha, "spiffe://alpha.test/verifier/v1")
+        served = await serve_results(made, address)
+        for host in ("h1", "h2"):
+            await alpha.submitter.send(
+                tx.RegisterPlatform(
+                    id=host,
+                    chip_id=chip.chip_id if host == "h1" else b"\x99" * 64,
+                    product="Milan",
+                    ek_digest=host.encode() * 16,
+                    location="EU/DE",
+                    tag_digest=b"t" * 32,
+                    simulated=True,
+                )
+            )
+        await alpha.submitter.send(
+            tx.RegisterService(
+                name="records",
+                use_case=USE_CASE,
+                packages=(PackageRule(package_digest=PACKAGE, measurement=FUNCTION_CODE),),
+                profiles=("tls",),
+                callers=("beta",),
+            )
+        )
+        conditions = 'permit(principal, action, resource) when { principal.device == "phone-1" };'
+        for contract, terms in (("c1", conditions), ("c2", "permit(principal"), ("c3", "")):
+            await alpha.submitter.send(
+                tx.OfferAccess(contract=contract, service="records", grantee="beta", conditions=terms, profiles=("pfs",))
+            )
+            if contract != "c3":
+                await beta.submitter.send(tx.AcceptAccess(contract=contract))
+        made.launcher_key = spki()
+        session = await made.launcher(made.ticket(), signing=made.launcher_key)
+        made.secrets = schema.decode(LauncherSecrets, session.secrets)
+        yield made
+        await session.aclose()
+    finally:
+        if served is not None:
+            served.cancel()
+        await consortium.close()
+
+
+# Launchers -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_launcher_gets_the_key_and_a_lease(world):
+    """verifies that: an attested launcher with a ticket gets key, leases and SVID; its ticket serves nobody else."""
+    ticket, signing = world.ticket(), spki()
+    async with await world.launcher(ticket, signing=signing) as session:
+        secrets = schema.decode(LauncherSecrets, session.secrets)
+        assert secrets.launch_key == world.secrets.launch_key  # one key an epoch, for all launchers of the provider
+        name = hashlib.sha256(signing).hexdigest()[:32]
+        assert session.activation.spiffe_id == f"spiffe://alpha.test/launcher/{name}"
+        more = schema.decode(LauncherSecrets, await session.call("launcher.lease", b""))
+        assert more.lease_first == secrets.lease_first + secrets.lease_count
+        renewed = schema.decode(Activation, await session.call("renew", b""))
+        assert renewed.certificate != session.activation.certificate
+        with pytest.raises(MoorlineError) as caught:
+            await session.call("device.authorise", b"")
+        assert caught.value.code == "broker.no_such_operation"
+    assert await world.refused(world.launcher(ticket)) == "launcher.ticket_used"
+    async with world.alpha.admin() as admin:
+        assert (await admin.get_json("/v1/alarms"))["alarms"][0]["code"] == "launcher.ticket_used"
+
+
+@pytest.mark.parametrize(
+    ("ticket", "guest", "code"),
+    [
+        ({"measurement": b"\x12" * 48}, {}, "launcher.measurement_mismatch"),
+        ({}, {"measurement": b"\x12" * 48}, "launcher.measurement_mismatch"),
+        ({"chip": b"\x13" * 64}, {}, "launcher.chip_mismatch"),
+        ({"not_after": 1}, {}, "launcher.ticket_expired"),
+        ({"provider": "beta"}, {}, "launcher.ticket_for_another"),
+        ({"ledger_id": b"\x14" * 32}, {}, "launcher.ticket_for_another"),
+        ({}, {"host_data": b"\x15" * 32}, "launcher.configuration_mismatch"),
+        ({}, {"trust": b"another trust file"}, "launcher.configuration_mismatch"),
+        ({}, {"policy": guest_policy(debug=True)}, "snp.policy_not_met"),
+    ],
+)
+async def test_launchers_that_get_nothing(world, ticket, guest, code):
+    """verifies that: one wrong thing about ticket or guest refuses a launcher, before its ticket is used."""
+    assert await world.refused(world.launcher(world.ticket(**ticket), **guest)) == code
+
+
+async def test_a_ticket_by_a_stranger(world, tmp_path):
+    """verifies that: only the provider's registered key signs tickets."""
+    stranger = make_provider_key(tmp_path / "key.pem")
+    assert await world.refused(world.launcher(world.ticket(key=stranger))) == "launcher.ticket_not_authentic"
+
+
+# Functions -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_launched_function_gets_its_identity(world):
+    """verifies that: a function gets a key pair from the pool, its certificate, time, proofs and decisions."""
+    fields = world.fields()
+    async with await world.function(fields) as session:
+        secrets = schema.decode(FunctionSecrets, session.secrets)
+        private = serialization.load_der_private_key(secrets.private_key, password=None)
+        roots = world.consortium.ceremony.trust.roots
+        chain = verify_chain(session.activation.certificate, session.activation.chain, roots, world.now)
+        assert str(chain.spiffe_id) == f"spiffe://alpha.test/svc/records/{fields.instance}"
+        assert chain.leaf.public_key() == private.public_key()
+        assert abs(cbor.decode(await session.call("time", b""))["now"] - world.now) < 10
+        assert await session.call("ledger.prove", schema.encode(ProveCall(keys=("provider/alpha",))))
+        renewed = schema.decode(Activation, await session.call("renew", b""))
+        again = verify_chain(renewed.certificate, renewed.chain, roots, world.now)
+        assert again.leaf.public_key() == private.public_key()
+        assert again.serial != chain.serial
+    async with world.alpha.admin() as admin:
+        rows = (await admin.get_json("/v1/launches"))["launches"]
+    assert [row["state"] for row in rows if row["instance"] == fields.instance] == ["confirmed"]
+
+
+@pytest.mark.parametrize(
+    ("device", "contract", "allowed", "rule"),
+    [
+        ("spiffe://beta.test/device/phone-1", "c1", True, "policy0"),
+        ("spiffe://beta.test/device/phone-2", "c1", False, "no rule permits"),
+        ("spiffe://alpha.test/device/phone-1", "c1", False, "access.not_granted"),
+        ("spiffe://beta.test/svc/records/x", "c1", False, "access.not_granted"),
+        ("spiffe://beta.test/device/phone-1", "c2", False, "error in the conditions"),
+        ("spiffe://beta.test/device/phone-1", "c3", False, "ledger.contract_not_active"),
+        ("spiffe://beta.test/device/phone-1", "c9", False, "ledger.absent"),
+    ],
+)
+async def test_devices_are_authorised_by_contract(world, device, contract, allowed, rule):
+    """verifies that: contract, both providers and the Cedar conditions decide, and anything odd is a no."""
+    async with await world.function(world.fields()) as session:
+        asked = AuthoriseDeviceCall(service="records", device=device, contract=contract)
+        reply = schema.decode(AuthoriseDeviceReply, await session.call("device.authorise", schema.encode(asked)))
+        assert (reply.allowed, reply.rule) == (allowed, rule)
+        with pytest.raises(MoorlineError) as caught:
+            await session.call("device.authorise", schema.encode(replace(asked, service="other")))
+        assert caught.value.code == "broker.other_service"
+
+
+async def test_a_function_nobody_launched(world):
+    """verifies that: genuine code on a genuine host without a token gets nothing; the same with its token does (control)."""
+    fields = world.fields()
+    assert await world.refused(world.function(fields, token=os.urandom(32))) == "launch.token_mismatch"
+    async with await world.function(fields) as session:
+        assert session.activation.spiffe_id.endswith(fields.instance)
+
+
+async def test_a_token_shown_twice(world):
+    """verifies that: a second session with a used token is refused, and the alarm names both."""
+    fields = world.fields()
+    async with await world.function(fields):
+        pass
+    assert await world.refused(world.function(fields)) == "launch.token_consumed"
+    async with world.alpha.admin() as admin:
+        alarm = (await admin.get_json("/v1/alarms"))["alarms"][0]
+    assert alarm["code"] == "launch.token_consumed"
+    assert alarm["first"].startswith("function from 127.0.0.1")
+    assert alarm["second"] != alarm["first"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "guest", "code"),
+    [
+        ({"hsm": "hsm-2"}, {}, "launch.other_hsm"),
+        ({"ledger_id": b"z" * 32}, {}, "launch.other_ledger"),
+        ({"profile": ChannelProfile.HPKE_ONLY}, {}, "launch.profile_mismatch"),
+        ({"not_after": 1}, {}, "launch.expired"),
+        ({"sequence": 1 << 40}, {}, "launch.sequence_not_leased"),
+        ({"launcher": b"K" * 32}, {}, "launch.sequence_not_leased"),
+        ({"epoch": 1 << 40}, {}, "launch.token_mismatch"),
+        ({"package_digest": b"z" * 32}, {}, "launch.package_not_registered"),
+        ({"measurement": b"z" * 48}, {}, "launch.package_not_registered"),
+        ({}, {"measurement": b"z" * 48}, "launch.measurement_mismatch"),
+        ({}, {"host_data": b"z" * 32}, "launch.commitment_mismatch"),
+        ({"chip": b"z" * 64}, {}, "launch.chip_mismatch"),
+        ({"host": "h2"}, {}, "launch.platform_not_registered"),
+        ({"host": "h9"}, {}, "ledger.platform_not_active"),
+        ({"service": "other"}, {}, "ledger.service_not_active"),
+        ({}, {"policy": guest_policy(debug=True)}, "snp.policy_not_met"),
+        ({"instance": "../../x"}, {}, "name.malformed"),
+    ],
+)
+async def test_functions_that_get_nothing(world, fields, guest, code):
+    """verifies that: one wrong thing about launch or guest refuses a function that holds a genuine token for it."""
+    assert await world.refused(world.function(world.fields(**fields), **guest)) == code
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        (None, "launch.host_not_standing"),
+        ({"vector": {"executables": Tier.CONTRAINDICATED}}, "launch.host_not_standing"),
+        ({"subject": "host/h2"}, "launch.host_not_standing"),
+        ({"expires": Instant(1)}, "launch.host_not_standing"),
+        (
+            {
+                "vector": {"executables": Tier.CONTRAINDICATED},
+                "findings": (
+                    Finding(code="host.kernel", outcome=Outcome.NOT_MET, claim="executables", says="another kernel"),
+                ),
+            },
+            "launch.host_not_standing",
+        ),
+        ({"capabilities": ()}, "launch.host_below_profile"),
+    ],
+)
+async def test_hosts_without_standing(world, said, code):
+    """verifies that: no function starts on a host that the authority does not affirm for the service's use case, now."""
+    fields, before = world.fields(), world.results.pop("h1")
+    try:
+        if said is not None:
+            world.results["h1"] = said
+        assert await world.refused(world.function(fields)) == code
+    finally:
+        world.results["h1"] = before
+    async with await world.function(fields):
+        pass  # the same launch, once the host stands
+
+
+async def test_revocation_reaches_the_broker(world):
+    """verifies that: a revoked instance is not renewed, a revoked launcher's launches and a revoked host's are refused."""
+    fields = world.fields()
+    async with await world.function(fields) as session:
+        await world.alpha.submitter.send(tx.Revoke(kind=RevocationKind.INSTANCE, id=fields.instance))
+        with pytest.raises(MoorlineError) as caught:
+            await session.call("renew", b"")
+        assert caught.value.code == "ledger.revoked"
+    launcher = hashlib.sha256(world.launcher_key).hexdigest()
+    async with world.alpha.admin() as admin:
+        await admin.post_json("/v1/launchers/revoke", {"launcher": launcher})
+    # Its epoch was closed without grace, and the epoch's key destroyed in the token: nothing can be proven under it.
+    assert await world.refused(world.function(world.fields())) == "launch.token_mismatch"
+    signing = spki()
+    async with await world.launcher(world.ticket(), signing=signing) as session:
+        world.launcher_key, world.secrets = signing, schema.decode(LauncherSecrets, session.secrets)
+        async with await world.function(world.fields()):
+            pass
+    await world.alpha.submitter.send(tx.RevokePlatform(id="h1"))
+    assert await world.refused(world.function(world.fields())) == "ledger.platform_not_active"
