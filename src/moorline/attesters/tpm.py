@@ -26,7 +26,8 @@ _QUOTE_TRIES: Final = 5
 _NV_FIRST: Final = 0x01000000
 _PERSISTENT_FIRST: Final = 0x81000000
 _HANDLES_AT_ONCE: Final = 64
-_CHAIN_INDICES: Final = range(0x01C00100, 0x01C00110)
+EK_CHAIN_INDEX: Final = 0x01C00100
+_CHAIN_INDICES: Final = range(EK_CHAIN_INDEX, EK_CHAIN_INDEX + 7)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -118,10 +118,14 @@ class ProvenLocation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
-    """Everything verified about one host at one time. `boot`, `files`, `location` are None where there was no evidence."""
+    """Everything verified about one host at one time. `boot`, `files`, `location` are None where there was no evidence.
+
+    `chip_id` is what the platform record says stands in the same box; nothing measured shows it (PROTOCOLS.md 8).
+    """
 
     host: str
     ek_digest: bytes
+    chip_id: bytes
     quote: Verified[QuotedPcrs]
     boot: BootState | None
     boot_digest: bytes
@@ -465,6 +469,7 @@ def _bound(facts: HostFacts) -> dict[str, str]:
     bound = {
         "ak": quote.ak_name.hex(),
         "ek": facts.ek_digest.hex(),
+        "registered_chip": facts.chip_id.hex(),
         "reset_count": str(quote.clock.reset_count),
         "boot": facts.boot_digest.hex(),
     }

@@ -21,7 +21,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
 from moorline.clock import Instant, to_datetime
+from moorline.attesters.tpm import EK_CHAIN_INDEX
 from moorline.errors import Misconfigured, Unavailable
+from moorline.evidence.tpm_structures import ALG_SHA256
 
 _KEY_BITS: Final = 2048
 _LIFE_S: Final = 10 * 365 * 86400
@@ -29,6 +31,8 @@ _SETUP_DEADLINE_S: Final = 60
 _START_DEADLINE_S: Final = 20
 _STOP_DEADLINE_S: Final = 5
 _PRIVATE: Final = 0o700
+_NV_CHUNK: Final = 512
+_CHAIN_ATTRIBUTES: Final = 1 << 1 | 1 << 17 | 1 << 18 | 1 << 25  # OWNERWRITE, OWNERREAD, AUTHREAD, NO_DA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +111,9 @@ class SimulatedTpm:
                 got=(done.stdout + done.stderr)[-300:].decode("utf-8", "replace"),
                 remedy=f"read {directory / 'setup.log'}",
             )
-        return cls(directory)
+        with cls(directory) as made:
+            _store_issuer(made.tcti, maker.intermediates[0])
+        return made
 
     @property
     def tcti(self) -> str:
@@ -173,6 +179,22 @@ class SimulatedTpm:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def _store_issuer(tcti: str, der: bytes) -> None:
+    """The issuing CA goes into NV behind the endorsement certificate, as makers with on-die intermediates do it."""
+    from tpm2_pytss import ESAPI, ESYS_TR
+    from tpm2_pytss.constants import TPM2_SU
+    from tpm2_pytss.types import TPM2B_NV_PUBLIC, TPMS_NV_PUBLIC
+
+    with ESAPI(tcti) as esys:
+        public = TPMS_NV_PUBLIC(
+            nvIndex=EK_CHAIN_INDEX, nameAlg=ALG_SHA256, attributes=_CHAIN_ATTRIBUTES, dataSize=len(der)
+        )
+        index = esys.nv_define_space(b"", TPM2B_NV_PUBLIC(nvPublic=public))
+        for offset in range(0, len(der), _NV_CHUNK):
+            esys.nv_write(index, der[offset : offset + _NV_CHUNK], offset, auth_handle=ESYS_TR.OWNER)
+        esys.shutdown(TPM2_SU.CLEAR)
 
 
 def _program(name: str) -> str:

@@ -17,6 +17,8 @@ import hashlib
 import hmac
 import struct
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from typing import Final
 
 from cryptography import x509
@@ -33,7 +35,7 @@ except ImportError:  # pragma: no cover - older library
     from cryptography.hazmat.primitives.ciphers.modes import CFB
 
 from moorline.clock import Instant, to_datetime
-from moorline.errors import Malformed, NotAuthentic, Refused
+from moorline.errors import Malformed, Misconfigured, NotAuthentic, Refused
 from moorline.evidence import tpm_structures as tpm
 from moorline.rats import EvidenceRoot
 from moorline.verification.verified import Verified
@@ -48,6 +50,10 @@ _UNDERSTOOD: Final = (
     ExtensionOID.EXTENDED_KEY_USAGE,
     ExtensionOID.CERTIFICATE_POLICIES,
     _SAN,
+)
+_VENDOR: Final = (
+    ("gce_gcp_ek_ak_ca_root.der", "594759594b9b61524f6c8ef668f7177f7b9066bc0674f2f49fe9e052be78beb2"),
+    ("gce_gcp_ek_ak_ca_intermediate_v3.der", "c84de8116dfaf5a908f21e810487791f5437e206d00ad8025050cca6bd2ff627"),
 )
 _EK_SET: Final = tpm.RESTRICTED | tpm.DECRYPT | tpm.FIXED_TPM | tpm.FIXED_PARENT | tpm.SENSITIVE_DATA_ORIGIN
 _HASHES: Final[dict[int, HashAlgorithm]] = {
@@ -74,6 +80,20 @@ class EndorsementKey:
     digest: bytes
     certificate: bytes
     anchor: str
+
+
+@cache
+def vendor_anchors() -> tuple[TpmAnchor, ...]:
+    """The makers whose roots are shipped and pinned here: Google's vTPMs, of root `virtual`. Others are configured by file."""
+    root, intermediate = (_shipped(*file) for file in _VENDOR)
+    return (TpmAnchor(certificate=root, root=EvidenceRoot.VIRTUAL, intermediates=(intermediate,)),)
+
+
+def _shipped(name: str, sha256: str) -> bytes:
+    data = resources.files("moorline.verification.roots").joinpath(name).read_bytes()
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise Misconfigured("anchors.vendor_root_changed", "a shipped vendor root is not the pinned one", got=name)
+    return data
 
 
 def endorsement_digest(key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey) -> bytes:

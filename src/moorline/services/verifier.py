@@ -1,0 +1,456 @@
+"""The attestation authority's process: configuration, HTTPS, and who may ask what.
+
+Hosts prove themselves by their TPM and need no client certificate to enrol, ask for a challenge or send evidence. Everything
+else is for the orchestrator, HSM, verifier or operator of the verifier's own trust domain, by mutual TLS. The key that signs
+results stays in the provider's token: the broker signs, for this verifier's identity only.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import secrets
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from fastapi import Body, FastAPI, Request, Response
+
+from moorline.clock import Clock, Instant, SystemClock
+from moorline.errors import Malformed, Misconfigured, Refused
+from moorline.evidence.ima import PCR as IMA_PCR
+from moorline.evidence.snp import parse_report
+from moorline.ledger import standing
+from moorline.ledger.checkpoint import Checkpoint, parse_body
+from moorline.ledger.client import Endpoint, LedgerClient
+from moorline.ledger.light_client import LedgerTrust, verify_bundle
+from moorline.ledger.records import PlatformRecord, RevocationKind
+from moorline.nfv import Role, SpiffeId, parse_name
+from moorline.policy import host as policy_host
+from moorline.policy import reference_values
+from moorline.rats import EvidenceRoot
+from moorline.services import http, settings
+from moorline.services.attestation_authority import AttestationAuthority, Parts, PlatformLookup, Sign, Terms
+from moorline.services.process import announce_ready
+from moorline.storage.verifier_store import VerifierStore
+from moorline.verification.anchors import AnchorSet, parse_anchor_file, production_anchors
+from moorline.verification.snp import endorsements_from_table, verify_snp
+from moorline.verification.tpm_identity import TpmAnchor, vendor_anchors
+from moorline.wire import certificates, keys, schema
+from moorline.wire import host as wire
+from moorline.wire.http import CBOR_TYPE, ClientIdentity, HttpClient
+
+_VENDOR: Final = "vendor"
+_SIMULATED: Final = "simulated"
+_HIGHEST: Final = "highest-checkpoint"
+_READERS: Final = (Role.ORCHESTRATOR, Role.HSM, Role.VERIFIER, Role.OPERATOR)
+_SPKI: Final = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+_ALL_BOOT: Final = tuple(range(11))
+_CLOCK_REASON: Final = "a TPM that lost power says so until its clock is safe again; its counters are compared all the same"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifierSettings:
+    """verifier.toml. Paths are relative to it. `ledger_urls` are `url|server name`; keys and certificates PEM or DER.
+
+    `anchors` names the sets that count: `vendor`, and `simulated` where the ledger's genesis allows it. The roots of TPM makers
+    that are not shipped are configured by file, by what they are. `reference_signers` sign reference values and location tags.
+    The EAR key is in the token (`broker_url`, `broker_name`), or in `ear_key` where there is none.
+    """
+
+    id: str
+    listen: str
+    provider: str
+    trust_domain: str
+    identity_chain: Path
+    identity_key: Path
+    consortium_roots: Path
+    database: Path
+    ledger_trust: Path
+    ledger_urls: tuple[str, ...]
+    anchors: tuple[str, ...]
+    reference_values: tuple[Path, ...]
+    reference_signers: tuple[Path, ...]
+    broker_url: str | None = None
+    broker_name: str | None = None
+    ear_key: Path | None = None
+    tpm_hardware_roots: tuple[Path, ...] = ()
+    tpm_virtual_roots: tuple[Path, ...] = ()
+    simulated_tpm_roots: tuple[Path, ...] = ()
+    simulated_snp_roots: tuple[Path, ...] = ()
+    lease_s: int = 60
+    challenge_s: int = 30
+    pcrs: tuple[int, ...] = _ALL_BOOT
+    not_required: dict[str, str] = field(default_factory=lambda: {"clock_safe": _CLOCK_REASON})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProductionPolicy:
+    """services/defaults/verifier-production.toml: what a production verifier puts in place of its settings."""
+
+    anchors: tuple[str, ...]
+    lease_s: int
+    challenge_s: int
+    pcrs: tuple[int, ...]
+    not_required: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchors:
+    """All anchors of one verifier, and whether the genesis lifts the cap of simulated ones."""
+
+    tpm: tuple[TpmAnchor, ...]
+    snp: AnchorSet
+    simulated_allowed: bool
+
+
+def production(configured: VerifierSettings) -> VerifierSettings:
+    """`configured` under the shipped production policy: vendor anchors alone, whatever the settings list."""
+    shipped = resources.files("moorline.services.defaults").joinpath("verifier-production.toml")
+    with resources.as_file(shipped) as path:
+        policy = settings.load(ProductionPolicy, path)
+    return dataclasses.replace(
+        configured,
+        anchors=policy.anchors,
+        lease_s=policy.lease_s,
+        challenge_s=policy.challenge_s,
+        pcrs=policy.pcrs,
+        not_required=policy.not_required,
+        simulated_tpm_roots=(),
+        simulated_snp_roots=(),
+    )
+
+
+def read_anchors(configured: VerifierSettings, trust: LedgerTrust) -> Anchors:
+    """The anchors that count. Raises Misconfigured (`verifier.anchors_*`) for unknown sets, or simulation not allowed."""
+    unknown = set(configured.anchors) - {_VENDOR, _SIMULATED}
+    if unknown or _VENDOR not in configured.anchors:
+        raise Misconfigured(
+            "verifier.anchors_unknown",
+            "the anchor sets are vendor, and simulated",
+            expected="vendor, simulated",
+            got=configured.anchors,
+        )
+    simulated = _SIMULATED in configured.anchors
+    if simulated and not trust.simulated_allowed:
+        raise Misconfigured(
+            "verifier.anchors_simulated",
+            "this ledger's genesis does not allow simulated anchors",
+            remedy='use anchors = ["vendor"]',
+        )
+    if not simulated and (configured.simulated_tpm_roots or configured.simulated_snp_roots):
+        raise Misconfigured(
+            "verifier.anchors_simulated",
+            "simulated roots are listed but the set `simulated` is not",
+            remedy='add "simulated" to anchors, or leave the roots out',
+        )
+    kinds = (
+        (configured.tpm_hardware_roots, EvidenceRoot.HARDWARE),
+        (configured.tpm_virtual_roots, EvidenceRoot.VIRTUAL),
+        (configured.simulated_tpm_roots, EvidenceRoot.TEST),
+    )
+    tpm = tuple(TpmAnchor(certificate=_certificate(path), root=root) for paths, root in kinds for path in paths)
+    snp = production_anchors()
+    for path in configured.simulated_snp_roots:
+        snp = snp.plus(parse_anchor_file(_read(path)))
+    return Anchors(tpm=(*vendor_anchors(), *tpm), snp=snp, simulated_allowed=trust.simulated_allowed and simulated)
+
+
+def application(authority: AttestationAuthority, anchors: Anchors, *, trust_domain: str, clock: Clock) -> FastAPI:
+    """The verifier's interface."""
+    app = http.application("attestation authority", body_cap=wire.MAX_EVIDENCE)
+
+    @app.post("/v1/hosts/{host}/enrol")
+    async def begin(request: Request, host: str) -> Response:
+        asked = schema.decode(wire.EnrolRequest, await request.body())
+        return _cbor(await authority.begin_enrolment(parse_name(host, "host"), asked))
+
+    @app.post("/v1/hosts/{host}/enrol/finish")
+    async def finish(request: Request, host: str) -> Response:
+        proof = schema.decode(wire.EnrolProof, await request.body())
+        return _cbor(await authority.finish_enrolment(parse_name(host, "host"), proof))
+
+    @app.post("/v1/hosts/{host}/challenge")
+    async def challenge(request: Request, host: str) -> Response:
+        asked = schema.decode(wire.ChallengeRequest, await request.body())
+        if asked.host != host:
+            raise Malformed("host.name_mismatch", "path and message name different hosts", expected=host, got=asked.host)
+        return _cbor(authority.challenge(parse_name(host, "host")))
+
+    @app.post("/v1/hosts/{host}/evidence")
+    async def evidence(request: Request, host: str) -> Response:
+        return _cbor(await authority.appraise(parse_name(host, "host"), wire.decode_evidence(await request.body())))
+
+    @app.get("/v1/hosts")
+    async def hosts(request: Request) -> dict[str, object]:
+        http.require(request, *_READERS, trust_domain=trust_domain)
+        return {"hosts": authority.overview()}
+
+    @app.get("/v1/hosts/{host}/enrolment")
+    async def enrolment(request: Request, host: str) -> dict[str, object]:
+        http.require(request, *_READERS, trust_domain=trust_domain)
+        known = authority.enrolled(host)
+        return {
+            "host": known.host,
+            "ak_public": base64.b64encode(known.ak_public).decode("ascii"),
+            "ek_digest": known.ek_digest.hex(),
+            "root": known.root.value,
+        }
+
+    @app.get("/v1/results/{host}")
+    async def result(request: Request, host: str) -> dict[str, object]:
+        http.require(request, *_READERS, trust_domain=trust_domain)
+        return {"host": host, "ear": authority.standing(host).ear}
+
+    @app.post("/v1/appraise")
+    async def appraise(request: Request, body: Annotated[dict[str, Any], Body()]) -> dict[str, object]:
+        http.require(request, *_READERS, trust_domain=trust_domain)
+        return appraise_evidence(body, anchors, now=clock.now())
+
+    return app
+
+
+def appraise_evidence(body: dict[str, Any], anchors: Anchors, *, now: Instant) -> dict[str, object]:
+    """Evidence appraised for somebody who holds it: authentic, and bound to `report_data`. Facts come back, not a lease.
+
+    Raises Malformed("appraise.*"), and what `verify_snp` raises: a simulated root under vendor anchors is `snp.anchor_unknown`.
+    """
+    if set(body) != {"format", "evidence", "endorsements", "report_data"} or body["format"] != "snp":
+        raise Malformed(
+            "appraise.request", "not a request to appraise", expected="format snp, evidence, endorsements, report_data"
+        )
+    try:
+        evidence, endorsements = (base64.b64decode(body[name], validate=True) for name in ("evidence", "endorsements"))
+        report_data = bytes.fromhex(body["report_data"])
+    except (TypeError, ValueError, binascii.Error):
+        raise Malformed(
+            "appraise.request", "a field is not encoded as it must be", expected="base64, base64, hexadecimal"
+        ) from None
+    verified = verify_snp(
+        parse_report(evidence),
+        endorsements_from_table(endorsements),
+        report_data=report_data,
+        anchors=anchors.snp,
+        now=now,
+    )
+    claims = verified.value
+    return {
+        "format": "snp",
+        "root": verified.root.value,
+        "simulated_allowed": anchors.simulated_allowed,
+        "product": claims.product.value,
+        "measurement": claims.report.measurement.hex(),
+        "host_data": claims.report.host_data.hex(),
+        "chip_id": None if claims.chip_id is None else claims.chip_id.hex(),
+        "debug": claims.report.policy.debug,
+        "collateral": verified.collateral_digest.hex(),
+    }
+
+
+class LedgerPlatforms:
+    """Platform records from the ledger, proven, kept no longer than the ledger's proofs may be old."""
+
+    def __init__(
+        self, client: LedgerClient, trust: LedgerTrust, store: VerifierStore, *, provider: str, clock: Clock
+    ) -> None:
+        self._client, self._trust, self._store, self._provider, self._clock = client, trust, store, provider, clock
+        kept = store.fact(_HIGHEST)
+        self._highest: Checkpoint | None = None if kept is None else parse_body(kept.decode("ascii"))
+        self._known: dict[str, tuple[Instant, PlatformRecord]] = {}
+
+    async def __call__(self, host: str) -> PlatformRecord:
+        """The active, unrevoked record. Raises Refused (`ledger.*`), or Unavailable if no authority answers."""
+        now = self._clock.now()
+        known = self._known.get(host)
+        if known is not None and now - known[0] <= self._trust.max_age_s:
+            return known[1]
+        self._known.pop(host, None)
+        wanted = (
+            *standing.platform_keys(self._provider, host),
+            *standing.revocation_keys(RevocationKind.HOST, self._provider, host),
+        )
+        state = verify_bundle(await self._client.prove(wanted), self._trust, now=now, highest=self._highest)
+        if self._highest is None or state.height > self._highest.height:
+            self._store.set_fact(_HIGHEST, state.checkpoint.body().encode("ascii"))
+            self._highest = state.checkpoint
+        standing.not_revoked(state, RevocationKind.HOST, self._provider, host)
+        record = standing.active_platform(state, self._provider, host)
+        self._known[host] = (state.time, record)  # as many as the provider registered; aged by block time
+        return record
+
+
+def broker_signer(client: HttpClient) -> Sign:
+    """Signing at the broker, with the verifier key in its token."""
+
+    async def sign(message: bytes) -> bytes:
+        answer = await client.post_json(
+            "/v1/sign", {"key": "verifier", "message": base64.b64encode(message).decode("ascii")}
+        )
+        try:
+            assert isinstance(answer, dict)
+            return base64.b64decode(answer["signature"], validate=True)
+        except (AssertionError, KeyError, TypeError, binascii.Error):
+            raise Malformed("verifier.broker_answer", "the broker's answer has no signature") from None
+
+    return sign
+
+
+def local_signer(path: Path) -> Sign:
+    """Signing with a key in a file, where a provider has no token."""
+    key = serialization.load_pem_private_key(_read(path), None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise Misconfigured("verifier.ear_key", "the EAR key is not an elliptic curve key", expected="P-256", got=path)
+    signer = keys.KeySigner(key)
+
+    async def sign(message: bytes) -> bytes:
+        return signer.sign(message)
+
+    return sign
+
+
+async def run(configured: VerifierSettings, *, announce: Callable[..., None] = announce_ready) -> None:
+    """Serve until cancelled."""
+    clock = SystemClock()
+    trust = LedgerTrust.parse(_read(configured.ledger_trust))
+    anchors = read_anchors(configured, trust)
+    identity = ClientIdentity(
+        certificate_chain_pem=_read(configured.identity_chain), private_key_pem=_read(configured.identity_key)
+    )
+    verifier = require_identity(configured, identity.certificate_chain_pem)
+    roots_pem = _read(configured.consortium_roots)
+    store = VerifierStore.open(configured.database)
+    endpoints = tuple(_endpoint(text) for text in configured.ledger_urls)
+    async with LedgerClient(endpoints, roots_pem=roots_pem) as ledger:
+        platforms = LedgerPlatforms(ledger, trust, store, provider=configured.provider, clock=clock)
+        authority = compose(configured, anchors, verifier, store, platforms, _signer(configured, roots_pem, identity), clock)
+        await http.serve(
+            application(authority, anchors, trust_domain=configured.trust_domain, clock=clock),
+            listen=configured.listen,
+            identity=http.TlsIdentity(chain_pem=identity.certificate_chain_pem, key_pem=identity.private_key_pem),
+            client_roots_pem=roots_pem,
+            ready=lambda address: announce("verifier", address=address),
+        )
+
+
+def compose(  # noqa: PLR0913, PLR0917 - a composition root names its parts
+    configured: VerifierSettings,
+    anchors: Anchors,
+    verifier: SpiffeId,
+    store: VerifierStore,
+    platform: PlatformLookup,
+    sign: Sign,
+    clock: Clock,
+) -> AttestationAuthority:
+    """The authority of these settings. Raises Misconfigured, and what reading reference values raises."""
+    missing = sorted(set(range(10)) - set(configured.pcrs) | {IMA_PCR} - set(configured.pcrs))
+    if missing or tuple(sorted(set(configured.pcrs))) != configured.pcrs:
+        raise Misconfigured(
+            "verifier.pcrs", "the PCRs to quote are ascending and hold 0 to 10 at least", got=configured.pcrs
+        )
+    known = {one.name for one in dataclasses.fields(policy_host.HostPolicy)}
+    unknown = set(configured.not_required) - known
+    if unknown:
+        raise Misconfigured(
+            "verifier.not_required", "not_required names no field of the policy", expected=sorted(known), got=sorted(unknown)
+        )
+    signers = tuple(_public_key(path) for path in configured.reference_signers)
+    sets = [
+        reference_values.parse_verified(_read(path), signers, now=clock.now()) for path in configured.reference_values
+    ]
+    for one in sets:
+        store.accept_serial(one.name, one.serial)
+    return AttestationAuthority(
+        Parts(
+            verifier=str(verifier),
+            audience=configured.trust_domain,
+            terms=Terms(
+                lease_s=configured.lease_s,
+                challenge_s=configured.challenge_s,
+                pcrs=configured.pcrs,
+                not_required=configured.not_required,
+            ),
+            anchors=anchors.tpm,
+            simulated_allowed=anchors.simulated_allowed,
+            reference=reference_values.merge(sets),
+            signers=signers,
+            platform=platform,
+            sign=sign,
+            store=store,
+            clock=clock,
+            random=secrets.token_bytes,
+        )
+    )
+
+
+def require_identity(configured: VerifierSettings, chain_pem: bytes) -> SpiffeId:
+    """The verifier's SPIFFE ID; raises Misconfigured("verifier.identity") unless the certificate is this verifier's."""
+    expected = SpiffeId(trust_domain=configured.trust_domain, role=Role.VERIFIER, segments=(configured.id,))
+    found = certificates.spiffe_id_of(x509.load_pem_x509_certificate(chain_pem))
+    if found != expected:
+        raise Misconfigured(
+            "verifier.identity", "the certificate is for somebody else", expected=expected, got=found, remedy="issue a new one"
+        )
+    return expected
+
+
+def _signer(configured: VerifierSettings, roots_pem: bytes, identity: ClientIdentity) -> Sign:
+    if configured.ear_key is not None:
+        return local_signer(configured.ear_key)
+    url, name = configured.broker_url, configured.broker_name
+    if url is None or name is None:
+        raise Misconfigured(
+            "verifier.no_ear_key", "nothing signs the results", expected="broker_url and broker_name, or ear_key"
+        )
+
+    async def sign(message: bytes) -> bytes:
+        async with HttpClient(url, server_name=name, roots_pem=roots_pem, identity=identity) as client:
+            return await broker_signer(client)(message)
+
+    return sign
+
+
+def _endpoint(text: str) -> Endpoint:
+    url, separator, name = text.partition("|")
+    if not separator or not name:
+        raise Misconfigured("verifier.ledger_urls", "a ledger is given as url|server name", got=text)
+    return Endpoint(url=url, server_name=name)
+
+
+def _cbor(message: object) -> Response:
+    return Response(schema.encode(message), media_type=CBOR_TYPE)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Misconfigured("verifier.unreadable", "a configured file cannot be read", got=f"{path}: {error.strerror}") from None
+
+
+def _certificate(path: Path) -> bytes:
+    data = _read(path)
+    if data.lstrip().startswith(b"-----BEGIN"):
+        return x509.load_pem_x509_certificate(data).public_bytes(serialization.Encoding.DER)
+    return certificates.parse_certificate(data).public_bytes(serialization.Encoding.DER)
+
+
+def _public_key(path: Path) -> keys.PublicKey:
+    """A certificate or a public key, PEM or DER."""
+    data = _read(path)
+    if not data.lstrip().startswith(b"-----BEGIN"):
+        return keys.parse_public(data)
+    try:
+        if b"BEGIN CERTIFICATE" in data:
+            der = x509.load_pem_x509_certificate(data).public_key().public_bytes(*_SPKI)
+        else:
+            der = serialization.load_pem_public_key(data).public_bytes(*_SPKI)
+    except ValueError:
+        raise Misconfigured("verifier.signer_unreadable", "not a certificate or public key", got=path) from None
+    return keys.parse_public(der)

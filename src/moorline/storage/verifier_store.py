@@ -1,0 +1,348 @@
+"""What an attestation authority must not forget: who is enrolled, open challenges, how far each host was read, results.
+
+Every method is one transaction. A challenge and an enrolment are taken once: taking deletes the row, and only who deleted it
+has it. A name, once enrolled, keeps its endorsement key for good, and an endorsement key its name (unique in both directions).
+A result is a lease: reading one that ended, or was withdrawn, raises.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from moorline.clock import Instant
+from moorline.errors import Conflict, NotAuthentic, Refused
+from moorline.evidence.tpm_quote import ClockInfo
+from moorline.rats import EvidenceRoot
+from moorline.storage.database import open_database
+
+MAX_OPEN: Final = 64
+"""Challenges or enrolments open for one host at a time; more push out the oldest."""
+
+
+def _table(name: str, *columns: str) -> sa.TableClause:
+    return sa.table(name, *(sa.column(column) for column in columns))
+
+
+_HOSTS = _table("hosts", "host", "ek_digest", "ak_public", "root", "enrolled")
+_ENROLMENTS = _table("enrolments", "enrolment", "host", "ek_digest", "ak_public", "root", "secret_digest", "expires")
+_CHALLENGES = _table("challenges", "nonce", "host", "expires")
+_PROGRESS = _table(
+    "progress",
+    *("host", "clock", "reset_count", "restart_count", "safe"),
+    *("ima_count", "ima_running", "reference", "standing", "event_log"),
+)
+_RESULTS = _table("results", "host", "ear", "status", "code", "issued", "expires", "withdrawn")
+_SERIALS = _table("reference_serials", "name", "serial")
+_FACTS = _table("facts", "name", "value")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnrolledHost:
+    """A host's keys for good: digest of its endorsement key, TPMT_PUBLIC of its attestation key, and what they rest on."""
+
+    host: str
+    ek_digest: bytes
+    ak_public: bytes
+    root: EvidenceRoot
+    enrolled: Instant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenEnrolment:
+    """An enrolment that waits for its activated credential. Only the digest of the secret is kept."""
+
+    enrolment: bytes
+    host: str
+    ek_digest: bytes
+    ak_public: bytes
+    root: EvidenceRoot
+    secret_digest: bytes
+    expires: Instant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far one host was read in its present boot: clock, IMA entries and their PCR value, standing, and its boot log.
+
+    `reference` is the digest of the reference values its files were judged by; `standing` is policy.host.FileStanding, encoded.
+    """
+
+    clock: ClockInfo
+    ima_count: int
+    ima_running: bytes
+    reference: bytes
+    standing: bytes
+    event_log: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredResult:
+    """A signed result. `withdrawn` is the code of the problem that ended it before its time, if one did."""
+
+    host: str
+    ear: str
+    status: str
+    code: str | None
+    issued: Instant
+    expires: Instant
+    withdrawn: str | None
+
+
+class VerifierStore:
+    """The verifier's database."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    @classmethod
+    def open(cls, path: Path) -> VerifierStore:
+        """The store in an SQLite file, made or migrated if need be. Raises Unavailable or Misconfigured (`storage.*`)."""
+        return cls(open_database(f"sqlite:///{path.absolute()}", "verifier"))
+
+    # Enrolment ------------------------------------------------------------------------------------------------------
+
+    def host(self, host: str) -> EnrolledHost:
+        """An enrolled host; raises Refused("host.not_enrolled")."""
+        with self._engine.connect() as connection:
+            row = connection.execute(sa.select(_HOSTS).where(_HOSTS.c.host == host)).one_or_none()
+        if row is None:
+            raise Refused("host.not_enrolled", "no such host is enrolled", got=host, remedy="enrol the host first")
+        return _host(row)
+
+    def hosts(self) -> tuple[EnrolledHost, ...]:
+        """All enrolled hosts, by name."""
+        with self._engine.connect() as connection:
+            return tuple(_host(row) for row in connection.execute(sa.select(_HOSTS).order_by(_HOSTS.c.host)))
+
+    def require_free(self, host: str, ek_digest: bytes) -> None:
+        """Raises Conflict("enrol.other_tpm" | "enrol.other_host") if name or endorsement key belong to another."""
+        with self._engine.connect() as connection:
+            self._require_free(connection, host, ek_digest)
+
+    def open_enrolment(self, enrolment: OpenEnrolment) -> None:
+        """Remember an enrolment until it is taken, expires, or too many follow."""
+        values = {
+            "enrolment": enrolment.enrolment,
+            "host": enrolment.host,
+            "ek_digest": enrolment.ek_digest,
+            "ak_public": enrolment.ak_public,
+            "root": enrolment.root.value,
+            "secret_digest": enrolment.secret_digest,
+            "expires": enrolment.expires,
+        }
+        with self._engine.begin() as connection:
+            self._prune(connection, _ENROLMENTS, _ENROLMENTS.c.enrolment, enrolment.host)
+            connection.execute(sa.insert(_ENROLMENTS).values(values))
+
+    def take_enrolment(self, enrolment: bytes, *, now: Instant) -> OpenEnrolment:
+        """The open enrolment, which is open no more. Raises NotAuthentic("enrol.unknown") for a used, expired or unknown one."""
+        with self._engine.begin() as connection:
+            row = connection.execute(sa.select(_ENROLMENTS).where(_ENROLMENTS.c.enrolment == enrolment)).one_or_none()
+            taken = connection.execute(sa.delete(_ENROLMENTS).where(_ENROLMENTS.c.enrolment == enrolment)).rowcount
+        if row is None or taken != 1 or row.expires < now:
+            raise NotAuthentic("enrol.unknown", "no such enrolment is open", remedy="begin the enrolment again")
+        return OpenEnrolment(**{**row._mapping, "root": EvidenceRoot(row.root)})
+
+    def enrol(self, host: EnrolledHost) -> EnrolledHost:
+        """Bind name and keys for good. The same TPM may come again, also with a new attestation key; another TPM may not.
+
+        Raises Conflict("enrol.other_tpm" | "enrol.other_host").
+        """
+        values = {
+            "host": host.host,
+            "ek_digest": host.ek_digest,
+            "ak_public": host.ak_public,
+            "root": host.root.value,
+            "enrolled": host.enrolled,
+        }
+        with self._engine.begin() as connection:
+            row = self._require_free(connection, host.host, host.ek_digest)
+            if row is None:
+                connection.execute(sa.insert(_HOSTS).values(values))
+            else:
+                connection.execute(sa.update(_HOSTS).where(_HOSTS.c.host == host.host).values(values))
+        return host
+
+    # Challenges -----------------------------------------------------------------------------------------------------
+
+    def open_challenge(self, host: str, nonce: bytes, expires: Instant) -> None:
+        """Remember a nonce until it is taken, expires, or too many follow."""
+        with self._engine.begin() as connection:
+            self._prune(connection, _CHALLENGES, _CHALLENGES.c.nonce, host)
+            connection.execute(sa.insert(_CHALLENGES).values(nonce=nonce, host=host, expires=expires))
+
+    def take_challenge(self, host: str, nonce: bytes, *, now: Instant) -> None:
+        """Use up a nonce. Raises NotAuthentic("tpm.nonce_mismatch") unless it was open for this host, and not expired."""
+        with self._engine.begin() as connection:
+            row = connection.execute(
+                sa.select(_CHALLENGES).where(_CHALLENGES.c.nonce == nonce, _CHALLENGES.c.host == host)
+            ).one_or_none()
+            taken = 0
+            if row is not None:
+                taken = connection.execute(sa.delete(_CHALLENGES).where(_CHALLENGES.c.nonce == nonce)).rowcount
+        if row is None or taken != 1 or row.expires < now:
+            raise NotAuthentic(
+                "tpm.nonce_mismatch",
+                "the attestation answers no open challenge",
+                expected="a nonce of this verifier, unused and not expired",
+                got=nonce,
+                remedy="ask for a fresh challenge and quote again",
+            )
+
+    # Progress and results -------------------------------------------------------------------------------------------
+
+    def progress(self, host: str) -> Progress | None:
+        """How far a host was read; None before its first appraisal."""
+        with self._engine.connect() as connection:
+            row = connection.execute(sa.select(_PROGRESS).where(_PROGRESS.c.host == host)).one_or_none()
+        if row is None:
+            return None
+        return Progress(
+            clock=ClockInfo(row.clock, row.reset_count, row.restart_count, bool(row.safe)),
+            ima_count=row.ima_count,
+            ima_running=row.ima_running,
+            reference=row.reference,
+            standing=row.standing,
+            event_log=row.event_log,
+        )
+
+    def advance(self, host: str, progress: Progress, *, withdraw: str | None) -> None:
+        """Keep how far the host was read; with `withdraw`, end its standing result in the same transaction."""
+        clock = progress.clock
+        values = {
+            "host": host,
+            "clock": clock.clock,
+            "reset_count": clock.reset_count,
+            "restart_count": clock.restart_count,
+            "safe": clock.safe,
+            "ima_count": progress.ima_count,
+            "ima_running": progress.ima_running,
+            "reference": progress.reference,
+            "standing": progress.standing,
+            "event_log": progress.event_log,
+        }
+        with self._engine.begin() as connection:
+            _upsert(connection, _PROGRESS, _PROGRESS.c.host == host, values)
+            if withdraw is not None:
+                connection.execute(_withdrawal(host, withdraw))
+
+    def withdraw(self, host: str, code: str) -> None:
+        """End the standing result of a host because of the problem `code`."""
+        with self._engine.begin() as connection:
+            connection.execute(_withdrawal(host, code))
+
+    def put_result(self, result: StoredResult) -> None:
+        """The host's result from now on."""
+        values = {
+            "host": result.host,
+            "ear": result.ear,
+            "status": result.status,
+            "code": result.code,
+            "issued": result.issued,
+            "expires": result.expires,
+            "withdrawn": result.withdrawn,
+        }
+        with self._engine.begin() as connection:
+            _upsert(connection, _RESULTS, _RESULTS.c.host == result.host, values)
+
+    def results(self) -> dict[str, StoredResult]:
+        """The last result of each host, also ended ones."""
+        with self._engine.connect() as connection:
+            return {row.host: StoredResult(**row._mapping) for row in connection.execute(sa.select(_RESULTS))}
+
+    def standing_result(self, host: str, *, now: Instant) -> StoredResult:
+        """The result that holds now. Raises Refused("result.none" | "result.withdrawn" | "result.expired")."""
+        with self._engine.connect() as connection:
+            row = connection.execute(sa.select(_RESULTS).where(_RESULTS.c.host == host)).one_or_none()
+        if row is None:
+            raise Refused("result.none", "there is no attestation result about this host", got=host, remedy="let it attest")
+        if row.withdrawn is not None:
+            raise Refused(
+                "result.withdrawn", "the last result about this host was withdrawn", got=row.withdrawn, remedy="let it attest"
+            )
+        if now >= row.expires:
+            raise Refused(
+                "result.expired",
+                "the last result about this host has expired",
+                expected=f"< {row.expires}",
+                got=now,
+                remedy="find out why the host stopped attesting",
+            )
+        return StoredResult(**row._mapping)
+
+    # Reference values and facts --------------------------------------------------------------------------------------
+
+    def accept_serial(self, name: str, serial: int) -> None:
+        """Remember the highest serial seen of a set of reference values. Raises Refused("reference.rollback") below it."""
+        with self._engine.begin() as connection:
+            known = connection.execute(sa.select(_SERIALS.c.serial).where(_SERIALS.c.name == name)).scalar()
+            if known is not None and serial < known:
+                raise Refused(
+                    "reference.rollback",
+                    "older reference values than were used before",
+                    expected=f">= {known}",
+                    got=serial,
+                    remedy="configure the newest set",
+                )
+            _upsert(connection, _SERIALS, _SERIALS.c.name == name, {"name": name, "serial": serial})
+
+    def fact(self, name: str) -> bytes | None:
+        """A small value kept under a name."""
+        with self._engine.connect() as connection:
+            value: bytes | None = connection.execute(sa.select(_FACTS.c.value).where(_FACTS.c.name == name)).scalar()
+        return value
+
+    def set_fact(self, name: str, value: bytes) -> None:
+        """Keep a small value under a name."""
+        with self._engine.begin() as connection:
+            _upsert(connection, _FACTS, _FACTS.c.name == name, {"name": name, "value": value})
+
+    @staticmethod
+    def _require_free(connection: sa.Connection, host: str, ek_digest: bytes) -> EnrolledHost | None:
+        found = connection.execute(
+            sa.select(_HOSTS).where(sa.or_(_HOSTS.c.host == host, _HOSTS.c.ek_digest == ek_digest))
+        ).all()
+        for row in found:
+            if row.ek_digest != ek_digest:
+                raise Conflict(
+                    "enrol.other_tpm",
+                    "this host is enrolled with another TPM",
+                    expected=row.ek_digest,
+                    got=ek_digest,
+                    remedy="give a new machine a new name",
+                )
+            if row.host != host:
+                raise Conflict(
+                    "enrol.other_host", "this TPM is enrolled as another host", expected=row.host, got=host
+                )
+        return _host(found[0]) if found else None
+
+    @staticmethod
+    def _prune(connection: sa.Connection, table: sa.TableClause, key: sa.ColumnElement[Any], host: str) -> None:
+        kept = sa.select(key).where(table.c.host == host).order_by(table.c.expires.desc()).limit(MAX_OPEN - 1)
+        connection.execute(sa.delete(table).where(table.c.host == host, key.not_in(kept)))
+
+
+def _host(row: Any) -> EnrolledHost:  # noqa: ANN401 - a row of `hosts`
+    return EnrolledHost(
+        host=row.host,
+        ek_digest=row.ek_digest,
+        ak_public=row.ak_public,
+        root=EvidenceRoot(row.root),
+        enrolled=Instant(row.enrolled),
+    )
+
+
+def _withdrawal(host: str, code: str) -> sa.Update:
+    return sa.update(_RESULTS).where(_RESULTS.c.host == host).values(withdrawn=code)
+
+
+def _upsert(
+    connection: sa.Connection, table: sa.TableClause, where: sa.ColumnElement[bool], values: dict[str, Any]
+) -> None:
+    if connection.execute(sa.update(table).where(where).values(values)).rowcount == 0:
+        connection.execute(sa.insert(table).values(values))
