@@ -15,7 +15,7 @@ from typing import Final
 
 import typer
 
-from moorline.cli.demo import attacks, federating, founding, hosting, operating
+from moorline.cli.demo import attacks, federating, founding, hosting, keeping, operating
 from moorline.cli.demo.report import ATTACKS, STEPS, Report
 from moorline.cli.demo.stage import Stage
 from moorline.cli.demo.view import View
@@ -145,6 +145,7 @@ async def _scenes(stage: Stage, report: Report, view: View) -> None:
                 await _attempt(world, report, view, name, attempt)
     finally:
         if world is not None:
+            keeping.how_to_talk(world)
             await world.aclose()
 
 

@@ -1,0 +1,40 @@
+"""`--keep`: what a person needs to talk to a system that stays up, and to stop it."""
+
+from __future__ import annotations
+
+from moorline.cli.demo.federating import RECORD
+from moorline.cli.demo.world import CONTRACT, ORCHESTRATOR, SERVICE, World
+from moorline.cli.vnf import OperatorSettings
+from moorline.nfv import Role
+from moorline.services import settings
+
+
+def how_to_talk(world: World) -> list[str]:
+    """Commands that work while the system is up, as far as the story got; also written to `talk.txt`."""
+    where = world.stage.directory
+    tpms = [one.tpm.pid for one in world.facts.get("hosts", {}).values() if one.tpm is not None and one.tpm.pid is not None]
+    pids = [str(pid) for pid in (*(process.pid for process in world.stage.processes.values()), *tpms)]
+    (where / "pids").write_text("\n".join(pids) + "\n", "utf-8")
+    trust = f"--trust {world.trust_file} --genesis {world.consortium.directory / 'genesis.cbor'}"
+    lines = [f"moor ledger show provider/alpha provider/beta {trust}"]
+    if "orchestrator_address" in world.facts:
+        operator = where / "alpha" / "operator"
+        configured = OperatorSettings(
+            orchestrator_url=f"https://{world.facts['orchestrator_address']}",
+            orchestrator_name=world.alpha.name_of(Role.ORCHESTRATOR, ORCHESTRATOR),
+            roots=world.roots_file,
+            certificate_chain=operator / "chain.pem",
+            private_key=operator / "key.pem",
+        )
+        settings.write(configured, operator / "operator.toml")
+        lines.append(f"moor vnf list --as {operator / 'operator.toml'}")
+    if "function" in world.facts:
+        lines.append(
+            f"moor device connect get --dir {where / 'beta' / 'devices' / 'device-1'} --provider alpha --service {SERVICE} "
+            f"--contract {CONTRACT} --name {RECORD} --address {world.facts['function']['address']}"
+        )
+    if "alpha" in world.providers and world.alpha.broker is not None:
+        lines.append(f"curl --unix-socket {world.alpha.admin_socket} http://broker/v1/alarms")
+    lines.append(f"kill $(cat {where / 'pids'}); rm -r {where}    # stop it and leave nothing behind")
+    (where / "talk.txt").write_text("\n".join(lines) + "\n", "utf-8")
+    return lines
