@@ -224,6 +224,35 @@ async def test_a_program_that_is_not_there_ends_the_sandbox(tmp_path):
         assert await running.wait() == 1
 
 
+@pytest.mark.parametrize(
+    ("giving", "expected"),
+    [
+        (("", "user.slice", "user.slice/me.scope"), "user.slice/me.scope"),
+        (("", "user.slice"), "user.slice"),
+        (("",), ""),
+        ((), None),
+    ],
+)
+def test_version_2_groups_are_made_in_the_nearest_group_that_gives_controllers(monkeypatch, tmp_path, giving, expected):
+    """Verifies that: detection reads what the host offers. The tree is of plain files: few test machines have v2."""
+    root, own = tmp_path / "cgroup", "user.slice/me.scope"
+    (root / own).mkdir(parents=True)
+    (root / "cgroup.controllers").write_text("cpu memory pids")
+    for path in ("", "user.slice", own):
+        (root / path / "cgroup.subtree_control").write_text("cpu memory pids" if path in giving else "cpu")
+    monkeypatch.setattr(sandbox, "_CGROUP_ROOT", root)
+    monkeypatch.setattr(sandbox, "_own_groups", lambda: {"": f"/{own}"})
+    assert sandbox._parents(LimitKind.CGROUP_V2) == ([] if expected is None else [root / expected])
+    if expected is None:
+        with pytest.raises(OSError, match="no cgroup-v2"):
+            sandbox._make_groups(LimitKind.CGROUP_V2, "moorline-1-x", WIDE)
+        return
+    (group,) = sandbox._make_groups(LimitKind.CGROUP_V2, "moorline-1-x", Limits(memory_mib=2, pids=9))
+    assert group.parent == root / expected
+    limits = {name: (group / name).read_text() for name in ("memory.max", "memory.swap.max", "pids.max")}
+    assert limits == {"memory.max": str(2 << 20), "memory.swap.max": "0", "pids.max": "9"}
+
+
 _UNPRIVILEGED = """
 import asyncio, subprocess, sys
 from pathlib import Path

@@ -292,12 +292,18 @@ def _settings(kind: LimitKind, parent: Path, limits: Limits) -> dict[str, int]:
 
 
 def _parents(kind: LimitKind) -> list[Path]:
-    """Where groups of this kind can be made: this process's own groups, so that its own limits keep holding."""
+    """Where groups of this kind can be made: as near to this process's own as can be, so that its own limits keep holding.
+
+    In cgroup v2 a group with processes of its own gives no controllers to groups below it, so it is mostly an ancestor.
+    """
     own = _own_groups()
     if kind is LimitKind.CGROUP_V2:
-        mounts = [_CGROUP_ROOT] if (_CGROUP_ROOT / "cgroup.controllers").exists() else []
-        candidates = [mount / own.get("", "/").lstrip("/") for mount in mounts]
-        return [path for path in candidates if {"memory", "pids"} <= set(_read(path / "cgroup.subtree_control").split())]
+        if not (_CGROUP_ROOT / "cgroup.controllers").exists():
+            return []
+        mine = _CGROUP_ROOT / own.get("", "/").lstrip("/")
+        nearest = [path for path in (mine, *mine.parents) if path == _CGROUP_ROOT or _CGROUP_ROOT in path.parents]
+        giving = (path for path in nearest if {"memory", "pids"} <= set(_read(path / "cgroup.subtree_control").split()))
+        return [path for path in (next(giving, None),) if path is not None]
     found = []
     for controller in ("memory", "pids"):
         mount = _CGROUP_ROOT / controller
