@@ -1,0 +1,117 @@
+"""Certificates signed in the token per second, against the same under a software key; then pool entries and launches."""
+
+import hashlib
+import tempfile
+import time
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
+
+from moorline.clock import Instant, Validity
+from moorline.hsm.ceremony import initialise
+from moorline.hsm.issuing import serial_number
+from moorline.hsm.keys import ISSUING_CA, TokenEcKey
+from moorline.hsm.pool import KeyPool, Watermarks
+from moorline.hsm.token import open_token
+from moorline.nfv import Role, SpiffeId
+from moorline.storage.broker_store import BrokerStore, Issued, Launch
+from moorline.wire import certificates
+from moorline.wire.certificates import Issuer
+
+SECONDS = 2.0
+NOW = Instant(1_800_000_000)
+VALIDITY = Validity(not_before=NOW, not_after=Instant(NOW + 3000))
+PUBLIC = ec.generate_private_key(ec.SECP256R1()).public_key()
+DEVICE = SpiffeId(trust_domain="alpha.test", role=Role.DEVICE, segments=("d-1",))
+
+
+def rate(work) -> float:
+    """Calls per second over SECONDS, after a few to warm up."""
+    for _ in range(20):
+        work()
+    started, done = time.perf_counter(), 0
+    while time.perf_counter() - started < SECONDS:
+        work()
+        done += 1
+    return done / (time.perf_counter() - started)
+
+
+def issuer(key) -> Issuer:
+    root = certificates.root_certificate(key, name="root", validity=VALIDITY, serial=1)
+    return Issuer(certificate=root, key=key)
+
+
+def sign(ca: Issuer, random) -> x509.Certificate:
+    return certificates.leaf_certificate(
+        PUBLIC, spiffe_id=DEVICE, issuer=ca, validity=VALIDITY, serial=serial_number(random(19))
+    )
+
+
+def launch(number: int) -> Launch:
+    digest = hashlib.sha256(number.to_bytes(8, "big")).digest()
+    return Launch(
+        launcher=b"L" * 32,
+        epoch=1,
+        sequence=number,
+        kem_digest=digest,
+        signing_digest=digest,
+        session="benchmark",
+        service="records",
+        profile="tls",
+        tenant="t",
+        instance=f"i-{number}",
+        generation=1,
+        host="h1",
+    )
+
+
+def launches_per_second(folder: Path, token, ca: Issuer) -> float:
+    """Consume, unwrap the key, sign, confirm: two durable transactions each, as the broker does for a function."""
+    store = BrokerStore.open(f"sqlite:///{folder / 'broker.db'}")
+    store.admit_launcher(launcher=b"L" * 32, ticket=b"t", measurement=b"m", chip=b"c", session="l", at=NOW)
+    store.open_epoch(epoch=1, opened=NOW, not_after=Instant(NOW + 100), grace_s=0, wrapped=b"")
+    store.grant_lease(launcher=b"L" * 32, epoch=1, count=1 << 40, not_after=Instant(NOW + 100), counter=1, at=NOW)
+    pool = KeyPool(token, store, Watermarks(low=1, high=4000))
+    pool.refill("records", "tls")
+    number = 0
+
+    def one() -> None:
+        nonlocal number
+        wanted = launch(number)
+        taken = store.consume(wanted, counter=None, at=NOW)
+        pool.open(taken, "records", "tls")
+        name = SpiffeId(trust_domain="alpha.test", role=Role.SERVICE, segments=("records", wanted.instance))
+        leaf = certificates.leaf_certificate(
+            load_der_public_key(taken.public), spiffe_id=name, issuer=ca, validity=VALIDITY, serial=number + 1
+        )
+        der = leaf.public_bytes(Encoding.DER)
+        issued = Issued(serial=f"{number:x}", spiffe_id=str(name), key_digest=b"", not_after=NOW, der=der)
+        store.confirm(wanted, issued, at=NOW)
+        number += 1
+
+    found = rate(one)
+    store.close()
+    return found
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        made = initialise(folder / "token", label="bench")
+        with open_token(made.location) as token:
+            in_token, in_software = issuer(TokenEcKey(token, ISSUING_CA)), issuer(ec.generate_private_key(ec.SECP256R1()))
+            software = rate(lambda: sign(in_software, token.random))
+            signed = rate(lambda: sign(in_token, token.random))
+            raw = rate(lambda: token.ecdsa(ISSUING_CA, bytes(32)))
+            print(f"X.509 P-256, software key   {software:>9.0f} /s   1.00")
+            print(f"X.509 P-256, key in token   {signed:>9.0f} /s   {signed / software:.2f}   (target 5,000/s)")
+            print(f"bare ECDSA in the token     {raw:>9.0f} /s   {raw / software:.2f}")
+            pool = KeyPool(token, None, Watermarks(low=1, high=1))  # type: ignore[arg-type]
+            print(f"pool entries made, wrapped  {rate(lambda: pool.make('records', 'tls')):>9.0f} /s")
+            print(f"launch consumed, confirmed  {launches_per_second(folder, token, in_token):>9.0f} /s   (target 1,000/s)")
+
+
+if __name__ == "__main__":
+    main()
