@@ -1,4 +1,4 @@
-"""Every sgx and tdx case of ../shared/vectors, driven by its case.json: outcome, class and facts must be those it demands."""
+"""Every sgx and tdx case of ../shared/vectors, driven by its case.json: outcome, class and facts are those it demands."""
 
 import json
 from datetime import datetime
@@ -8,7 +8,6 @@ import pytest
 
 from moorline.clock import Instant
 from moorline.errors import Malformed, NotAuthentic, Refused, Unavailable
-from moorline.evidence.intel_collateral import parse_evaluation_numbers, parse_qe_identity, parse_tcb_info, signed_document
 from moorline.policy.intel_case import CaseFile, class_of, detect, run_case
 from moorline.verification.intel_pck import production_intel_anchors
 

@@ -175,7 +175,7 @@ class CertificationData:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuoteSignature:
-    """The signature section: attestation key and its signature, the quoting enclave's report about that key, certification."""
+    """The signature section: attestation key, its signature, the quoting enclave's report about it, certification."""
 
     signature: bytes
     """r and s, 32 bytes each, over header and body."""

@@ -73,7 +73,7 @@ _ENCLAVE_STATUSES: Final = frozenset({TcbStatus.UP_TO_DATE, TcbStatus.OUT_OF_DAT
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignedDocument:
-    """A statement as it was signed: the exact bytes, r and s (64 bytes), and the signer's chain in PEM, if they are at hand."""
+    """A statement as it was signed: the exact bytes, r and s (64 bytes), the signer's chain in PEM, if at hand."""
 
     body: bytes
     signature: bytes | None

@@ -31,7 +31,7 @@ class SgxQuote:
 
 
 def parse_sgx_quote(data: bytes) -> SgxQuote:
-    """The SGX quote in `data`, all of it. Input is untrusted; establishes the form only. Raises only Malformed (`quote.*`)."""
+    """The SGX quote in `data`, all of it. Untrusted; establishes the form only. Raises only Malformed (`quote.*`)."""
     header = dcap_quote.parse_header(data)
     if header.tee_type is not TeeType.SGX:
         raise Malformed("quote.tee_type", "not a quote of an SGX enclave", expected="SGX", got=header.tee_type.name)

@@ -40,7 +40,7 @@ ATTRIBUTES_KNOWN: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TdReport:
-    """TDREPORT as it stands in a quote, 1.0 or 1.5. The last two fields are None in 1.0, where the evidence cannot show them."""
+    """TDREPORT as it stands in a quote, 1.0 or 1.5. The last two fields are None in 1.0, which cannot show them."""
 
     tee_tcb_svn: bytes
     mr_seam: bytes
@@ -132,7 +132,7 @@ class TdxQuote:
 
 
 def parse_tdx_quote(data: bytes) -> TdxQuote:
-    """The TDX quote in `data`, all of it. Input is untrusted; establishes the form only. Raises only Malformed (`quote.*`)."""
+    """The TDX quote in `data`, all of it. Untrusted; establishes the form only. Raises only Malformed (`quote.*`)."""
     header = dcap_quote.parse_header(data)
     if header.tee_type is not TeeType.TDX:
         raise Malformed("quote.tee_type", "not a quote of a trust domain", expected="TDX", got=header.tee_type.name)

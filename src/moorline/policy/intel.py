@@ -1,18 +1,15 @@
-"""Is an Intel platform acceptable? What the policies for SGX and TDX share: the demands on the machine, and how a finding is made.
+"""Is an Intel platform acceptable? What the policies for SGX and TDX share: demands on the machine, and findings.
 
     rule                       AR4SI claim         what goes wrong without it
-    intel.status               hardware            known holes: platform, TDX module and quoting enclave, merged (UpToDate
-    ... Revoked)
-    intel.advisories           hardware            a status that stands while an advisory applies that this operator does
-    not accept
+    intel.status               hardware            known holes: platform, TDX module and quoting enclave, merged
+    intel.advisories           hardware            a status that stands while an advisory applies that nobody accepted
     intel.tcb_evaluation .qe_evaluation  hardware  an older evaluation, in which today's holes are not yet known
     intel.tcb_date             hardware            a TCB that is too old whatever its status says
     intel.collateral           instance-identity   nobody looked at Intel's statements, or a store's word was taken for it
     intel.revocation           instance-identity   a revoked platform
     intel.fmspc .sgx_type      hardware            a processor family nobody examined
     intel.ppid .platform_instance_id  instance-identity   any Intel processor in the world is as good as the registered one
-    intel.dynamic_platform .cached_keys .smt_enabled  hardware  packages that can be added later, keys cached by the
-    service, SMT
+    intel.dynamic_platform .cached_keys .smt_enabled  hardware  packages added later, keys kept by the service, SMT
 
 `NotSupported` (no TCB level matches) is met by no demand on the status. There are no defaults: a field that is None or of
 another kind refuses, and what is not asked is `NotRequired(reason)`.
@@ -91,8 +88,8 @@ _CLAIMS: Final = {
     "smt_enabled": "hardware",
 }
 _REMEDIES: Final = {
-    "status": "update the platform (firmware, TDX module, quoting enclave), or change its configuration as Intel's advisory
-    says", "collateral": "give the verifier TCB info, QE identity and both CRLs with their signers' chains",
+    "status": "update the platform (firmware, TDX module, quoting enclave), or configure it as Intel's advisory says",
+    "collateral": "give the verifier TCB info, QE identity and both CRLs with their signers' chains",
     "revocation": "give the verifier both CRLs",
     "tcb_evaluation": "fetch TCB info of a newer evaluation",
     "qe_evaluation": "fetch the QE identity of a newer evaluation",

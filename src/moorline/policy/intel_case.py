@@ -1,4 +1,4 @@
-"""One appraisal of Intel evidence from files: what `moor evidence` and the vectors run. Kinds, verification, policy words, facts.
+"""One appraisal of Intel evidence from files: what `moor evidence` and the vectors run. Kinds, rules, words, facts.
 
 The files are untrusted, the inputs and the policy words are the caller's own (../shared/vectors/CASES.md names them).
 `class_of` puts every code of the Intel rules into the class of that document.
@@ -27,7 +27,6 @@ from moorline.verification.ccel import verify_ccel
 from moorline.verification.intel_collateral import Collateral, IntelEndorsements
 from moorline.verification.intel_endorsements import assemble, kind_of_json
 from moorline.verification.intel_pck import IntelAnchors
-from moorline.verification.intel_quote import IntelPlatform
 from moorline.verification.sgx import SgxClaims, verify_ratls, verify_sgx
 from moorline.verification.tdx import TdxClaims, verify_tdx
 from moorline.verification.verified import Verified
@@ -190,7 +189,7 @@ def _appraise(verified: Verified[SgxClaims] | Verified[TdxClaims], words: Mappin
     status = _NOT_ASKED if accepted is None else OneOf(frozenset(_statuses(accepted)))
     machine = IntelPlatformPolicy(
         status=status,
-        **_rest(IntelPlatformPolicy, _PLATFORM_ASKED),  # type: ignore[arg-type] # every other field is NotRequired
+        **_rest(IntelPlatformPolicy, _PLATFORM_ASKED),
     )
     claims = verified.value
     kind = TdxPolicy if isinstance(claims, TdxClaims) else SgxPolicy
@@ -199,7 +198,7 @@ def _appraise(verified: Verified[SgxClaims] | Verified[TdxClaims], words: Mappin
         raise Misconfigured("case.inputs", "no such measurement", got=", ".join(sorted(set(asked) - known)))
     policy = kind(platform=machine, **_rest(kind, {*asked, "platform"}), **asked)  # type: ignore[arg-type] # as above
     if isinstance(policy, TdxPolicy):
-        return appraise_tdx(verified, policy, simulated_allowed=False)  # type: ignore[arg-type] # the claims decided the kind
+        return appraise_tdx(verified, policy, simulated_allowed=False)  # type: ignore[arg-type] # the claims chose the kind
     return appraise_sgx(verified, policy, simulated_allowed=False)  # type: ignore[arg-type] # as above
 
 

@@ -77,7 +77,7 @@ _REMEDIES: Final = {
 def strict_sgx_policy(
     *, mr_enclave: Match[bytes], mr_signer: Match[bytes], isv_svn: Match[int], platform: IntelPlatformPolicy
 ) -> SgxPolicy:
-    """The policy for an enclave of our own, identified by its measurement: no debug; what is not asked is said with its reason."""
+    """The policy for an enclave of our own, known by its measurement: no debug; what is not asked has its reason."""
     measured = NotRequired("MRENCLAVE already pins the code and its attributes at build")
     unused = NotRequired("our enclaves do not use key separation and sharing")
     return SgxPolicy(

@@ -46,7 +46,7 @@ INTEL_SEAM_SIGNER: Final = bytes(48)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TdxPolicy:
-    """What a domain must be. Every field must be given. TDREPORT 1.0 cannot show MRSERVICETD: only NotRequired accepts that."""
+    """What a domain must be. Every field must be given. TDREPORT 1.0 has no MRSERVICETD: only NotRequired accepts it."""
 
     debug: Match[bool]
     sept_ve_disable: Match[bool]
@@ -97,8 +97,7 @@ _REMEDIES: Final = {
     "debug": "launch the domain without debug",
     "sept_ve_disable": "launch the domain with SEPT_VE_DISABLE",
     "mr_td": "start the registered package, or register this measurement",
-    "mr_service_td": "launch without a service domain; a version 4 quote cannot show that there is none, so ask for version
-    5",
+    "mr_service_td": "launch without a service domain; only a version 5 quote can show that there is none",
 }
 
 
@@ -112,7 +111,7 @@ def strict_tdx_policy(
     mr_service_td: Match[bytes],
     platform: IntelPlatformPolicy,
 ) -> TdxPolicy:
-    """The policy for a domain that we launched ourselves: no debug, no migration, Intel's module; the rest said with its reason."""
+    """The policy for a domain that we launched ourselves: no debug, no migration, Intel's module; the rest has reasons."""
     return TdxPolicy(
         debug=Exact(value=False),
         sept_ve_disable=Exact(value=True),

@@ -1,9 +1,11 @@
-"""Does a confidential guest's event log (CCEL) replay to the RTMRs of its quote? (ACPI 6.5, 5.2.34; Intel TDX Virtual Firmware.)
+"""Does a confidential guest's event log (CCEL) replay to the RTMRs of its quote? Numbered here, named in the code below.
 
-1. Index 1 to 4 of the log are RTMR 0 to 3, all starting at zero, extended in SHA-384. Index 0 is MRTD, which nothing can
-   extend: an event there, or on another index, refuses.
-   ccel.register
-2. Every register that the log extends, and every one the caller names, has exactly its replayed value.  ccel.replay_mismatch
+ACPI 6.5, 5.2.34; Intel TDX Virtual Firmware Design Guide.
+
+1. Index 1 to 4 of the log are RTMR 0 to 3, all starting at zero, extended in SHA-384. Index 0 is MRTD, which nothing
+   can extend: an event there, or on another index, refuses. [ccel.register]
+2. Every register that the log extends, and every one the caller names, has exactly its replayed value.
+   [ccel.replay_mismatch]
 
 A register that the log does not extend and nobody names is not judged: a guest may extend RTMR 3 for itself. Parsing is
 `evidence.eventlog`; payloads are facts only where their own digest is the event's.
@@ -31,9 +33,10 @@ def replay_ccel(parsed: EventLog) -> tuple[bytes, bytes, bytes, bytes]:
 
 
 def verify_ccel(parsed: EventLog, rtmrs: tuple[bytes, bytes, bytes, bytes], *, registers: Collection[int]) -> None:
-    """Demands that the log replays to `rtmrs`, taken from a Verified quote; `registers` are those that must match even if the log
-    says nothing of them. Raises Malformed (`eventlog.*`) and NotAuthentic (`ccel.*`).
-    """  # noqa: D205 - one sentence, too long for one line
+    """The log replays to `rtmrs`, or this raises Malformed (`eventlog.*`) or NotAuthentic (`ccel.*`).
+
+    `rtmrs` come from a Verified quote; `registers` are those that must match even if the log says nothing of them.
+    """
     values = _replayed(parsed)
     for register in sorted({*values, *registers}):
         replayed = values.get(register, _ZERO)

@@ -1,24 +1,20 @@
 """Are Intel's statements about this platform authentic, current and about this platform? Numbered once here.
 
-1. What the caller demands is there. FULL: TCB info, quoting enclave identity, both CRLs, signatures and signers' chains.
-   PARTIAL: whatever is there is verified and nothing more is asked for. PREVERIFIED: a statement without chain is taken as
-   a store verified it at import. NONE: nothing is looked at. The claims say which it was, and policy decides.
-   intel.endorsement_missing
+1. What the caller demands is there. FULL: TCB info, quoting enclave identity, both CRLs, signatures and signers'
+   chains. PARTIAL: whatever is there is verified and nothing more is asked for. PREVERIFIED: a statement without chain
+   is taken as a store verified it at import. NONE: nothing is looked at. The claims say which it was, and policy
+   decides. [intel.endorsement_missing]
 2. A statement is signed, byte for byte, by a TCB signer whose chain ends in the SAME root key as the quote's.
-                                             intel.collateral_signature intel.anchor_mixed (and intel.chain_*,
-                                             intel.anchor_*)
+   [intel.collateral_signature intel.anchor_mixed (and intel.chain_*, intel.anchor_*)]
 3. The root's CRL names neither the PCK authority nor the TCB signers; the PCK authority's CRL does not name the PCK.
-                                                                                  intel.revoked intel.crl_signature
-                                                                                  intel.crl_issuer
-4. Statements, their signers and CRLs are current at `now`; no grace is given: whoever wants one passes another time, and
-   says so.
-            intel.collateral_expired intel.collateral_not_yet_valid intel.crl_expired intel.crl_not_yet_valid
-            intel.certificate_*
+   [intel.revoked intel.crl_signature intel.crl_issuer]
+4. Statements, their signers and CRLs are current at `now`; no grace is given: whoever wants one passes another time,
+   and says so. [intel.collateral_expired intel.collateral_not_yet_valid intel.crl_expired intel.crl_not_yet_valid
+   intel.certificate_*]
 5. Statements are of a version that has an evaluation number, for this TEE, this FMSPC and this PCE.
-                                                                  intel.collateral_kind intel.fmspc_mismatch
-                                                                  intel.pce_mismatch
+   [intel.collateral_kind intel.fmspc_mismatch intel.pce_mismatch]
 6. The quoting enclave is the one of the identity: MRSIGNER, ISVPRODID, MISCSELECT and ATTRIBUTES under their masks.
-   intel.qe_mismatch
+   [intel.qe_mismatch]
 
 `advance` keeps a store from going back: a statement older than the one it replaces, or of a lower evaluation, is refused
 (intel.collateral_rollback). Signatures depend on bytes only, so judged statements are kept, bounded; dates never are.
@@ -107,7 +103,7 @@ class JudgedStatement(Generic[Statement]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedCollateral:
-    """The statements that hold for one platform now. Each is None where the caller did not demand it and it was not there."""
+    """The statements that hold for one platform now. None: not demanded, and not there."""
 
     tcb_info: TcbInfo | None
     qe_identity: QeIdentity | None
@@ -133,7 +129,7 @@ def judge_collateral(
     anchors: IntelAnchors,
     now: Instant,
 ) -> JudgedCollateral:
-    """The collateral of a quote whose PCK `chain` holds. Raises Unavailable, Malformed and NotAuthentic with the codes above."""
+    """The collateral of a quote whose PCK `chain` holds. Raises Unavailable, Malformed, NotAuthentic (codes above)."""
     if collateral is Collateral.NONE:
         return JudgedCollateral(tcb_info=None, qe_identity=None, revocation_checked=False, digest=chain.digest)
     if collateral is Collateral.FULL:
@@ -141,18 +137,13 @@ def judge_collateral(
     trusting = collateral is Collateral.PREVERIFIED
     tcb = _judged(endorsements.tcb_info, _judge_tcb_info, anchors, trusting=trusting)  # 2
     qe = _judged(endorsements.qe_identity, _judge_qe_identity, anchors, trusting=trusting)
-    signers = [one.signer for one in (tcb, qe) if one is not None and one.signer is not None]
+    statements = [one for one in (tcb, qe) if one is not None]
+    signers = [one.signer for one in statements if one.signer is not None]
     for signer in signers:
         if signer.root_issuer.public_key != chain.root_issuer.public_key:
             raise NotAuthentic("intel.anchor_mixed", "quote and collateral rest on different roots")
     crls = _revocation(endorsements, chain, signers)  # 3
-    for signer in signers:
-        signer.in_force(now)  # 4
-    for crl in crls:
-        crl_in_force(crl, now)
-    for judged in (tcb, qe):
-        if judged is not None:
-            in_force(judged.validity, now)
+    _all_in_force(signers, crls, [one.validity for one in statements], now)  # 4
     if tcb is not None:
         _about(tcb.value, chain, tee)  # 5
     if qe is not None:
@@ -337,7 +328,16 @@ def _verified(judged: JudgedStatement[Statement], root_crl: bytes, now: Instant)
     return judged
 
 
-# ---------------------------------------------------------------- 3
+# ---------------------------------------------------------------- 3 and 4
+
+
+def _all_in_force(signers: list[IntelChain], crls: list[IntelCrl], statements: list[Validity], now: Instant) -> None:
+    for signer in signers:
+        signer.in_force(now)
+    for crl in crls:
+        crl_in_force(crl, now)
+    for validity in statements:
+        in_force(validity, now)
 
 
 def _revocation(endorsements: IntelEndorsements, chain: IntelChain, signers: list[IntelChain]) -> list[IntelCrl]:

@@ -1,4 +1,4 @@
-"""From a heap of files to `IntelEndorsements`: what each file is, by its content, and what belongs to what. Nothing is trusted here.
+"""From a heap of files to `IntelEndorsements`: what each file is, and what belongs to what. Nothing is trusted.
 
 The forms in which Intel's statements travel:
 
@@ -168,7 +168,7 @@ class _Heap:
 
 
 def _chain_of(body: bytes, signature: bytes | None, chains: list[bytes]) -> bytes | None:
-    """The chain whose leaf signed `body`; else the first that is no CA's, so that verification can say what is wrong with it."""
+    """The chain whose leaf signed `body`; else the first that is no CA's, so that verification can say what is wrong."""
     others: list[bytes] = []
     for chain in chains:
         leaf = _leaf(chain)
@@ -222,7 +222,7 @@ def _pem_crl(data: bytes) -> bytes:
 
 
 def _der_signature(value: object) -> bytes | None:
-    """r and s of a DER signature given as a list of bytes; None for an empty list: the statement is unsigned."""
+    """R and s of a DER signature given as a list of bytes; None for an empty list: the statement is unsigned."""
     if not isinstance(value, list) or not all(type(one) is int and 0 <= one <= 255 for one in value):
         raise Malformed("intel.document", "a signature that is no list of bytes", got=type(value).__name__)
     if not value:

@@ -1,21 +1,22 @@
 """Chains and revocation lists under Intel's SGX root key. Numbered once here, named in the code below.
 
-1. An anchor is a KEY. Intel issued its root as two certificates with one key (2018: until 2033, and until 2049); both ship
-   as data, are pinned by SHA-256 and must hold the same key. There is no other way to get an anchor of root `hardware`.
-2. A chain is PEM, leaf first, of exactly the certificates its role has: PCK leaf, Platform or Processor CA, root; or TCB
-   signer, root. The root certificate in it must hold the pinned key and be signed by it; names open nothing.
-                                                                           intel.chain_malformed intel.anchor_unknown
+1. An anchor is a KEY. Intel issued its root as two certificates with one key (2018: until 2033, and until 2049); both
+   ship as data, are pinned by SHA-256 and must hold the same key. There is no other way to get an anchor of root
+   `hardware`.
+2. A chain is PEM, leaf first, of exactly the certificates its role has: PCK leaf, Platform or Processor CA, root; or
+   TCB signer, root. The root certificate in it must hold the pinned key and be signed by it; names open nothing.
+   [intel.chain_malformed intel.anchor_unknown]
 3. Every certificate is signed by the one above it with ECDSA P-256 and SHA-256. Only then is anything else in it read.
-                                                                                                  intel.chain_broken
-4. Names chain; issuers are CAs that may sign certificates, leaves are not; the common name is that of the role, so that a
-   PCK can never sign TCB info.                                                                        intel.chain_role
+   [intel.chain_broken]
+4. Names chain; issuers are CAs that may sign certificates, leaves are not; the common name is that of the role, so that
+   a PCK can never sign TCB info. [intel.chain_role]
 5. A PCK leaf holds the SGX extension 1.2.840.113741.1.13.1, strict DER, every part once, sixteen TCB components.
-                                                                            intel.pck_extension
-6. Dates are judged at each call, never remembered.           intel.certificate_expired intel.certificate_not_yet_valid
-7. A CRL is signed by, and named after, the very CA whose certificates it is asked about; it has no critical extension; it is
-   current at `now`.            intel.crl_malformed intel.crl_issuer intel.crl_signature intel.crl_expired
-   intel.crl_not_yet_valid
-8. A certificate that its CRL names is refused.                                                        intel.revoked
+   [intel.pck_extension]
+6. Dates are judged at each call, never remembered. [intel.certificate_expired intel.certificate_not_yet_valid]
+7. A CRL is signed by, and named after, the very CA whose certificates it is asked about; it has no critical extension;
+   it is current at `now`. [intel.crl_malformed intel.crl_issuer intel.crl_signature intel.crl_expired
+   intel.crl_not_yet_valid]
+8. A certificate that its CRL names is refused. [intel.revoked]
 
 Rules 2 to 5 and the signature of rule 7 depend on bytes only, so their results are kept, bounded; a failure is never kept.
 """
@@ -212,7 +213,7 @@ def read_pck(pem: bytes) -> tuple[PckCertificate, PckCa]:
 
 
 def pem_certificates(data: bytes) -> tuple[bytes, ...]:
-    """The DER certificates in a PEM chain; one terminating zero byte is allowed. Raises Malformed("intel.chain_malformed")."""
+    """The DER certificates in a PEM chain; one zero byte may end it. Raises Malformed("intel.chain_malformed")."""
     if len(data) > _MAX_CHAIN:
         raise Malformed("intel.chain_malformed", "the chain is too large", expected=f"<= {_MAX_CHAIN} bytes", got=len(data))
     text, at, found = data.removesuffix(b"\x00"), 0, []
@@ -341,7 +342,7 @@ def _pck(leaf: x509.Certificate) -> PckCertificate:
 
 
 def parse_sgx_extension(data: bytes) -> PckCertificate:
-    """The SGX extension of a PCK certificate. Input is untrusted. Raises only Malformed (`der.malformed`, `intel.pck_extension`)."""
+    """The SGX extension of a PCK certificate. Untrusted. Raises only Malformed (`der.malformed`, `intel.pck_extension`)."""
     parts = _parts(data, _SGX)
     tcb = _parts(_need(parts, 2), f"{_SGX}.2")
     configuration = _parts(parts[7], f"{_SGX}.7") if 7 in parts else {}

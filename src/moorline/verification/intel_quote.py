@@ -1,25 +1,21 @@
-"""Is an Intel quote authentic? What SGX and TDX share, numbered once here and used by `verification.sgx` and `verification.tdx`.
+"""Is an Intel quote authentic? What SGX and TDX share, numbered once here.
 
 Input: a parsed, untrusted quote; untrusted endorsements; the 64 bytes of report data that this verifier expects; pinned
 root keys; the time. Nothing is fetched, no clock is read.
 
-1.  The quoting enclave's vendor is Intel.
-    intel.qe_vendor
-2.  Certification data is a PCK chain (type 5); types 1 to 4 only name one.
-    intel.endorsement_missing
-3.  The PCK chain ends in a pinned root key (`intel_pck`, rules 2 to 5).         intel.chain_* intel.anchor_unknown
-    intel.pck_*
-4.  The PCK signed the quoting enclave's report.
-    intel.qe_report_signature
+1.  The quoting enclave's vendor is Intel. [intel.qe_vendor]
+2.  Certification data is a PCK chain (type 5); types 1 to 4 only name one. [intel.endorsement_missing]
+3.  The PCK chain ends in a pinned root key (`intel_pck`, rules 2 to 5). [intel.chain_* intel.anchor_unknown
+    intel.pck_*]
+4.  The PCK signed the quoting enclave's report. [intel.qe_report_signature]
 5.  That report's data is SHA-256 of attestation key and authentication data, then 32 zero bytes.
-    intel.attestation_key_unbound
-6.  The attestation key signed header and body.                              intel.attestation_key intel.quote_signature
-7.  Every certificate of the chain is in force at `now`.              intel.certificate_expired
-    intel.certificate_not_yet_valid
+    [intel.attestation_key_unbound]
+6.  The attestation key signed header and body. [intel.attestation_key intel.quote_signature]
+7.  Every certificate of the chain is in force at `now`. [intel.certificate_expired intel.certificate_not_yet_valid]
 8.  The collateral that the caller demands holds and is about this platform (`intel_collateral`, all rules).
 9.  The TCB is matched (`intel_tcb`) and reported; only policy judges it.
-10. All 64 bytes of report data equal the expected ones, compared in constant time.   sgx.report_data_mismatch
-                                                                                      tdx.report_data_mismatch
+10. All 64 bytes of report data equal the expected ones, compared in constant time. [sgx.report_data_mismatch
+    tdx.report_data_mismatch]
 
 Not established here: whether the code, its attributes or its TCB are acceptable: that is `policy.sgx` and `policy.tdx`.
 Freshness is that of `report_data`. Steps that depend on bytes only are kept (see the modules); a warm verification costs
@@ -59,7 +55,7 @@ _CERTIFICATION: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntelNeeded:
-    """What to ask Intel's service for, read from UNVERIFIED evidence: TCB info of `fmspc`, QE identity, CRL of `ca`, root CRL."""
+    """What to ask Intel's service for, by UNVERIFIED evidence: TCB info of `fmspc`, QE identity, CRLs of `ca` and root."""
 
     tee: TeeType
     fmspc: bytes
@@ -89,7 +85,7 @@ class IntelPlatform:
 
 
 def endorsements_needed(header: QuoteHeader, signature: QuoteSignature) -> IntelNeeded:
-    """What a verifier needs for a quote. Raises Unavailable("intel.endorsement_missing") where the quote does not carry its chain."""
+    """What a verifier needs for a quote. Raises Unavailable("intel.endorsement_missing") if its chain is not in it."""
     pck, ca = read_pck(_chain_bytes(signature))
     return IntelNeeded(tee=header.tee_type, fmspc=pck.fmspc, ca=ca)
 

@@ -1,17 +1,17 @@
 """How good is the TCB of an Intel platform? The comparison of Intel's PCS API v4 documentation, numbered here.
 
-1. Platform: walk the TCB levels in their order. The first in which each of the sixteen SVNs of the PCK certificate is at
-   least the level's, the PCESVN too, and for TDX the TEE TCB SVNs as well, gives status, date and advisories. For TDX the
-   first two TEE TCB SVNs are those of the module and are left out where TEE_TCB_SVN[1] is not 0.          No level:
+1. Platform: walk the TCB levels in their order. The first in which each of the sixteen SVNs of the PCK certificate is
+   at least the level's, the PCESVN too, and for TDX the TEE TCB SVNs as well, gives status, date and advisories. For
+   TDX the first two TEE TCB SVNs are those of the module and are left out where TEE_TCB_SVN[1] is not 0. No level:
    NotSupported.
-2. TDX module: where TEE_TCB_SVN[1] is 0 the platform's levels cover it. Otherwise its identity is the one of that version,
-   and the first of its levels whose ISVSVN is not above TEE_TCB_SVN[0] gives its status.        No level: NotSupported.
-3. Quoting enclave: the first level of its identity whose ISVSVN is not above the enclave's.           No level:
+2. TDX module: where TEE_TCB_SVN[1] is 0 the platform's levels cover it. Otherwise its identity is the one of that
+   version, and the first of its levels whose ISVSVN is not above TEE_TCB_SVN[0] gives its status. No level:
    NotSupported.
+3. Quoting enclave: the first level of its identity whose ISVSVN is not above the enclave's. No level: NotSupported.
 4. Merged: Revoked and NotSupported of any part win; an OutOfDate module or enclave makes the platform OutOfDate, or
    OutOfDateConfigurationNeeded where configuration was needed already. Otherwise the platform's status stands.
-5. TDREPORT 1.5: where only the module that LAUNCHED the domain is out of date, and TEE_TCB_SVN_2 says that the module now
-   loaded is as good as the newest level, the domain should be relaunched: TDRelaunchAdvised (ConfigurationNeeded).
+5. TDREPORT 1.5: where only the module that LAUNCHED the domain is out of date, and TEE_TCB_SVN_2 says that the module
+   now loaded is as good as the newest level, the domain should be relaunched: TDRelaunchAdvised (ConfigurationNeeded).
 6. Advisories of all matched levels are collected.
 
 Nothing is judged: which status is acceptable is policy.
@@ -92,7 +92,7 @@ def merged(platform: TcbStatus, other: TcbStatus) -> TcbStatus:
 def relaunch(
     info: TcbInfo, *, svn_2: bytes, platform: TcbStatus, module: TcbStatus, enclave: TcbStatus | None, whole: TcbStatus
 ) -> TcbStatus:
-    """Rule 5: `whole`, or the advice to relaunch. `whole` is platform and module merged, `platform` by its SGX SVNs alone."""
+    """Rule 5: `whole`, or the advice to relaunch. `whole` merges platform and module, `platform` is by SGX SVNs alone."""
     enclave_good = enclave in (None, TcbStatus.UP_TO_DATE)
     if not enclave_good or platform in _OUT_OF_DATE or platform in _FINAL:
         return whole

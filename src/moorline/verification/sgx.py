@@ -1,10 +1,10 @@
-"""Is an SGX quote authentic, current and bound to this challenge? The procedure is `intel_quote`; this adds what is SGX's own.
+"""Is an SGX quote authentic, current and bound to this challenge? The procedure is `intel_quote`; this adds SGX's own rules.
 
 1. The quote is an SGX quote; steps 1 to 9 of `intel_quote`, with the SGX statements (`SGX` TCB info, identity `QE`).
-2. All 64 bytes of the enclave's report data are the expected ones.                                 sgx.report_data_mismatch
-3. RA-TLS: the evidence in a certificate binds the certificate's own key: the first half of the report data is the hash of
-   it that the certificate's form demands, the other half zero; and that key signed the certificate.
-                                                             ratls.key_unbound ratls.key_unsupported ratls.signature_invalid
+2. All 64 bytes of the enclave's report data are the expected ones. [sgx.report_data_mismatch]
+3. RA-TLS: the evidence in a certificate binds the certificate's own key: the first half of the report data is the hash
+   of it that the certificate's form demands, the other half zero; and that key signed the certificate.
+   [ratls.key_unbound ratls.key_unsupported ratls.signature_invalid]
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class SgxClaims:
 
 
 def endorsements_needed(quote: SgxQuote) -> IntelNeeded:
-    """What to fetch for `quote`, from its own untrusted words. Raises Unavailable("intel.endorsement_missing") and Malformed."""
+    """What to fetch for `quote`, by its own untrusted words. Raises Unavailable("intel.endorsement_missing"), Malformed."""
     return intel_quote.endorsements_needed(quote.header, quote.signature)
 
 

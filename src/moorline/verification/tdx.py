@@ -1,9 +1,9 @@
-"""Is a TDX quote authentic, current and bound to this challenge? The procedure is `intel_quote`; this adds what is TDX's own.
+"""Is a TDX quote authentic, current and bound to this challenge? The procedure is `intel_quote`; this adds TDX's own rules.
 
 1. The quote is a TDX quote; steps 1 to 9 of `intel_quote`, with the TDX statements (`TDX` TCB info, identity `TD_QE`).
-2. The TDX module that launched the domain is one that the TCB info knows: its version has an identity, MRSIGNERSEAM is that
-   identity's, SEAMATTRIBUTES under the mask too.                                   tdx.module_unknown tdx.module_mismatch
-3. All 64 bytes of the domain's report data are the expected ones.                                  tdx.report_data_mismatch
+2. The TDX module that launched the domain is one that the TCB info knows: its version has an identity, MRSIGNERSEAM is
+   that identity's, SEAMATTRIBUTES under the mask too. [tdx.module_unknown tdx.module_mismatch]
+3. All 64 bytes of the domain's report data are the expected ones. [tdx.report_data_mismatch]
 
 MRSEAM, MRTD, RTMRs, attributes and MRSERVICETD are facts for `policy.tdx`; an event log is judged against RTMRs by `ccel`.
 """
@@ -35,7 +35,7 @@ class TdxClaims:
 
 
 def endorsements_needed(quote: TdxQuote) -> IntelNeeded:
-    """What to fetch for `quote`, from its own untrusted words. Raises Unavailable("intel.endorsement_missing") and Malformed."""
+    """What to fetch for `quote`, by its own untrusted words. Raises Unavailable("intel.endorsement_missing"), Malformed."""
     return intel_quote.endorsements_needed(quote.header, quote.signature)
 
 
