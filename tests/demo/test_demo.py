@@ -129,6 +129,22 @@ def test_ctrl_c_cleans_up_and_still_reports(tmp_path):
     assert processes_below(directory) == []
 
 
+def test_a_system_that_is_kept_can_be_talked_to_and_stopped(tmp_path):
+    directory = Path(f"/tmp/moor-kept-{os.getpid()}")
+    subprocess.run([*MOOR, "demo", "--keep", "--dir", str(directory)], capture_output=True, check=True)
+    try:
+        talk = (directory / "talk.txt").read_text("utf-8").splitlines()
+        assert len(talk) == 5
+        for line in talk[:-1]:
+            said = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
+            assert said.returncode == 0, f"{line}: {said.stderr}"
+            assert said.stdout.strip()
+    finally:
+        subprocess.run(["sh", str(directory / "stop")], check=True, timeout=30)
+    assert not directory.exists()
+    assert processes_below(directory) == []
+
+
 def test_a_directory_with_something_in_it_is_not_touched(tmp_path):
     (tmp_path / "mine").write_text("keep me")
     done = subprocess.run([*MOOR, "demo", "--dir", str(tmp_path)], capture_output=True, text=True, check=False)
