@@ -3,7 +3,7 @@
 `wire.cbor` reads our own messages and knows one encoding per value. These tokens follow their own standards, so the reader
 here takes what those standards allow and nothing else:
 
-1. one item, nothing behind it (RFC 8949 5.3.1), at most `max_bytes` long, nested at most 8 deep, at most 4,096 items;
+1. one item, nothing behind it (RFC 8949 5.3.1), at most `max_bytes` long, `max_depth` deep, and of 4,096 items;
 2. integers of 64 bits, byte strings, text in valid UTF-8, arrays, maps, true, false, null, and tags; no floating point, no
    `undefined`, no other simple value, no interpretation of any tag;
 3. map keys are integers or text, and none comes twice (RFC 8949 5.6: two readers could take different values);
@@ -51,12 +51,12 @@ class Encoding(Enum):
     ANY = "any"
 
 
-def decode(data: bytes, *, encoding: Encoding, max_bytes: int = MAX_TOKEN) -> Item:
+def decode(data: bytes, *, encoding: Encoding, max_bytes: int = MAX_TOKEN, max_depth: int = MAX_DEPTH) -> Item:
     """The one item in `data`, by the rules of this module. Raises only Malformed (`eat.cbor_*`)."""
     if len(data) > max_bytes:
         raise Malformed("eat.cbor_too_large", "the token is too large", expected=f"<= {max_bytes} bytes", got=len(data))
     reader = _Reader(data, preferred=encoding is Encoding.PREFERRED)
-    item = reader.item(MAX_DEPTH)
+    item = reader.item(max_depth)
     if reader.at != len(data):
         raise Malformed("eat.cbor_trailing", "bytes follow the token", expected=reader.at, got=len(data))
     return item
@@ -100,7 +100,7 @@ class _Reader:
     def item(self, depth: int) -> Item:
         """The next item."""
         if depth == 0:
-            raise Malformed("eat.cbor_depth", "the token is nested too deeply", expected=f"<= {MAX_DEPTH} levels")
+            raise Malformed("eat.cbor_depth", "the token is nested too deeply")
         self.items += 1
         if self.items > MAX_ITEMS:
             raise Malformed("eat.cbor_items", "the token has too many items", expected=f"<= {MAX_ITEMS}")

@@ -1,0 +1,198 @@
+"""One case folder, as its `case.json` describes it (format 1), read as strictly as evidence.
+
+Everything raised is Malformed("case.*"): a case that cannot be read never counts as passed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from moorline.clock import Instant
+from moorline.errors import Malformed
+
+FORMAT: Final = 1
+RUNNABLE: Final = frozenset({"evidence", "eventlog", "ima"})
+KINDS: Final = RUNNABLE | {"collateral", "known_answer", "claims"}
+OUTCOMES: Final = frozenset({"accept", "refuse", "malformed", "undecided"})
+_KEYS: Final = frozenset(
+    {
+        "format",
+        "kind",
+        "mode",
+        "at",
+        "evidence",
+        "endorsements",
+        "reference",
+        "inputs",
+        "policy",
+        "expect",
+        "code_class",
+        "per_file",
+        "facts",
+    }
+)
+_MAX_FILE: Final = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file of the folder and what it is said to be."""
+
+    file: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What must come out: an outcome, and the class of its code unless it is `accept`."""
+
+    outcome: str
+    code_class: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One appraisal to run. Paths are names inside `folder`; `at` is None where nothing is dated."""
+
+    family: str
+    name: str
+    folder: Path
+    kind: str
+    mode: str
+    at: Instant | None
+    evidence: tuple[Entry, ...]
+    endorsements: tuple[Entry, ...]
+    reference: tuple[Entry, ...]
+    inputs: Mapping[str, object]
+    policy: Mapping[str, object]
+    expected: Expected
+    per_file: Mapping[str, Expected] | None
+    facts: Mapping[str, object]
+
+    def read(self, file: str) -> bytes:
+        """The bytes of a file of this folder. Raises Malformed("case.file")."""
+        if not file or "/" in file or "\\" in file or file.startswith("."):
+            raise Malformed("case.file", "a case names only files of its own folder", got=file)
+        path = self.folder / file
+        try:
+            if path.stat().st_size > _MAX_FILE:
+                raise Malformed("case.file", "a file of the case is too large", got=file)
+            return path.read_bytes()
+        except OSError as error:
+            raise Malformed("case.file", "a file of the case cannot be read", got=f"{file}: {error.strerror}") from None
+
+    def all_of(self, hint: str) -> list[bytes]:
+        """Every evidence file of a kind, in order."""
+        return [self.read(entry.file) for entry in self.evidence if entry.hint == hint]
+
+    def text(self, name: str) -> str | None:
+        """An input that is a text; None where the case says nothing."""
+        value = self.inputs.get(name)
+        if value is None or isinstance(value, str):
+            return value
+        raise Malformed("case.inputs", "an input has the wrong type", expected="a text", got=name)
+
+    def octets(self, name: str) -> bytes | None:
+        """An input in hexadecimal; None where the case says nothing."""
+        value = self.text(name)
+        try:
+            return None if value is None else bytes.fromhex(value)
+        except ValueError:
+            raise Malformed("case.inputs", "an input is not hexadecimal", got=name) from None
+
+    def files(self, name: str) -> tuple[str, ...]:
+        """An input that is a list of file names."""
+        value = self.inputs.get(name, [])
+        if isinstance(value, list) and all(isinstance(file, str) for file in value):
+            return tuple(value)
+        raise Malformed("case.inputs", "an input has the wrong type", expected="a list of files", got=name)
+
+    @property
+    def alternates(self) -> tuple[Entry, ...]:
+        """The same evidence in other encodings."""
+        return _entries(self.inputs.get("alternates", []))
+
+    def with_evidence(self, evidence: tuple[Entry, ...]) -> Case:
+        """The same case about other files of its folder."""
+        return dataclasses.replace(self, evidence=evidence)
+
+    def with_endorsements(self, endorsements: tuple[Entry, ...]) -> Case:
+        """The same case with other endorsements of its folder."""
+        return dataclasses.replace(self, endorsements=endorsements)
+
+
+def read_case(folder: Path) -> Case:
+    """The case in `folder`; its family is the folder above. Raises only Malformed("case.*")."""
+    try:
+        raw = (folder / "case.json").read_bytes()
+        document = json.loads(raw)
+    except (OSError, ValueError, RecursionError) as error:
+        raise Malformed("case.undecodable", "case.json cannot be read", got=type(error).__name__) from None
+    if not isinstance(document, dict) or set(document) != _KEYS:
+        raise Malformed("case.keys", "case.json has other keys than format 1", expected=", ".join(sorted(_KEYS)))
+    if document["format"] != FORMAT or document["kind"] not in KINDS or document["mode"] not in ("authentic", "policy"):
+        raise Malformed("case.format", "an unknown format, kind or mode", got=f"{document['format']} {document['kind']}")
+    return Case(
+        family=folder.parent.name,
+        name=folder.name,
+        folder=folder,
+        kind=document["kind"],
+        mode=document["mode"],
+        at=_instant(document["at"]),
+        evidence=_entries(document["evidence"]),
+        endorsements=_entries(document["endorsements"]),
+        reference=_entries(document["reference"]),
+        inputs=_object(document["inputs"]),
+        policy=_object(document["policy"]),
+        expected=_expected(document),
+        per_file=_per_file(document["per_file"]),
+        facts=_object(document["facts"]),
+    )
+
+
+def _instant(value: object) -> Instant | None:
+    if value is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(str(value))
+        if moment.tzinfo is None:
+            raise ValueError
+        return Instant(int(moment.timestamp()))
+    except ValueError:
+        raise Malformed("case.at", "the time of appraisal is not RFC 3339 in UTC", got=value) from None
+
+
+def _entries(value: object) -> tuple[Entry, ...]:
+    if not isinstance(value, list):
+        raise Malformed("case.entries", "files are listed as {file, as}")
+    entries: list[Entry] = []
+    for item in value:
+        if not isinstance(item, dict) or not isinstance(item.get("file"), str) or not isinstance(item.get("as"), str):
+            raise Malformed("case.entries", "files are listed as {file, as}")
+        entries.append(Entry(item["file"], item["as"]))
+    return tuple(entries)
+
+
+def _object(value: object) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise Malformed("case.object", "inputs, policy and facts are objects")
+    return value
+
+
+def _expected(document: Mapping[str, object]) -> Expected:
+    outcome, code_class = document["expect"], document["code_class"]
+    if outcome not in OUTCOMES or (code_class is None) != (outcome == "accept"):
+        raise Malformed("case.expect", "expect and code_class do not fit together", got=f"{outcome} {code_class}")
+    return Expected(outcome=str(outcome), code_class=None if code_class is None else str(code_class))
+
+
+def _per_file(value: object) -> dict[str, Expected] | None:
+    if value is None:
+        return None
+    return {file: _expected(_object(expected)) for file, expected in _object(value).items()}
