@@ -10,6 +10,7 @@ import asyncio
 import base64
 import hashlib
 import os
+import shutil
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from moorline.simulators.silicon import GuestContext, Silicon, guest_policy
 from moorline.verification.chains import verify_chain
 from moorline.wire import cbor, keys, launch, schema
 from moorline.wire.guest import LauncherLaunch
+from moorline.wire.host import HostEvidence, PcrValue, session_qualifying_data
 from moorline.wire.http import ClientIdentity
 from moorline.wire.launch import ChannelProfile, LaunchFields
 from moorline.wire.session import (
@@ -45,6 +47,7 @@ from moorline.wire.session import (
     EvidenceFormat,
     FunctionFields,
     FunctionSecrets,
+    HostFields,
     LauncherFields,
     LauncherSecrets,
     LauncherTicket,
@@ -72,6 +75,7 @@ class World:
     silicon: Silicon
     trust_bytes: bytes
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    enrolled: dict[str, bytes] = field(default_factory=dict)
     verifier: ClientIdentity | None = None
     secrets: LauncherSecrets | None = None
     launcher_key: bytes = b""
@@ -225,6 +229,12 @@ async def serve_results(world: World, address: str) -> asyncio.Task[None]:
     @app.get("/v1/results/{host}")
     async def read(host: str) -> dict[str, str]:
         return {"host": host, "ear": await world.result(host)}
+
+    @app.get("/v1/hosts/{host}/enrolment")
+    async def enrolment(host: str) -> dict[str, str]:
+        if host not in world.enrolled:
+            raise Refused("enrol.unknown", "this host is not enrolled")
+        return {"host": host, "ak_public": base64.b64encode(world.enrolled[host]).decode()}
 
     identity = world.verifier
     assert identity is not None
@@ -476,6 +486,73 @@ async def test_hosts_without_standing(world, said, code):
         world.results["h1"] = before
     async with await world.function(fields):
         pass  # the same launch, once the host stands
+
+
+# Hosts -----------------------------------------------------------------------------------------------------------------
+
+
+def tpm_evidence(tpm, qualifying: bytes) -> Collected:
+    quoted = tpm.quote(qualifying, 0x000B, (0, 7))
+    evidence = HostEvidence(
+        quoted=quoted.attest,
+        signature=quoted.signature,
+        bank=0x000B,
+        pcrs=tuple(PcrValue(index=index, digest=digest) for index, digest in sorted(quoted.pcrs.items())),
+        event_log=None,
+        ima_from=0,
+        ima=b"",
+        location=None,
+    )
+    return Collected(format=EvidenceFormat.TPM, evidence=schema.encode(evidence), endorsements=b"")
+
+
+async def host_session(world, tpm, host: str, *, qualifying=session_qualifying_data, ak=None) -> ClientSession:
+    async def nothing(*_):
+        return None
+
+    async def collect(binding: bytes, _challenge) -> Collected:
+        return await asyncio.to_thread(tpm_evidence, tpm, qualifying(binding))
+
+    return await open_session(
+        world.alpha.broker.said["sessions"],
+        role=SessionRole.HOST,
+        formats=(EvidenceFormat.TPM,),
+        fields=schema.encode(HostFields(host=host, ak_public=ak or tpm.attestation_key())),
+        signing_public=spki(),
+        verify_broker=nothing,
+        prove=nothing,
+        collect=collect,
+    )
+
+
+async def test_a_host_agent_gets_its_name_by_its_tpm(world, tmp_path):
+    """verifies that: whoever holds the enrolled key gets the host's SVID; another TPM or an old quote does not."""
+    pytest.importorskip("tpm2_pytss")
+    if shutil.which("swtpm") is None:
+        pytest.skip("swtpm is not installed")
+    from moorline.attesters.tpm import Tpm
+    from moorline.simulators.tpm import SimulatedTpm, SimulatedTpmManufacturer
+
+    maker = SimulatedTpmManufacturer.create(tmp_path / "maker", now=world.now)
+    with (
+        SimulatedTpm.manufacture(tmp_path / "one", maker) as one,
+        SimulatedTpm.manufacture(tmp_path / "two", maker) as two,
+        Tpm.open(one.tcti) as mine,
+        Tpm.open(two.tcti) as other,
+    ):
+        world.enrolled["h1"] = mine.attestation_key()
+        async with await host_session(world, mine, "h1") as session:
+            assert session.activation.spiffe_id == "spiffe://alpha.test/host/h1"
+            renewed = schema.decode(Activation, await session.call("renew", b""))
+            assert renewed.spiffe_id == session.activation.spiffe_id
+        assert await world.refused(host_session(world, other, "h1")) == "host.other_key"
+        forged = host_session(world, other, "h1", ak=mine.attestation_key())
+        assert await world.refused(forged) == "tpm.signature_invalid"
+        replayed = host_session(world, mine, "h1", qualifying=lambda _: session_qualifying_data(b"an earlier binding"))
+        assert await world.refused(replayed) == "tpm.nonce_mismatch"
+        assert await world.refused(host_session(world, mine, "h2")) == "enrol.unknown"
+        world.enrolled["h9"] = mine.attestation_key()
+        assert await world.refused(host_session(world, mine, "h9")) == "ledger.platform_not_active"
 
 
 async def test_revocation_reaches_the_broker(world):
