@@ -36,6 +36,7 @@ def test_every_leaf_is_proven_and_nothing_else(size):
     """verifies that: each path leads to the root; another index, leaf, size or a changed node does not."""
     all_leaves = leaves(size)
     root = merkle.root(all_leaves)
+    assert merkle.every_inclusion_proof(all_leaves) == [merkle.inclusion_proof(all_leaves, i) for i in range(size)]
     for index in range(size):
         proof = merkle.inclusion_proof(all_leaves, index)
         merkle.verify_inclusion(all_leaves[index], index, size, proof, root)

@@ -250,7 +250,7 @@ async def test_an_authority_signs_one_block_a_height_and_repeats_its_signature(e
 
 
 async def test_a_late_block_is_signed_only_if_others_saw_it_in_time(engines):
-    """verifies that: five seconds off is refused; a timely cosignature of another authority lets it pass, the maker's not."""
+    """verifies that: five seconds off is refused; another authority's timely cosignature lets it pass, the maker's not."""
     data, head = engines.proposal(engines.transaction())
     timely = await engines.cosigners["authority-3"].cosign(data)
     maker = engines.nodes[FIRST].cosign(head.checkpoint()).line()

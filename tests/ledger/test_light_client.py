@@ -192,7 +192,7 @@ def test_a_trust_file_with_a_weak_quorum_is_malformed(consortium):
 
 
 def test_what_is_active_is_returned_and_what_is_not_is_refused(consortium, alpha, beta):
-    """verifies that: each reading needs its own keys, refuses absence and any status but active, and follows the provider."""
+    """verifies that: a reading needs its own keys, refuses absence and any status but active, follows its provider."""
     applied(consortium.as_provider(alpha, hsm_body(alpha)))
     ca = transactions.RegisterIssuingCa(id="ca-1", certificate=issuing_ca(alpha))
     applied(consortium.as_provider(alpha, ca))

@@ -76,6 +76,21 @@ def inclusion_proof(leaves: Sequence[bytes], index: int) -> tuple[bytes, ...]:
     return (*inclusion_proof(leaves[split:], index - split), root(leaves[:split]))
 
 
+def every_inclusion_proof(leaves: Sequence[bytes]) -> list[tuple[bytes, ...]]:
+    """The audit paths of all leaves, in order, each subtree hashed once."""
+    return _root_and_paths(leaves)[1] if leaves else []
+
+
+def _root_and_paths(leaves: Sequence[bytes]) -> tuple[bytes, list[tuple[bytes, ...]]]:
+    if len(leaves) == 1:
+        return leaves[0], [()]
+    split = _split(len(leaves))
+    left, left_paths = _root_and_paths(leaves[:split])
+    right, right_paths = _root_and_paths(leaves[split:])
+    paths = [(*path, right) for path in left_paths] + [(*path, left) for path in right_paths]
+    return inner_hash(left, right), paths
+
+
 def consistency_proof(leaves: Sequence[bytes], old_size: int) -> tuple[bytes, ...]:
     """The proof that the first `old_size` leaves are a prefix (RFC 6962 2.1.2). `old_size` is from 1 to the size."""
     if not 0 < old_size <= len(leaves):

@@ -154,19 +154,23 @@ def parse(data: bytes) -> Block:
     return block
 
 
-def receipt(head: Head, block: Block, *, note: bytes, index: int, transaction_id: bytes) -> Receipt:
-    """The receipt for transaction `index` of the block that made `head`."""
-    leaves = [merkle.leaf_hash(data) for data in block.transactions]
-    return Receipt(
-        height=block.header.height,
-        time_ms=block.header.time_ms,
-        transaction=transaction_id,
-        note=note,
-        header=schema.encode(block.header),
-        index=index,
-        block_proof=merkle.inclusion_proof(leaves, index),
-        log_proof=head.log_proof,
-    )
+def receipts(head: Head, block: Block, *, note: bytes, transaction_ids: Sequence[bytes]) -> list[Receipt]:
+    """The receipts for all transactions of the block that made `head`, in order."""
+    header = schema.encode(block.header)
+    paths = merkle.every_inclusion_proof([merkle.leaf_hash(data) for data in block.transactions])
+    return [
+        Receipt(
+            height=block.header.height,
+            time_ms=block.header.time_ms,
+            transaction=transaction_id,
+            note=note,
+            header=header,
+            index=index,
+            block_proof=path,
+            log_proof=head.log_proof,
+        )
+        for index, (transaction_id, path) in enumerate(zip(transaction_ids, paths, strict=True))
+    ]
 
 
 def parse_receipt(data: bytes) -> Receipt:

@@ -17,6 +17,7 @@ from typing import Annotated, Final
 
 import structlog
 from fastapi import FastAPI, Query, Request
+from fastapi import Path as PathParameter
 from fastapi.responses import Response
 
 from moorline.clock import Clock, Instant, SystemClock
@@ -37,6 +38,7 @@ from moorline.wire.http import CBOR_TYPE, ClientIdentity, HttpClient
 TLS_RENEWAL_S: Final = 1800
 PEER_TIMEOUT_S: Final = 3.0
 SUBMIT_TIMEOUT_S: Final = 20.0
+MAX_HEIGHT: Final = (1 << 53) - 1
 BODY_CAP: Final = 2 * blocks.MAX_BLOCK_BYTES
 
 
@@ -83,7 +85,7 @@ class HttpPeer:
     def _client(self, timeout_s: float) -> HttpClient:
         if self._clients and time.monotonic() - self._made > TLS_RENEWAL_S:
             for client in self._clients.values():
-                closing = asyncio.ensure_future(client.aclose())
+                closing = asyncio.ensure_future(_close_later(client))
                 self._closing.add(closing)
                 closing.add_done_callback(self._closing.discard)
             self._clients.clear()
@@ -98,6 +100,12 @@ class HttpPeer:
             )
             self._made = time.monotonic()
         return self._clients[timeout_s]
+
+
+async def _close_later(client: HttpClient) -> None:
+    """Close when no request can be in flight any more."""
+    await asyncio.sleep(SUBMIT_TIMEOUT_S)
+    await client.aclose()
 
 
 class Peers(Mapping[str, HttpPeer]):
@@ -134,6 +142,14 @@ class LoggingSequencer(Sequencer):
         structlog.get_logger().warning("no cosignature", authority=name, **error.as_problem())
 
 
+class LoggingCosigner(Cosigner):
+    """A cosigner that says what keeps it from following."""
+
+    def on_trouble(self, error: MoorlineError) -> None:
+        """Logged: a fork shows here, with what was expected and what was got."""
+        structlog.get_logger().warning("cannot follow the sequencer", **error.as_problem())
+
+
 def server_name(found: Genesis, name: str) -> str:
     """The DNS name of an authority's TLS certificate."""
     return dns_name(ceremony.authority_id(found.consortium_domain, name))
@@ -166,7 +182,7 @@ def _public_routes(app: FastAPI, node: Node, engine: Sequencer | Cosigner) -> No
         return Response(node.signed_note(), media_type="text/plain; charset=utf-8")
 
     @app.get("/v1/blocks/{height}")
-    async def block(height: int) -> Response:
+    async def block(height: Annotated[int, PathParameter(ge=0, le=MAX_HEIGHT)]) -> Response:
         return _cbor(node.committed(height))
 
     @app.get("/v1/ledger")
@@ -216,7 +232,7 @@ async def _run(
     clock = SystemClock()
     peers = Peers(node, lambda: _identity(keys, found, clock))
     sequences = found.sequencer == settings.name
-    engine = LoggingSequencer(node, peers) if sequences else Cosigner(node, peers[found.sequencer])
+    engine = LoggingSequencer(node, peers) if sequences else LoggingCosigner(node, peers[found.sequencer])
     log.info("authority", name=settings.name, height=node.head.state.height, ledger=found.ledger_id.hex())
     working = asyncio.ensure_future(engine.run())
     serving = asyncio.ensure_future(_serve(settings, authority_app(node, engine), keys, found, clock))

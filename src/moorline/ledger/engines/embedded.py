@@ -142,7 +142,8 @@ class Sequencer:
     async def _batch(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
         with contextlib.suppress(TimeoutError):
-            batch.append(await asyncio.wait_for(self._queue.get(), self._idle_s()))
+            async with asyncio.timeout(self._idle_s()):
+                batch.append(await self._queue.get())
         size = sum(len(waiting.data) for waiting in batch)
         while not self._queue.empty() and len(batch) < blocks.MAX_TRANSACTIONS and size < blocks.MAX_BATCH_BYTES:
             batch.append(self._queue.get_nowait())
@@ -156,18 +157,18 @@ class Sequencer:
         return max(0.0, (due_ms - self.node.now_ms()) / 1000)
 
     async def _make(self, batch: list[_Waiting]) -> None:
-        signed = False
-        while not signed:
+        while True:
             time_ms = max(self.node.now_ms(), self.node.head.state.time_ms + 1)
             block, head, outcomes = blocks.make(self.node.head, [waiting.data for waiting in batch], time_ms=time_ms)
             batch, applied = self._answer_rejected(batch, outcomes)
             self.node.store.propose(head.state.height, blocks.encode(block))  # 1
-            signed = await self._until_signed(block, head, applied)
-        for waiting in batch:
+            if await self._until_signed(block, head, applied):
+                break
+        ids = [waiting.id for waiting in batch]
+        receipts = blocks.receipts(head, block, note=self.node.signed_note(), transaction_ids=ids)
+        for waiting, receipt in zip(batch, receipts, strict=True):
             if not waiting.receipt.done():
-                receipt = self.node.receipt(waiting.id)
-                assert receipt is not None, "what was committed has a receipt"
-                waiting.receipt.set_result(receipt)
+                waiting.receipt.set_result(schema.encode(receipt))
 
     def _answer_rejected(
         self, batch: list[_Waiting], outcomes: tuple[Applied | Rejected, ...]
@@ -311,9 +312,15 @@ class Cosigner:
     async def run(self) -> None:
         """Follow the sequencer: now, and whenever nothing was heard for a sixth of max_age."""
         while True:
-            with contextlib.suppress(Unavailable):
+            try:
                 await self.follow()
+            except MoorlineError as error:
+                # Neither silence nor a lie of the sequencer keeps this authority from serving what it knows.
+                self.on_trouble(error)
             await asyncio.sleep(max(1.0, self.node.head.state.parameter("max_age_s") / 6))
+
+    def on_trouble(self, error: MoorlineError) -> None:
+        """Called when the sequencer cannot be followed. Does nothing; a service logs it."""
 
     async def follow(self) -> None:
         """Catch up with the sequencer's head. Raises Unavailable if it cannot be reached."""

@@ -100,15 +100,10 @@ class Node:
         height, index = where
         stored = self.store.block(height)
         assert stored is not None, "a foreign key says that the block is there"
-        return schema.encode(
-            blocks.receipt(
-                self._head_for_receipt(height),
-                blocks.parse(stored.body),
-                note=stored.note,
-                index=index,
-                transaction_id=transaction_id,
-            )
-        )
+        block = blocks.parse(stored.body)
+        ids = [parse_transaction(data).id for data in block.transactions]
+        found = blocks.receipts(self._head_for_receipt(height), block, note=stored.note, transaction_ids=ids)
+        return schema.encode(found[index])
 
     # Signing and committing ------------------------------------------------------------------------------------------
 
