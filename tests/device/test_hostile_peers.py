@@ -1,0 +1,130 @@
+"""Peers that hold a good certificate and speak anything but the protocol; the others are served all the while."""
+
+import asyncio
+
+import pytest
+
+from moorline.channel import device as channel
+from moorline.channel import tls
+from moorline.channel.messages import pack, reported
+from moorline.clock import SystemClock
+from moorline.errors import MoorlineError
+from moorline.ledger import peers
+from moorline.verification.chains import verify_chain
+from moorline.wire import cbor
+from moorline.wire.device import Request, Response, Status
+from moorline.wire.frames import frame, read_frame, write_frame
+
+
+async def refusal(awaitable):
+    with pytest.raises(MoorlineError) as caught:
+        await awaitable
+    return caught.value.code
+
+
+async def served(world):
+    async with await world.connect(world.device(directory="good", name="d-9", serial=509)) as connection:
+        assert await connection.request(cbor.encode({"op": "list"}))
+
+
+def own_bundle(world, store):
+    identity = store.identity()
+    chain = verify_chain(identity.chain[0], identity.chain[1:], store.trust().roots, SystemClock().now())
+    return world.ledger.bundle(peers.device_keys(chain))
+
+
+async def say(world, *raw):
+    """Send raw bytes over a good device's TLS; the code of the Problem that comes back."""
+    stream = await tls.connect(world.inbound, identity=world.device().identity(), verify=lambda _: None)
+    try:
+        for one in raw:
+            stream.write(one)
+            await stream.drain()
+        while True:
+            kind, item = cbor.decode(await read_frame(stream, deadline_s=15))
+            if kind == "problem":
+                return reported(item["problem"]).code
+    finally:
+        await stream.aclose()
+
+
+async def test_anything_but_a_status_first_is_refused(running):
+    assert await say(running, (1 << 30).to_bytes(4, "big")) == "frame.too_large"
+    assert await say(running, frame(b"\xff" * 50)) == "cbor.undecodable"
+    assert await say(running, frame(pack(Request(id=0, body=b"")))) == "session.unexpected_message"
+    assert await say(running, frame(pack(Status(bundle=b"")))) == "cbor.undecodable"
+    assert await say(running, frame(pack(Status(bundle=cbor.encode({}))))) == "message.fields"
+    await served(running)
+
+
+async def test_garbage_after_a_good_status_is_refused(running):
+    status = frame(pack(Status(bundle=own_bundle(running, running.device()))))
+    assert await say(running, status, frame(b"\xff")) == "cbor.undecodable"
+    assert await say(running, status, frame(cbor.encode(["nothing", {}]))) == "device.message_unexpected"
+    assert await say(running, status, (1 << 31).to_bytes(4, "big")) == "frame.too_large"
+    assert await say(running, status, frame(pack(Response(id=0, body=b"", problem=None)))) == "device.message_unexpected"
+    await served(running)
+
+
+async def test_peers_that_stall_take_nothing_from_others(running):
+    identity = running.device().identity()
+    silent = [await tls.connect(running.inbound, identity=identity, verify=lambda _: None) for _ in range(8)]
+    await served(running)
+    for stream in silent:
+        await stream.aclose()
+
+
+async def test_a_device_of_no_provider_learns_why(running, make_world):
+    stranger = type(running.beta)(trust_domain="beta.test")
+    stream = await tls.connect(running.inbound, identity=stranger.identity("device/d-1"), verify=lambda _: None)
+    kind, item = cbor.decode(await read_frame(stream, deadline_s=10))
+    assert kind == "problem"
+    assert reported(item["problem"]).code.startswith("chain.")
+    await stream.aclose()
+    await served(running)
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (lambda _: frame(pack(Response(id=7, body=b"", problem=None))), "device.response_mismatch"),
+        (lambda _: frame(pack(Response(id=0, body=b"", problem=b"\xff"))), "peer.problem_malformed"),
+        (lambda _: frame(b"\xff"), "cbor.undecodable"),
+        (lambda _: (1 << 31).to_bytes(4, "big"), "frame.too_large"),
+    ],
+)
+async def test_a_device_does_not_take_a_hostile_functions_answer(world, answer, code):
+    async def accept(stream):
+        await read_frame(stream, deadline_s=5)
+        await write_frame(stream, pack(Status(bundle=b"")), deadline_s=5)
+        await read_frame(stream, deadline_s=5)
+        stream.write(answer(stream))
+        await stream.drain()
+        await stream.linger()
+
+    async def judge(_chain, _bundle):
+        return None
+
+    async def bundle():
+        return b""
+
+    identity = world.alpha.identity("svc/records/i-1")
+    roots = world.alpha.roots
+
+    def verify(certificates):
+        verify_chain(certificates[0], certificates[1:], roots, SystemClock().now())
+
+    where = f"unix:{world.directory}/hostile"
+    async with await tls.listen(where, identity=lambda: identity, verify=verify, accept=accept):
+        connection = await channel.connect(
+            where,
+            identity=world.device().identity(),
+            roots=roots,
+            clock=SystemClock(),
+            bundle=bundle,
+            judge=judge,
+            max_age_s=30,
+        )
+        async with asyncio.timeout(10):
+            assert await refusal(connection.request(b"")) == code
+        await connection.aclose()
