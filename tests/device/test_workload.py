@@ -221,3 +221,14 @@ def test_the_agent_needs_only_what_the_guest_has():
         "import moorline.workload_agent.__main__\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+async def test_a_function_whose_broker_is_gone_ends_and_says_why(world):
+    world.broker.renew_after_s = 1  # the next question to the broker comes soon
+    world.hand_over()
+    await world.start()
+    await world.server.aclose()
+    with pytest.raises(MoorlineError) as caught:
+        async with asyncio.timeout(20):
+            await world.task
+    assert caught.value.code in {"session.closed", "frame.truncated", "peer.gone"}
