@@ -36,7 +36,7 @@ def quote_and_key():
     pcrs = {index: bytes([index]) * 32 for index in SELECTION}
     digest = tpm.digest(tpm.ALG_SHA256, b"".join(pcrs[index] for index in SELECTION))
     selections = (tpm.select(tpm.ALG_SHA256, SELECTION),)
-    message = serialize_quote(Quote(b"\x00\x0b" + bytes(32), NONCE, ClockInfo(1, 1, 0, True), 1, selections, digest))
+    message = serialize_quote(Quote(b"\x00\x0b" + bytes(32), NONCE, ClockInfo(1, 1, 0, safe=True), 1, selections, digest))
     raw = keys.KeySigner(key).sign(message)
     blob = tpm.serialize_signature(tpm.Signature(tpm.ALG_ECDSA, tpm.ALG_SHA256, raw[:32], raw[32:]))
     return key.public_key(), tpm.serialize_public(shape), message, raw, blob, pcrs

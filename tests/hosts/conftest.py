@@ -1,4 +1,7 @@
-"""Actors of these tests: a maker of simulated TPMs, TPMs it made, an authority over them. All real, all under false roots."""
+"""Actors of these tests: a maker of simulated TPMs, TPMs it made, an authority over them.
+
+All real, all under false roots.
+"""
 
 import secrets
 import sys
@@ -131,4 +134,3 @@ def world(maker, tmp_path):
 
 def opened(simulated):
     return Tpm.open(simulated.tcti)
-

@@ -29,7 +29,7 @@ class SoftwareTpm:
         )
         self.public = tpm.serialize_public(shape)
 
-    def quote(self, nonce, pcrs, *, bank=tpm.ALG_SHA256, selections=None, clock=ClockInfo(1000, 1, 0, True)):  # noqa: B008
+    def quote(self, nonce, pcrs, *, bank=tpm.ALG_SHA256, selections=None, clock=ClockInfo(1000, 1, 0, safe=True)):  # noqa: B008
         digest = tpm.digest(tpm.ALG_SHA256, b"".join(pcrs[index] for index in sorted(pcrs)))
         chosen = selections or (tpm.select(bank, tuple(sorted(pcrs))),)
         message = serialize_quote(Quote(b"\x00\x0b" + bytes(32), nonce, clock, 7, chosen, digest))

@@ -102,9 +102,9 @@ def test_a_simulated_boot_says_what_it_booted():
     assert state.secure_boot is True
     assert state.anomalies == ()
     assert [one.digest for one in state.of(Component.KERNEL)] == [hashlib.sha256(firmware.GOOD.kernel).digest()]
-    assert firmware.LABEL in log.parse_event_log(
-        firmware.serialize_log(firmware.boot_events(firmware.GOOD))
-    ).events[0].data.decode("utf-16-le")
+    assert firmware.LABEL in log.parse_event_log(firmware.serialize_log(firmware.boot_events(firmware.GOOD))).events[
+        0
+    ].data.decode("utf-16-le")
 
 
 @pytest.mark.parametrize(

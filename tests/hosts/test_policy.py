@@ -61,9 +61,7 @@ def facts(profile=firmware.GOOD, root=EvidenceRoot.TEST):
         boot=verify_boot(parse_event_log(firmware.serialize_log(events)), bank=ALG_SHA256, quoted=pcrs, pcrs=BOOT),
         boot_digest=bytes(32),
         files=host.FileStanding(entries=3, unlisted=0, violations=0, first_unlisted=()),
-        location=host.ProvenLocation(
-            tag=tag, digest=b"d", registered_digest=b"d", registered_location="EU/DE"
-        ),
+        location=host.ProvenLocation(tag=tag, digest=b"d", registered_digest=b"d", registered_location="EU/DE"),
     )
 
 
@@ -114,7 +112,10 @@ def test_an_empty_list_accepts_nothing(component):
         ({"boot": None}, "host.firmware_not_measured"),
         ({"files": None}, "host.ima_missing"),
         ({"files": host.NO_FILES}, "host.ima_missing"),
-        ({"files": host.FileStanding(entries=1, unlisted=1, violations=0, first_unlisted=())}, "host.file_not_in_reference_values"),
+        (
+            {"files": host.FileStanding(entries=1, unlisted=1, violations=0, first_unlisted=())},
+            "host.file_not_in_reference_values",
+        ),
         ({"files": host.FileStanding(entries=1, unlisted=0, violations=1, first_unlisted=())}, "host.ima_violation"),
         ({"location": None}, "host.location_missing"),
         ({"host": "h2"}, "host.location_other_host"),

@@ -4,10 +4,10 @@ import json
 from itertools import pairwise
 
 import pytest
-from software_tpm import SoftwareTpm
 from cryptography.hazmat.primitives import serialization
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from software_tpm import SoftwareTpm
 
 from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused
 from moorline.evidence import tpm_quote, tpm_structures
@@ -79,11 +79,11 @@ def test_a_key_that_could_sign_anything_else_is_no_attestation_key(attributes):
 
 def test_counters_only_go_forward():
     steps = [
-        ClockInfo(100, 1, 0, True),
-        ClockInfo(100, 1, 0, True),
-        ClockInfo(200, 1, 1, True),
-        ClockInfo(300, 2, 0, True),
-        ClockInfo(5, 3, 0, False),
+        ClockInfo(100, 1, 0, safe=True),
+        ClockInfo(100, 1, 0, safe=True),
+        ClockInfo(200, 1, 1, safe=True),
+        ClockInfo(300, 2, 0, safe=True),
+        ClockInfo(5, 3, 0, safe=False),
     ]
     assert verify_progress(None, steps[0])
     assert [verify_progress(before, now) for before, now in pairwise(steps)] == [False, False, True, True]
@@ -92,7 +92,7 @@ def test_counters_only_go_forward():
             verify_progress(before, now)
         assert refused.value.code == "tpm.clock_regressed"
     with pytest.raises(NotAuthentic):
-        verify_progress(ClockInfo(100, 1, 0, True), ClockInfo(50, 2, 0, True))
+        verify_progress(ClockInfo(100, 1, 0, safe=True), ClockInfo(50, 2, 0, safe=True))
 
 
 @settings(max_examples=150, deadline=None)

@@ -85,9 +85,7 @@ def configured(world, maker, silicon, tmp_path):
         "signer.der": keys.public_bytes(world.reference_key.public_key()),
         "tpm-root.der": maker.root_der,
         "snp.cbor": silicon.anchors_path.read_bytes(),
-        "ear.pem": world.ear_key.private_bytes(
-            PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        ),
+        "ear.pem": world.ear_key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
         "verifier.toml": b"""
 id = "v1"
 listen = "127.0.0.1:0"
@@ -130,9 +128,7 @@ def composed(configured, world, anchors):
 @pytest.fixture
 async def serving(configured, world):
     anchors = verifier.read_anchors(configured, trust())
-    app = verifier.application(
-        composed(configured, world, anchors), anchors, trust_domain="alpha.test", clock=SystemClock()
-    )
+    app = verifier.application(composed(configured, world, anchors), anchors, trust_domain="alpha.test", clock=SystemClock())
     bound = asyncio.get_running_loop().create_future()
     identity = http.TlsIdentity(
         chain_pem=configured.identity_chain.read_bytes(), key_pem=configured.identity_key.read_bytes()
@@ -190,9 +186,7 @@ async def test_a_host_attests_over_tls_and_its_result_is_read_by_who_may(serving
             known = await session.get_json("/v1/hosts/h1/enrolment")
             assert base64.b64decode(known["ak_public"])
             assert known["root"] == "test"
-    result = ear.parse_verified(
-        answer["ear"], world.ear_key.public_key(), now=SystemClock().now(), audience="alpha.test"
-    )
+    result = ear.parse_verified(answer["ear"], world.ear_key.public_key(), now=SystemClock().now(), audience="alpha.test")
     assert (result.status, result.root, result.simulated_allowed) == (Tier.AFFIRMING, EvidenceRoot.TEST, True)
     async with client(serving, "spiffe://alpha.test/operator/ann") as session:
         (row,) = (await session.get_json("/v1/hosts"))["hosts"]
@@ -243,12 +237,10 @@ async def test_garbage_gives_a_typed_refusal_and_the_service_goes_on(serving, ve
 
 
 def test_simulated_silicon_counts_where_the_genesis_allows_it_and_never_in_production(configured, silicon):
-    """verifies that: the very same evidence is accepted by a simulating verifier and refused by the shipped production policy"""
+    """verifies that: one report is accepted by a simulating verifier and refused by the shipped production policy"""
     chip = open_chip(silicon.make_chip("c1", now=NOW))
     report_data = bytes(range(64))
-    context = GuestContext(
-        measurement=b"m" * 48, host_data=b"h" * 32, policy=guest_policy(debug=False), report_id=b"r" * 32
-    )
+    context = GuestContext(measurement=b"m" * 48, host_data=b"h" * 32, policy=guest_policy(debug=False), report_id=b"r" * 32)
     report = Silicon(chip).report(context, report_data)
     body = {
         "format": "snp",

@@ -9,12 +9,12 @@ import pytest
 from moorline.attesters.tpm import Tpm
 from moorline.clock import Instant
 from moorline.errors import Conflict, MoorlineError, NotAuthentic, Refused
+from moorline.evidence.tpm_structures import parse_public
 from moorline.host_agent.attestation import FileLogs, HostAttestation
 from moorline.policy import ear, reference_values
 from moorline.rats import Assurance, Outcome, Tier
 from moorline.simulators import firmware
 from moorline.verification.tpm_identity import endorsement_digest
-from moorline.evidence.tpm_structures import parse_public
 from moorline.wire import host as wire
 from moorline.wire import schema
 
@@ -69,9 +69,7 @@ class Machine:
 
 
 def result_of(world, verdict):
-    return ear.parse_verified(
-        verdict.ear, world.ear_key.public_key(), now=Instant(world.clock.at), audience="alpha.test"
-    )
+    return ear.parse_verified(verdict.ear, world.ear_key.public_key(), now=Instant(world.clock.at), audience="alpha.test")
 
 
 async def test_a_good_host_is_affirmed_and_a_standing_poll_sends_little(world, running):

@@ -2,9 +2,9 @@
 
 The endorsement key follows the TCG EK profile (template L-1, RSA-2048, or L-2, P-256) so that it is the key the maker's
 certificate is for. The attestation key is a restricted ECDSA P-256 primary key of the endorsement hierarchy, without
-dictionary-attack protection (`noda`), since a TPM that loses power without shutdown counts that as a failed attempt. Both are
-persistent, so that of the three transient slots a TPM has, none stays taken between calls. Each call opens the TPM, takes a lock
-and gives the TPM back, since one without a resource manager (swtpm) serves one client at a time.
+dictionary-attack protection (`noda`), since a TPM that loses power without shutdown counts that as a failed attempt. Both
+are persistent, so that of the three transient slots a TPM has, none stays taken between calls. Each call opens the TPM,
+takes a lock and gives the TPM back, since one without a resource manager (swtpm) serves one client at a time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`moor simulate-tpm`: SIMULATED TPMs and boots for demonstrations and tests; they count only where simulation is allowed."""
+"""`moor simulate-tpm`: SIMULATED TPMs and boots for demonstrations and tests; they count only where that is allowed."""
 
 from __future__ import annotations
 

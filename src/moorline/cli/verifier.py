@@ -15,8 +15,9 @@ app = typer.Typer(no_args_is_help=True, help="The attestation authority of a pro
 @app.command()
 def run(
     config: Annotated[Path, typer.Option("--config", help="verifier.toml")],
-    production: Annotated[
-        bool, typer.Option("--production", help="Use the shipped production policy: makers' own roots and nothing simulated.")
+    production: Annotated[  # noqa: FBT002 - a command-line flag
+        bool,
+        typer.Option("--production", help="Use the shipped production policy: makers' own roots and nothing simulated."),
     ] = False,
     listen: Annotated[str | None, typer.Option("--listen", help="host:port instead of the configured one.")] = None,
     database: Annotated[Path | None, typer.Option("--database", help="SQLite file instead of the configured one.")] = None,

@@ -1,8 +1,8 @@
 """The boot event log of the TCG PC Client profile: crypto-agile (TCG_PCR_EVENT2) and the older SHA-1 form.
 
 The log is untrusted: whoever runs the host wrote it. It becomes evidence only when its digests replay to quoted PCRs
-(verification.eventlog), and a payload only where its own digest equals the event's. Parsing is total: sizes are compared with
-what is left before anything is read, counts are capped, and every failure is Malformed (`eventlog.*`). A tail of
+(verification.eventlog), and a payload only where its own digest equals the event's. Parsing is total: sizes are compared
+with what is left before anything is read, counts are capped, and every failure is Malformed (`eventlog.*`). A tail of
 nothing but 0xff or 0x00, as firmware leaves it in an ACPI log area, ends the log; it could extend nothing.
 """
 
@@ -61,7 +61,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class EventLog:
-    """A parsed log. `banks` are TPM hash algorithms in the order the log declares them; the Spec ID event is not in `events`."""
+    """A parsed log.
+
+    `banks` are TPM hash algorithms in the order the log declares them; the Spec ID event is not in `events`.
+    """
 
     crypto_agile: bool
     banks: tuple[int, ...]

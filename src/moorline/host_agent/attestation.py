@@ -70,7 +70,7 @@ class FileLogs:
 class HostAttestation:
     """Attestation of one host towards one verifier. `tag` is the signed location tag, if this host has one."""
 
-    def __init__(  # noqa: PLR0913 - one name a part of a host
+    def __init__(
         self, *, host: str, verifier: HttpClient, tpm: Tpm, logs: LogSource, tag: bytes | None, period_s: float
     ) -> None:
         self._host, self._verifier, self._tpm, self._logs = host, verifier, tpm, logs

@@ -1,7 +1,8 @@
 """Is this host acceptable? All rules run, each leaves a finding, and what was not asked for is a finding too.
 
-`HostPolicy` has no defaults: every field is a demand or `NotRequired(reason)`, and a field that is missing refuses. Reference
-values fill the demands (`strict_policy`). The input is verified: quote, boot log and IMA list replayed, tag certified.
+`HostPolicy` has no defaults: every field is a demand or `NotRequired(reason)`, and a field that is missing refuses.
+Reference values fill the demands (`strict_policy`). The input is verified: quote, boot log and IMA list replayed, tag
+certified.
 
 What an affirming result does not establish: that nothing was changed in memory after it was measured, that measured software
 has no flaw, or where the host stands (a tag moves with its machine; location is `asserted` at most).
@@ -68,7 +69,10 @@ _FROM_COMMAND_LINE: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostPolicy:
-    """The Appraisal Policy for Evidence of hosts. Component fields are demands on every digest measured as that component."""
+    """The Appraisal Policy for Evidence of hosts.
+
+    Component fields are demands on every digest measured as that component.
+    """
 
     firmware: Match[bytes]
     configuration: Match[bytes]

@@ -2,8 +2,8 @@
 
 A set is a COSE_Sign1 (purpose `reference-values`) over deterministic CBOR. It says which measurements of each boot component
 and which file digests are accepted, for one PCR bank, between two instants. `serial` rises with each issue of one name, so
-that an older set cannot be put back (the verifier keeps the highest it saw). Several sets add up; a digest that stands in none
-is not accepted, and an empty list accepts nothing.
+that an older set cannot be put back (the verifier keeps the highest it saw). Several sets add up; a digest that stands in
+none is not accepted, and an empty list accepts nothing.
 """
 
 from __future__ import annotations

@@ -7,10 +7,11 @@ Enrolment:
 3. neither the name nor the endorsement key belongs to another; 4. the TPM opens a credential made for both keys.
 
 Appraisal:
-1. the quote is by the enrolled key (verification.tpm_quote) and answers an open challenge of this verifier, which it uses up;
+1. the quote is by the enrolled key (verification.tpm_quote) and answers an open challenge of this verifier, which it uses
+   up;
 2. counters of the TPM did not go back; 3. the boot log replays; 4. the IMA list replays from what is held here;
-5. the certified location tag is genuine; 6. policy.host judges; 7. how far the host was read is stored, and a result that is no
-   longer affirming is withdrawn, before anything is signed or answered; 8. the result is signed and stored.
+5. the certified location tag is genuine; 6. policy.host judges; 7. how far the host was read is stored, and a result that
+   is no longer affirming is withdrawn, before anything is signed or answered; 8. the result is signed and stored.
 
 Anybody can post evidence in a host's name, so a failure before step 1 is done is told to the sender and changes nothing: the
 standing result ends by itself when its lease does. A failure after it is the host's own, and withdraws the result at once.
@@ -133,9 +134,7 @@ class AttestationAuthority:
             )
         await self._registered(name, opened.ek_digest, opened.root)
         bound = parts.store.enrol(
-            EnrolledHost(
-                host=name, ek_digest=opened.ek_digest, ak_public=opened.ak_public, root=opened.root, enrolled=now
-            )
+            EnrolledHost(host=name, ek_digest=opened.ek_digest, ak_public=opened.ak_public, root=opened.root, enrolled=now)
         )
         return wire.Enrolled(host=name, ak_name=parse_public(bound.ak_public).name, ek_digest=bound.ek_digest)
 

@@ -11,8 +11,7 @@ import base64
 import binascii
 import dataclasses
 import secrets
-
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -24,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi import Body, FastAPI, Request, Response
 
 from moorline.clock import Clock, Instant, SystemClock
-from moorline.errors import Malformed, Misconfigured, Refused
+from moorline.errors import Malformed, Misconfigured
 from moorline.evidence.ima import PCR as IMA_PCR
 from moorline.evidence.snp import parse_report
 from moorline.ledger import standing
@@ -60,9 +59,9 @@ _CLOCK_REASON: Final = "a TPM that lost power says so until its clock is safe ag
 class VerifierSettings:
     """verifier.toml. Paths are relative to it. `ledger_urls` are `url|server name`; keys and certificates PEM or DER.
 
-    `anchors` names the sets that count: `vendor`, and `simulated` where the ledger's genesis allows it. The roots of TPM makers
-    that are not shipped are configured by file, by what they are. `reference_signers` sign reference values and location tags.
-    The EAR key is in the token (`broker_url`, `broker_name`), or in `ear_key` where there is none.
+    `anchors` names the sets that count: `vendor`, and `simulated` where the ledger's genesis allows it. The roots of TPM
+    makers that are not shipped are configured by file, by what they are. `reference_signers` sign reference values and
+    location tags. The EAR key is in the token (`broker_url`, `broker_name`), or in `ear_key` where there is none.
     """
 
     id: str
@@ -220,7 +219,8 @@ def application(authority: AttestationAuthority, anchors: Anchors, *, trust_doma
 def appraise_evidence(body: dict[str, Any], anchors: Anchors, *, now: Instant) -> dict[str, object]:
     """Evidence appraised for somebody who holds it: authentic, and bound to `report_data`. Facts come back, not a lease.
 
-    Raises Malformed("appraise.*"), and what `verify_snp` raises: a simulated root under vendor anchors is `snp.anchor_unknown`.
+    Raises Malformed("appraise.*"), and what `verify_snp` raises: a simulated root under vendor anchors is
+    `snp.anchor_unknown`.
     """
     if set(body) != {"format", "evidence", "endorsements", "report_data"} or body["format"] != "snp":
         raise Malformed(
@@ -339,7 +339,7 @@ async def run(configured: VerifierSettings, *, announce: Callable[..., None] = a
         )
 
 
-def compose(  # noqa: PLR0913, PLR0917 - a composition root names its parts
+def compose(
     configured: VerifierSettings,
     anchors: Anchors,
     verifier: SpiffeId,
@@ -361,9 +361,7 @@ def compose(  # noqa: PLR0913, PLR0917 - a composition root names its parts
             "verifier.not_required", "not_required names no field of the policy", expected=sorted(known), got=sorted(unknown)
         )
     signers = tuple(_public_key(path) for path in configured.reference_signers)
-    sets = [
-        reference_values.parse_verified(_read(path), signers, now=clock.now()) for path in configured.reference_values
-    ]
+    sets = [reference_values.parse_verified(_read(path), signers, now=clock.now()) for path in configured.reference_values]
     for one in sets:
         store.accept_serial(one.name, one.serial)
     return AttestationAuthority(
@@ -395,7 +393,11 @@ def require_identity(configured: VerifierSettings, chain_pem: bytes) -> SpiffeId
     found = certificates.spiffe_id_of(x509.load_pem_x509_certificate(chain_pem))
     if found != expected:
         raise Misconfigured(
-            "verifier.identity", "the certificate is for somebody else", expected=expected, got=found, remedy="issue a new one"
+            "verifier.identity",
+            "the certificate is for somebody else",
+            expected=expected,
+            got=found,
+            remedy="issue a new one",
         )
     return expected
 
@@ -431,7 +433,9 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise Misconfigured("verifier.unreadable", "a configured file cannot be read", got=f"{path}: {error.strerror}") from None
+        raise Misconfigured(
+            "verifier.unreadable", "a configured file cannot be read", got=f"{path}: {error.strerror}"
+        ) from None
 
 
 def _certificate(path: Path) -> bytes:

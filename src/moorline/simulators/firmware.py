@@ -1,8 +1,8 @@
 """The firmware simulator: plays the firmware, boot loader and kernel of a host that has a TPM but no measured boot.
 
-It writes a boot log in the TCG crypto-agile format and an IMA list in the kernel's ASCII format, and really extends the PCRs of
-the TPM with exactly those events, so that both replay to what the TPM quotes. What is simulated is that these are measurements
-of this machine; the first event of each log says so: written by the firmware simulator.
+It writes a boot log in the TCG crypto-agile format and an IMA list in the kernel's ASCII format, and really extends the
+PCRs of the TPM with exactly those events, so that both replay to what the TPM quotes. What is simulated is that these are
+measurements of this machine; the first event of each log says so: written by the firmware simulator.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def execute(tpm: Tpm, directory: Path, path: str, content: bytes) -> None:
 def reference_values(
     profile: BootProfile, *, name: str, not_before: Instant, not_after: Instant, files: tuple[tuple[str, bytes], ...] = ()
 ) -> ReferenceValues:
-    """The reference values that `profile` meets and nothing else does; `files` are allowed to run beside the profile's own."""
+    """The reference values that `profile` meets and nothing else does; `files` may run beside the profile's own."""
     parsed = log.parse_event_log(serialize_log(boot_events(profile)))
     quoted = {pcr: _replayed(boot_events(profile), pcr) for pcr in _BOOT_PCRS}
     state = verify_boot(parsed, bank=ALG_SHA256, quoted=quoted, pcrs=_BOOT_PCRS)

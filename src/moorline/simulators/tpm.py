@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
-from moorline.clock import Instant, to_datetime
 from moorline.attesters.tpm import EK_CHAIN_INDEX
+from moorline.clock import Instant, to_datetime
 from moorline.errors import Misconfigured, Unavailable
 from moorline.evidence.tpm_structures import ALG_SHA256
 
@@ -188,9 +188,7 @@ def _store_issuer(tcti: str, der: bytes) -> None:
     from tpm2_pytss.types import TPM2B_NV_PUBLIC, TPMS_NV_PUBLIC
 
     with ESAPI(tcti) as esys:
-        public = TPMS_NV_PUBLIC(
-            nvIndex=EK_CHAIN_INDEX, nameAlg=ALG_SHA256, attributes=_CHAIN_ATTRIBUTES, dataSize=len(der)
-        )
+        public = TPMS_NV_PUBLIC(nvIndex=EK_CHAIN_INDEX, nameAlg=ALG_SHA256, attributes=_CHAIN_ATTRIBUTES, dataSize=len(der))
         index = esys.nv_define_space(b"", TPM2B_NV_PUBLIC(nvPublic=public))
         for offset in range(0, len(der), _NV_CHUNK):
             esys.nv_write(index, der[offset : offset + _NV_CHUNK], offset, auth_handle=ESYS_TR.OWNER)

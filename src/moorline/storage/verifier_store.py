@@ -1,8 +1,8 @@
 """What an attestation authority must not forget: who is enrolled, open challenges, how far each host was read, results.
 
 Every method is one transaction. A challenge and an enrolment are taken once: taking deletes the row, and only who deleted it
-has it. A name, once enrolled, keeps its endorsement key for good, and an endorsement key its name (unique in both directions).
-A result is a lease: reading one that ended, or was withdrawn, raises.
+has it. A name, once enrolled, keeps its endorsement key for good, and an endorsement key its name (unique in both
+directions). A result is a lease: reading one that ended, or was withdrawn, raises.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class OpenEnrolment:
 class Progress:
     """How far one host was read in its present boot: clock, IMA entries and their PCR value, standing, and its boot log.
 
-    `reference` is the digest of the reference values its files were judged by; `standing` is policy.host.FileStanding, encoded.
+    `reference` is the digest of the reference values its files were judged by; `standing` is policy.host.FileStanding,
+    encoded.
     """
 
     clock: ClockInfo
@@ -139,13 +140,17 @@ class VerifierStore:
             connection.execute(sa.insert(_ENROLMENTS).values(values))
 
     def take_enrolment(self, enrolment: bytes, *, now: Instant) -> OpenEnrolment:
-        """The open enrolment, which is open no more. Raises NotAuthentic("enrol.unknown") for a used, expired or unknown one."""
+        """The open enrolment, which is open no more.
+
+        Raises NotAuthentic("enrol.unknown") for a used, expired or unknown one.
+        """
         with self._engine.begin() as connection:
-            row = connection.execute(sa.select(_ENROLMENTS).where(_ENROLMENTS.c.enrolment == enrolment)).one_or_none()
+            found = connection.execute(sa.select(_ENROLMENTS).where(_ENROLMENTS.c.enrolment == enrolment))
+            row = found.mappings().one_or_none()
             taken = connection.execute(sa.delete(_ENROLMENTS).where(_ENROLMENTS.c.enrolment == enrolment)).rowcount
-        if row is None or taken != 1 or row.expires < now:
+        if row is None or taken != 1 or row["expires"] < now:
             raise NotAuthentic("enrol.unknown", "no such enrolment is open", remedy="begin the enrolment again")
-        return OpenEnrolment(**{**row._mapping, "root": EvidenceRoot(row.root)})
+        return OpenEnrolment(**{**row, "root": EvidenceRoot(row["root"])})
 
     def enrol(self, host: EnrolledHost) -> EnrolledHost:
         """Bind name and keys for good. The same TPM may come again, also with a new attestation key; another TPM may not.
@@ -252,27 +257,30 @@ class VerifierStore:
     def results(self) -> dict[str, StoredResult]:
         """The last result of each host, also ended ones."""
         with self._engine.connect() as connection:
-            return {row.host: StoredResult(**row._mapping) for row in connection.execute(sa.select(_RESULTS))}
+            return {row["host"]: StoredResult(**row) for row in connection.execute(sa.select(_RESULTS)).mappings()}
 
     def standing_result(self, host: str, *, now: Instant) -> StoredResult:
         """The result that holds now. Raises Refused("result.none" | "result.withdrawn" | "result.expired")."""
         with self._engine.connect() as connection:
-            row = connection.execute(sa.select(_RESULTS).where(_RESULTS.c.host == host)).one_or_none()
+            row = connection.execute(sa.select(_RESULTS).where(_RESULTS.c.host == host)).mappings().one_or_none()
         if row is None:
             raise Refused("result.none", "there is no attestation result about this host", got=host, remedy="let it attest")
-        if row.withdrawn is not None:
+        if row["withdrawn"] is not None:
             raise Refused(
-                "result.withdrawn", "the last result about this host was withdrawn", got=row.withdrawn, remedy="let it attest"
+                "result.withdrawn",
+                "the last result about this host was withdrawn",
+                got=row["withdrawn"],
+                remedy="let it attest",
             )
-        if now >= row.expires:
+        if now >= row["expires"]:
             raise Refused(
                 "result.expired",
                 "the last result about this host has expired",
-                expected=f"< {row.expires}",
+                expected=f"< {row['expires']}",
                 got=now,
                 remedy="find out why the host stopped attesting",
             )
-        return StoredResult(**row._mapping)
+        return StoredResult(**row)
 
     # Reference values and facts --------------------------------------------------------------------------------------
 
@@ -316,9 +324,7 @@ class VerifierStore:
                     remedy="give a new machine a new name",
                 )
             if row.host != host:
-                raise Conflict(
-                    "enrol.other_host", "this TPM is enrolled as another host", expected=row.host, got=host
-                )
+                raise Conflict("enrol.other_host", "this TPM is enrolled as another host", expected=row.host, got=host)
         return _host(found[0]) if found else None
 
     @staticmethod
@@ -341,8 +347,6 @@ def _withdrawal(host: str, code: str) -> sa.Update:
     return sa.update(_RESULTS).where(_RESULTS.c.host == host).values(withdrawn=code)
 
 
-def _upsert(
-    connection: sa.Connection, table: sa.TableClause, where: sa.ColumnElement[bool], values: dict[str, Any]
-) -> None:
+def _upsert(connection: sa.Connection, table: sa.TableClause, where: sa.ColumnElement[bool], values: dict[str, Any]) -> None:
     if connection.execute(sa.update(table).where(where).values(values)).rowcount == 0:
         connection.execute(sa.insert(table).values(values))

@@ -1,4 +1,4 @@
-"""Does a boot log replay to quoted PCRs, and what did it boot? (TCG PC Client PFP 1.05, 10; TCG EFI protocol.)
+"""Whether a boot log replays to quoted PCRs, and what it booted (TCG PC Client PFP 1.05, 10).
 
 1. Every event except EV_NO_ACTION extends its PCR, in every bank; PCR 0 starts from the startup locality the log tells.
 2. In the bank that was quoted, every quoted boot PCR the caller names has exactly its replayed value.
@@ -82,7 +82,10 @@ class BootState:
 
 
 def replay(parsed: log.EventLog, bank: int) -> dict[int, bytes]:
-    """The value of every PCR the log extends in `bank`. Raises Malformed("eventlog.bank_missing" | "eventlog.bank_incomplete")."""
+    """The value of every PCR the log extends in `bank`.
+
+    Raises Malformed("eventlog.bank_missing" | "eventlog.bank_incomplete").
+    """
     name = HASH_NAMES.get(bank, "sm3")
     if bank not in parsed.banks or bank not in HASH_SIZES:
         raise Malformed("eventlog.bank_missing", "the boot log has no such bank", expected=hex(bank))

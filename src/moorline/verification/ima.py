@@ -1,12 +1,13 @@
-"""Does an IMA list replay to the quoted PCR 10, from where the verifier stopped last time? (PROTOCOLS.md 8, incremental.)
+"""Whether an IMA list replays to the quoted PCR 10 from where the verifier stopped last time (PROTOCOLS.md 8).
 
-1. The running value starts from what this verifier holds for the host, or from zero after a boot; never from the host's word.
+1. The running value starts from what this verifier holds for the host, or from zero after a boot; never from the host's
+   word.
 2. Every entry is of PCR 10, and its template hash is that of its own fields; a violation extends 0xff bytes.
 3. The list may be ahead of the quote: entries are taken until the running value is the quoted one, and no further.
 4. If it never is, nothing is taken and the evidence is refused: a gap, a changed, missing or reordered entry.
 
-What comes out says that these entries were measured, in this order. Whether they may run is policy. Kernels before 5.8, which pad
-SHA-1 template hashes in a SHA-256 bank, do not replay here.
+What comes out says that these entries were measured, in this order. Whether they may run is policy. Kernels before 5.8,
+which pad SHA-1 template hashes in a SHA-256 bank, do not replay here.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def verify_ima(before: ImaState, data: bytes, *, bank: int, quoted: bytes) -> Im
 
 
 def boot_aggregate(pcrs: Mapping[int, bytes]) -> bytes:
-    """The digest the first entry must hold: SHA-256 over PCR 0 to 9 of the SHA-256 bank (kernel: ima_calc_boot_aggregate)."""
+    """The digest the first entry must hold: SHA-256 over PCR 0 to 9 (kernel: ima_calc_boot_aggregate)."""
     return hashlib.sha256(b"".join(pcrs[index] for index in range(10))).digest()
 
 

@@ -2,10 +2,11 @@
 
 1. The endorsement key is a restricted decryption key that never leaves its TPM.
 2. A path leads from the EK certificate, over certificates the TPM brought along and ones the anchors carry, to an anchor
-   that configuration names. Each step: issuer name, signature, CA flag, path length, key usage, dates. There is no default anchor.
+   that configuration names. Each step: issuer name, signature, CA flag, path length, key usage, dates. There is no
+   default anchor.
 3. The EK certificate carries the TCG extended key usage (2.23.133.8.1) and is no CA; its key is the endorsement key.
-4. The attestation key is made by the TPM that holds the endorsement key: a secret sealed to the EK under the AK's name can be
-   opened only by a TPM that has both (`make_credential`; the caller supplies randomness).
+4. The attestation key is made by the TPM that holds the endorsement key: a secret sealed to the EK under the AK's name
+   can be opened only by a TPM that has both (`make_credential`; the caller supplies randomness).
 
 What this does not establish: that chip and host stand in the same place, or that the EK was not revoked since it was issued
 (TPM makers' CRLs are not consulted here; an endorsement key is revoked by revoking its platform record on the ledger).
@@ -84,7 +85,10 @@ class EndorsementKey:
 
 @cache
 def vendor_anchors() -> tuple[TpmAnchor, ...]:
-    """The makers whose roots are shipped and pinned here: Google's vTPMs, of root `virtual`. Others are configured by file."""
+    """The makers whose roots are shipped and pinned here: Google's vTPMs, of root `virtual`.
+
+    Others are configured by file.
+    """
     root, intermediate = (_shipped(*file) for file in _VENDOR)
     return (TpmAnchor(certificate=root, root=EvidenceRoot.VIRTUAL, intermediates=(intermediate,)),)
 

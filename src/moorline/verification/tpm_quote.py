@@ -1,4 +1,4 @@
-"""Is this quote authentic, fresh, and about exactly what was asked? (TPM 2.0 Library, Part 1, 18; PROTOCOLS.md 8.)
+"""Whether a quote is authentic, fresh, and about exactly what was asked (TPM 2.0 Library, Part 1, 18).
 
 1. Magic and type come before any other field, and the whole structure is consumed (evidence.tpm_quote).
 2. Scheme and hash are those the verifier enrolled the key with, never those a blob names.
@@ -77,8 +77,8 @@ class CertifiedNv:
 def attestation_key(ak_public: bytes, root: EvidenceRoot) -> AttestationKey:
     """The key of an enrolled TPMT_PUBLIC. `root` is what the enrolment (EK chain, credential activation) rests on.
 
-    Raises Malformed (`tpm.*`) and Refused("ak.attributes" | "ak.scheme") for keys that could sign something a TPM did not make.
-    It does not establish that the key is in any TPM: enrolment does.
+    Raises Malformed (`tpm.*`) and Refused("ak.attributes" | "ak.scheme") for keys that could sign something a TPM did not
+    make. It does not establish that the key is in any TPM: enrolment does.
     """
     public = tpm.parse_public(ak_public)
     require_ak_attributes(public)
@@ -163,7 +163,9 @@ def verify_nv_certification(
 
 
 def verify_progress(before: ClockInfo | None, now: ClockInfo) -> bool:
-    """True if the machine booted (or is new) since `before`. Raises NotAuthentic("tpm.clock_regressed") if counters went back.
+    """True if the machine booted (or is new) since `before`.
+
+    Raises NotAuthentic("tpm.clock_regressed") if counters went back.
 
     A TPM that lost power without shutdown may show an earlier clock after its reset; it then says so itself (`safe`).
     """

@@ -1,7 +1,8 @@
 """What a host and the attestation authority say to each other: enrolment, challenge, evidence, verdict (PROTOCOLS.md 8).
 
-Deterministic CBOR over HTTPS. None of it is authenticated by the connection: the host proves itself by its TPM. `HostEvidence`
-is also the evidence of role `host` in the attested session; there the challenge is `session_qualifying_data(binding)`.
+Deterministic CBOR over HTTPS. None of it is authenticated by the connection: the host proves itself by its TPM.
+`HostEvidence` is also the evidence of role `host` in the attested session; there the challenge is
+`session_qualifying_data(binding)`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class EnrolProof:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enrolled:
-    """This attestation key is the host's from now on; another TPM cannot take the name."""
+    """From now on the attestation key is the host's; another TPM cannot take the name."""
 
     host: str
     ak_name: Annotated[bytes, Size(at_most=80)]
