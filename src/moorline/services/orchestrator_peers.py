@@ -210,11 +210,12 @@ def _result_json(host: str, result: AttestationResult | None, problem: tuple[str
     if result is None:
         code, says = problem or ("result.none", "no result")
         return {"host": host, "status": "none", "code": code, "says": says}
+    refusal = result.first_refusal()
     return {
         "host": host,
         "status": result.status.word,
-        "code": None,
-        "says": f"until {rendered(result.expires)}",
+        "code": None if refusal is None else refusal.code,
+        "says": f"until {rendered(result.expires)}" if refusal is None else refusal.says,
         "root": result.root.value,
         "issued": result.issued,
         "expires": result.expires,
