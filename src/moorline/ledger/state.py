@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import cast
 
 from moorline.digest import tagged_hash
@@ -229,7 +230,12 @@ def _by_hsm(draft: Draft, transaction: Transaction, provider: r.ProviderRecord, 
 
 def _ca_keys(provider: r.ProviderRecord, draft: Draft) -> tuple[bytes, ...]:
     ders = provider.ca_certificates_at(draft.block.at)
-    return tuple(keys.public_bytes(issuance.public_key(issuance.parse(der))) for der in ders)
+    return tuple(_key_of(der) for der in ders)
+
+
+@lru_cache(maxsize=1024)  # bounded: one entry a CA certificate that signs transactions
+def _key_of(der: bytes) -> bytes:
+    return keys.public_bytes(issuance.public_key(issuance.parse(der)))
 
 
 def _signed_by(transaction: Transaction, allowed: tuple[bytes, ...]) -> None:
