@@ -157,3 +157,24 @@ async def test_nobody_there_is_unavailable():
         async with client(f"127.0.0.1:{free.getsockname()[1]}") as session:
             with pytest.raises(Unavailable, match="peer.unreachable"):
                 await session.get_json("/healthz")
+
+
+async def test_a_server_that_is_stopped_can_be_followed_by_another_on_the_same_port():
+    chain, key = PKI.identity(SERVER)
+    listen = "127.0.0.1:0"
+    for _ in range(3):
+        bound: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(
+            http.serve(
+                http.application("test"),
+                listen=listen,
+                identity=http.TlsIdentity(chain_pem=chain, key_pem=key),
+                client_roots_pem=None,
+                ready=bound.set_result,
+            )
+        )
+        listen = await bound
+        async with client(listen) as session:
+            assert (await session.get_json("/healthz"))["ready"] is True
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -225,6 +225,12 @@ async def serve(
     try:
         await server.serve(sockets=[sock])
     finally:
+        # uvicorn closes these only when it ends by itself; left open, the loop would poll a dead descriptor and the next
+        # server of this process, whose socket gets the same number, would never accept.
+        for listener in getattr(server, "servers", ()):
+            listener.close()
+        for connection in list(server.server_state.connections):
+            connection.shutdown()
         sock.close()
 
 
