@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from moorline.host_agent.attestation import HostAttestation
 
 RETRY_S: Final = 2.0
+RENEW_RETRY_S: Final = 30.0
 FILES_REREAD_S: Final = 600.0
 
 
@@ -166,14 +167,18 @@ class _Server:
         if after is not None:
             await after.wait()
         roots = self._settings.roots.read_bytes()
+        standing: Standing | None = None
         while True:
             try:
                 standing = await obtain()
             except MoorlineError as error:
                 self._log.warning("no identity", **error.as_problem())
-                self._announce(address="", code=error.code)
-                await asyncio.sleep(RETRY_S)
-                continue
+                if standing is None:
+                    self._announce(address="", code=error.code)
+                    await asyncio.sleep(RETRY_S)
+                    continue
+                # The broker is away: what we have is good until it expires, and TLS says when that is.
+                standing = Standing(identity=standing.identity, renew_after_s=RENEW_RETRY_S)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(standing.renew_after_s):
                     await http.serve(
