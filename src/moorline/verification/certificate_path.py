@@ -1,4 +1,4 @@
-"""A path of certificates in a given order, for vendors whose evidence brings its own (AWS Nitro, PSA).
+"""A path of certificates in a given order, for vendors whose evidence brings its own (Nitro, PSA, GCE vTPM).
 
 The path is DER, leaf first, anchor last; whether the anchor is trusted is the caller's business. In order:
 
@@ -22,7 +22,7 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtensionOID
 
 from moorline.clock import Instant, Validity, rendered
@@ -45,7 +45,7 @@ _HASHES: Final = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 class JudgedPath:
     """A path that holds, at the times in `validity` only. `key` is the leaf's."""
 
-    key: ec.EllipticCurvePublicKey
+    key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey
     validity: tuple[Validity, ...]
 
 
@@ -68,8 +68,8 @@ def judge_path(path: tuple[bytes, ...]) -> JudgedPath:
     for certificate in certificates:
         _only_handled(certificate)
     key = leaf.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise NotAuthentic("path.leaf_key", "the leaf does not hold an elliptic-curve key", got=type(key).__name__)
+    if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey):
+        raise NotAuthentic("path.leaf_key", "the leaf holds neither an RSA nor an elliptic key", got=type(key).__name__)
     return JudgedPath(key=key, validity=tuple(_validity(certificate) for certificate in certificates))
 
 

@@ -15,7 +15,7 @@ from typing import Final
 import cbor2
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from moorline.errors import NotAuthentic
@@ -57,7 +57,7 @@ def point_key(point: bytes, curve: ec.EllipticCurve) -> ec.EllipticCurvePublicKe
         raise NotAuthentic("cose.key_unusable", "the key is not a point of its curve", expected=curve.name) from None
 
 
-def verify_sign1(cose: Cose, key: ec.EllipticCurvePublicKey, *, allowed: frozenset[int]) -> None:
+def verify_sign1(cose: Cose, key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey, *, allowed: frozenset[int]) -> None:
     """Returns if `key` signed `cose`. Raises NotAuthentic (`cose.*`)."""
     if cose.tag == eat_cbor.TAG_MAC0 or cose.algorithm not in allowed or cose.algorithm not in _SIGN:
         raise NotAuthentic(
@@ -67,6 +67,8 @@ def verify_sign1(cose: Cose, key: ec.EllipticCurvePublicKey, *, allowed: frozens
             got=cose.algorithm,
         )
     curve, algorithm, size = _SIGN[cose.algorithm]
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise NotAuthentic("cose.key_unusable", "the key is not an elliptic-curve key", got=type(key).__name__)
     if not isinstance(key.curve, curve):
         raise NotAuthentic(
             "cose.key_curve", "the key is of another curve than the algorithm", expected=curve.name, got=key.curve.name
