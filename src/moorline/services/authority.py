@@ -27,7 +27,7 @@ from moorline.ledger.ceremony import AuthorityKeys
 from moorline.ledger.engines.embedded import Cosigner, Sequencer
 from moorline.ledger.engines.node import Node, encode_status
 from moorline.ledger.genesis import Genesis
-from moorline.nfv import Role
+from moorline.nfv import Role, SpiffeId
 from moorline.services.http import TlsIdentity, application, require, serve
 from moorline.services.process import announce_ready
 from moorline.storage.database import open_database
@@ -171,28 +171,34 @@ def authority_app(node: Node, engine: Sequencer | Cosigner) -> FastAPI:
 def _public_routes(app: FastAPI, node: Node, engine: Sequencer | Cosigner) -> None:
     @app.post("/v1/transactions")
     async def submit(request: Request) -> Response:
+        """Public: a transaction is signed by its sender. Answers with the receipt once a quorum signed."""
         return _cbor(await engine.submit(await request.body()))
 
     @app.get("/v1/proof")
     async def prove(key: Annotated[list[str], Query(max_length=64)]) -> Response:
+        """Public: a proof bundle for the keys named, which proves itself."""
         return _cbor(node.prove(key))
 
     @app.get("/v1/checkpoint")
     async def checkpoint() -> Response:
+        """Public: the newest checkpoint, a signed note."""
         return Response(node.signed_note(), media_type="text/plain; charset=utf-8")
 
     @app.get("/v1/blocks/{height}")
     async def block(height: Annotated[int, PathParameter(ge=0, le=MAX_HEIGHT)]) -> Response:
+        """Public: a block and its signed note."""
         return _cbor(node.committed(height))
 
     @app.get("/v1/ledger")
     async def ledger() -> Response:
+        """Public: the genesis and how far this authority is."""
         return _cbor(encode_status(node))
 
 
 def _cosigner_routes(app: FastAPI, node: Node, engine: Cosigner) -> None:
-    def of_sequencer(request: Request) -> None:
-        caller = require(request, Role.AUTHORITY, trust_domain=node.genesis.consortium_domain)
+    domain = node.genesis.consortium_domain
+
+    def is_sequencer(caller: SpiffeId) -> None:
         if caller.segments != (node.genesis.sequencer,):
             raise Refused(
                 "ledger.not_sequencer",
@@ -203,12 +209,14 @@ def _cosigner_routes(app: FastAPI, node: Node, engine: Cosigner) -> None:
 
     @app.post("/v1/cosign")
     async def cosign(request: Request) -> Response:
-        of_sequencer(request)
+        """The sequencer only: a signature line for a block it proposes."""
+        is_sequencer(require(request, Role.AUTHORITY, trust_domain=domain))
         return Response(await engine.cosign(await request.body()), media_type="text/plain; charset=utf-8")
 
     @app.post("/v1/blocks")
     async def announce(request: Request) -> Response:
-        of_sequencer(request)
+        """The sequencer only: a block that a quorum signed."""
+        is_sequencer(require(request, Role.AUTHORITY, trust_domain=domain))
         await engine.announce(await request.body())
         return _cbor(b"")
 
