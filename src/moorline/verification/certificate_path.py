@@ -15,6 +15,7 @@ alone, so paths that hold are kept, bounded.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -54,7 +55,7 @@ def judge_path(path: tuple[bytes, ...]) -> JudgedPath:
     """The path, by rules 1 to 5. Raises Malformed and NotAuthentic (`path.*`)."""
     if not 2 <= len(path) <= MAX_PATH:
         raise NotAuthentic("path.broken", "a path is a leaf, its issuers and an anchor", expected=f"2 to {MAX_PATH}")
-    certificates = [_certificate(der) for der in path]
+    certificates = [parsed(der) for der in path]
     leaf, anchor = certificates[0], certificates[-1]
     if anchor.subject != anchor.issuer or not _signed_by(anchor, anchor) or not _is_ca(anchor, below=len(path) - 2):
         raise NotAuthentic("path.anchor", "the anchor is not a self-signed certificate of a CA")
@@ -92,14 +93,19 @@ def in_force(path: JudgedPath, now: Instant) -> None:
             )
 
 
-def _certificate(der: bytes) -> x509.Certificate:
-    """A certificate whose lazily decoded parts have been decoded once, so that nothing raises later."""
+def parsed(der: bytes) -> x509.Certificate:
+    """A certificate whose lazily decoded parts have been decoded once, so that nothing raises later. Establishes no trust.
+
+    Raises only Malformed("path.certificate_malformed").
+    """
     if len(der) > MAX_CERTIFICATE:
         raise Malformed("path.certificate_malformed", "a certificate is too large", expected=f"<= {MAX_CERTIFICATE} bytes")
     try:
-        certificate = x509.load_der_x509_certificate(der)
-        _ = (certificate.extensions, certificate.subject, certificate.issuer, certificate.public_key())
-        _ = (certificate.not_valid_before_utc, certificate.not_valid_after_utc, certificate.signature_hash_algorithm)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # names of Google's CAs are longer than X.520 allows
+            certificate = x509.load_der_x509_certificate(der)
+            _ = (certificate.extensions, certificate.subject, certificate.issuer, certificate.public_key())
+            _ = (certificate.not_valid_before_utc, certificate.not_valid_after_utc, certificate.signature_hash_algorithm)
     except Exception as error:  # the library raises ValueError, UnsupportedAlgorithm, DuplicateExtension and others
         raise Malformed("path.certificate_malformed", "not a certificate", got=type(error).__name__) from None
     return certificate

@@ -24,7 +24,6 @@ from functools import cache
 from importlib import resources
 from typing import Final
 
-from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
@@ -254,9 +253,9 @@ def _spki(key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey) -> bytes:
 def _path(leaf: bytes, supplied: tuple[bytes, ...], roots: tuple[bytes, ...]) -> tuple[bytes, ...]:
     """Leaf, issuers and root in order, by names; whether they hold together is for `certificate_path` to say."""
     path = [leaf]
-    named = [(der, _parsed(der)) for der in (*roots, *supplied)]
+    named = [(der, certificate_path.parsed(der)) for der in (*roots, *supplied)]
     for _ in range(certificate_path.MAX_PATH):
-        issuer = _parsed(path[-1]).issuer
+        issuer = certificate_path.parsed(path[-1]).issuer
         above = next((der for der, one in named if one.subject == issuer and der not in path), None)
         if above is None:
             break
@@ -264,7 +263,3 @@ def _path(leaf: bytes, supplied: tuple[bytes, ...], roots: tuple[bytes, ...]) ->
         if above in roots:
             return tuple(path)
     raise NotAuthentic("ak.chain", "the key's certificate leads to no trusted root", expected="a root of the cloud")
-
-
-def _parsed(der: bytes) -> x509.Certificate:
-    return certificate_path.parsed(der)

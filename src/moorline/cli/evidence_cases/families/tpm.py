@@ -81,7 +81,8 @@ def _parts(case: Case) -> SignedQuote:
     signatures = case.all_of("tpm-quote-sig") + [_raw(one) for one in case.all_of("tpm-quote-sig-raw")]
     if len(messages) != 1 or len(signatures) != 1:
         raise Unavailable("tpm.parts", "not one quote and one signature among the evidence")
-    bank, pcrs = None, {}
+    bank: int | None = None
+    pcrs: dict[int, bytes] = {}
     for values in case.all_of("tpm2-tools-pcrs"):
         banks = tpm_envelopes.parse_tpm2_tools_pcrs(values)
         if len(banks) != 1:
