@@ -27,6 +27,7 @@ from moorline.ledger.ceremony import AuthorityKeys
 from moorline.ledger.engines.embedded import Cosigner, Sequencer
 from moorline.ledger.engines.node import Node, encode_status
 from moorline.ledger.genesis import Genesis
+from moorline.ledger.transactions import MAX_TRANSACTION_BYTES
 from moorline.nfv import Role, SpiffeId
 from moorline.services.http import TlsIdentity, application, require, serve
 from moorline.services.process import announce_ready
@@ -39,6 +40,7 @@ TLS_RENEWAL_S: Final = 1800
 PEER_TIMEOUT_S: Final = 3.0
 SUBMIT_TIMEOUT_S: Final = 20.0
 MAX_HEIGHT: Final = (1 << 53) - 1
+# What the sequencer may send a cosigner; everybody else sends transactions.
 BODY_CAP: Final = 2 * blocks.MAX_BLOCK_BYTES
 
 
@@ -161,7 +163,9 @@ def authority_app(node: Node, engine: Sequencer | Cosigner) -> FastAPI:
     def why_not() -> str | None:
         return None if node.note is not None else "no block has been signed yet"
 
-    app = application("moorline authority", body_cap=BODY_CAP, ready=why_not)
+    app = application(
+        "moorline authority", body_cap=BODY_CAP if isinstance(engine, Cosigner) else MAX_TRANSACTION_BYTES, ready=why_not
+    )
     _public_routes(app, node, engine)
     if isinstance(engine, Cosigner):
         _cosigner_routes(app, node, engine)
