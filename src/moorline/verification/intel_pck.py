@@ -53,7 +53,7 @@ _ECDSA: Final = ec.ECDSA(hashes.SHA256())
 _MAX_CHAIN: Final = 32768
 _MAX_CRL: Final = 1 << 20
 _PEM: Final = re.compile(
-    rb"\s*-----BEGIN CERTIFICATE-----\r?\n([A-Za-z0-9+/=\r\n]{1,12000})-----END CERTIFICATE-----(?:\r?\n)*"
+    rb"[\r\n]*-----BEGIN CERTIFICATE-----\r?\n([A-Za-z0-9+/=\r\n]{1,12000})-----END CERTIFICATE-----(?:\r?\n)*"
 )
 
 
@@ -221,10 +221,13 @@ def pem_certificates(data: bytes) -> tuple[bytes, ...]:
         one = _PEM.match(text, at)
         if one is None:
             raise Malformed("intel.chain_malformed", "not a chain of PEM certificates", got=f"byte {at}")
+        text_64 = one.group(1).replace(b"\r", b"").replace(b"\n", b"")
         try:
-            found.append(base64.b64decode(one.group(1).replace(b"\r", b"").replace(b"\n", b""), validate=True))
+            found.append(base64.b64decode(text_64, validate=True))
         except binascii.Error:
             raise Malformed("intel.chain_malformed", "a PEM certificate is not base64", got=f"byte {at}") from None
+        if base64.b64encode(found[-1]) != text_64:  # unused bits that are not zero: two texts for one certificate
+            raise Malformed("intel.chain_malformed", "a PEM certificate is not canonical base64", got=f"byte {at}")
         at = one.end()
     if not found:
         raise Malformed("intel.chain_malformed", "a chain without certificates")
