@@ -69,8 +69,44 @@ def verifier_settings(made, provider, directory, maker):
     )
 
 
+def published(directory, now):
+    """Signed reference values for good boots, and the key that signed them."""
+    signer = ec.generate_private_key(ec.SECP256R1())
+    values = firmware.reference_values(
+        firmware.GOOD, name="good", not_before=Instant(now - 60), not_after=Instant(now + 3000)
+    )
+    (directory / "good.cose").write_bytes(reference_values.sign(values, keys.KeySigner(signer)))
+    (directory / "signer.der").write_bytes(keys.public_bytes(signer.public_key()))
+    return signer
+
+
+def booted(tpm, directory, signer, now):
+    """A good boot, and the location tag of h1 in the TPM."""
+    firmware.boot(tpm, directory, firmware.GOOD)
+    ek_digest = endorsement_digest(parse_public(tpm.endorsement().public).key())
+    tag = reference_values.sign_tag(
+        reference_values.LocationTag(host="h1", ek_digest=ek_digest, location="EU/DE", not_after=now + 3000),
+        keys.KeySigner(signer),
+    )
+    tpm.write_location(reference_values.tag_digest(tag))
+    return ek_digest, tag
+
+
+def platform(ek_digest, tag):
+    """What the provider says about h1 on the ledger."""
+    return tx.RegisterPlatform(
+        id="h1",
+        chip_id=b"\x01" * 64,
+        product="Milan",
+        ek_digest=ek_digest,
+        location="EU/DE",
+        tag_digest=hashlib.sha256(tag).digest(),
+        simulated=True,
+    )
+
+
 async def test_a_result_is_signed_in_the_token_and_survives_a_killed_verifier(maker, running, tmp_path):
-    """verifies that: enrolment needs the ledger; results are signed in the token; state survives SIGKILL; revocation ends it"""
+    """verifies that: enrolment needs the ledger; the token signs; state survives SIGKILL; revocation ends the result"""
     now = SystemClock().now()
     made = await Consortium.found(tmp_path, max_age_s=4)
     process = None
@@ -79,12 +115,7 @@ async def test_a_result_is_signed_in_the_token_and_survives_a_killed_verifier(ma
         directory = tmp_path / "verifier"
         await issued(alpha, "spiffe://alpha.test/verifier/v1", directory)
         reader = await issued(alpha, "spiffe://alpha.test/orchestrator/o1", tmp_path / "orchestrator")
-        signer = ec.generate_private_key(ec.SECP256R1())
-        values = firmware.reference_values(
-            firmware.GOOD, name="good", not_before=Instant(now - 60), not_after=Instant(now + 3000)
-        )
-        (directory / "good.cose").write_bytes(reference_values.sign(values, keys.KeySigner(signer)))
-        (directory / "signer.der").write_bytes(keys.public_bytes(signer.public_key()))
+        signer = published(directory, now)
         configured = verifier_settings(made, alpha, directory, maker)
         settings.write(configured, directory / "verifier.toml")
         process = Process(("verifier", "run", "--config", str(directory / "verifier.toml")), directory / "log")
@@ -92,13 +123,7 @@ async def test_a_result_is_signed_in_the_token_and_survives_a_killed_verifier(ma
         assert process.said["service"] == "verifier"
 
         with Tpm.open(running[0].tcti) as tpm:
-            firmware.boot(tpm, tmp_path / "h1", firmware.GOOD)
-            ek_digest = endorsement_digest(parse_public(tpm.endorsement().public).key())
-            tag = reference_values.sign_tag(
-                reference_values.LocationTag(host="h1", ek_digest=ek_digest, location="EU/DE", not_after=now + 3000),
-                keys.KeySigner(signer),
-            )
-            tpm.write_location(reference_values.tag_digest(tag))
+            ek_digest, tag = booted(tpm, tmp_path / "h1", signer, now)
             logs = FileLogs(tmp_path / "h1" / firmware.EVENT_LOG, tmp_path / "h1" / firmware.IMA_LIST)
             url, roots = f"https://{configured.listen}", made.ceremony.roots_pem
             async with HttpClient(url, server_name=NAME, roots_pem=roots) as session:
@@ -106,17 +131,7 @@ async def test_a_result_is_signed_in_the_token_and_survives_a_killed_verifier(ma
                 with pytest.raises(Refused) as refused:
                     await agent.enrol()
                 assert refused.value.code.startswith("ledger.")
-                await alpha.submitter.send(
-                    tx.RegisterPlatform(
-                        id="h1",
-                        chip_id=b"\x01" * 64,
-                        product="Milan",
-                        ek_digest=ek_digest,
-                        location="EU/DE",
-                        tag_digest=hashlib.sha256(tag).digest(),
-                        simulated=True,
-                    )
-                )
+                await alpha.submitter.send(platform(ek_digest, tag))
                 await agent.enrol()
                 assert (await agent.attest()).status == "affirming"
 

@@ -320,16 +320,14 @@ async def run(configured: VerifierSettings, *, announce: Callable[..., None] = a
     clock = SystemClock()
     trust = LedgerTrust.parse(_read(configured.ledger_trust))
     anchors = read_anchors(configured, trust)
-    identity = ClientIdentity(
-        certificate_chain_pem=_read(configured.identity_chain), private_key_pem=_read(configured.identity_key)
-    )
+    identity = _identity(configured)
     verifier = require_identity(configured, identity.certificate_chain_pem)
     roots_pem = _read(configured.consortium_roots)
     store = VerifierStore.open(configured.database)
     endpoints = tuple(_endpoint(text) for text in configured.ledger_urls)
     async with LedgerClient(endpoints, roots_pem=roots_pem) as ledger:
         platforms = LedgerPlatforms(ledger, trust, store, provider=configured.provider, clock=clock)
-        authority = compose(configured, anchors, verifier, store, platforms, _signer(configured, roots_pem, identity), clock)
+        authority = compose(configured, anchors, verifier, store, platforms, _signer(configured, roots_pem), clock)
         await http.serve(
             application(authority, anchors, trust_domain=configured.trust_domain, clock=clock),
             listen=configured.listen,
@@ -402,7 +400,7 @@ def require_identity(configured: VerifierSettings, chain_pem: bytes) -> SpiffeId
     return expected
 
 
-def _signer(configured: VerifierSettings, roots_pem: bytes, identity: ClientIdentity) -> Sign:
+def _signer(configured: VerifierSettings, roots_pem: bytes) -> Sign:
     if configured.ear_key is not None:
         return local_signer(configured.ear_key)
     url, name = configured.broker_url, configured.broker_name
@@ -412,10 +410,18 @@ def _signer(configured: VerifierSettings, roots_pem: bytes, identity: ClientIden
         )
 
     async def sign(message: bytes) -> bytes:
+        # The identity is read each time: it lives an hour at most, and whoever renews it replaces the files.
+        identity = _identity(configured)
         async with HttpClient(url, server_name=name, roots_pem=roots_pem, identity=identity) as client:
             return await broker_signer(client)(message)
 
     return sign
+
+
+def _identity(configured: VerifierSettings) -> ClientIdentity:
+    return ClientIdentity(
+        certificate_chain_pem=_read(configured.identity_chain), private_key_pem=_read(configured.identity_key)
+    )
 
 
 def _endpoint(text: str) -> Endpoint:
