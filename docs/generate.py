@@ -43,7 +43,8 @@ def codes() -> str:
         lines.append(f"| `{code}` | {kinds} | {words[code]} | {places} |")
     intro = (
         "# Codes\n\nEvery refusal carries one of these. The kind decides HTTP status and exit code: Malformed 400/2, "
-        "NotAuthentic 401/1,\nRefused 403/1, Conflict 409/1, Unavailable 503/2, Misconfigured 500/2; `finding` is a row of a verdict.\n\n"
+        "NotAuthentic 401/1,\nRefused 403/1, Conflict 409/1, Unavailable 503/2, Misconfigured 500/2; "
+        "`finding` is a row of a verdict.\n\n"
     )
     return HEAD + intro + "\n".join(lines) + "\n"
 
@@ -64,10 +65,8 @@ def endpoints() -> str:
 
 def settings() -> str:
     """All keys of all TOML files, from the frozen dataclasses that load them."""
-    parts = [
-        "# Settings\n\nOne TOML file a service; unknown keys are refused with the nearest known name. "
-        "Paths are relative to the file.\n"
-    ]
+    head = "# Settings\n\nOne TOML file a service; unknown keys are refused with the nearest known name."
+    parts = [f"{head} Paths are relative to the file.\n"]
     for path, tree in modules("services"):
         for cls in (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("Settings")):
             parts.append(f"\n## `{path.stem}`: {cls.name}\n\n{(ast.get_docstring(cls) or '').strip()}\n")

@@ -39,29 +39,26 @@ _UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[2]
 """What typer raises for any wrong use; it is the base of its public BadParameter and has no public name itself."""
 
 
+_LISTING: Final = "moorline.cli.listing"
+
+
 class Nouns(TyperGroup):
     """The nouns, each imported when it is asked for: `moor --help` loads none of them."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401 - typer's context type is private
-        """All nouns, in the order of NOUNS."""
-        del ctx
+        """All nouns, in the order of NOUNS. Whoever lists them wants their words, not their modules."""
+        ctx.meta[_LISTING] = True
         return list(NOUNS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401 - typer's command type is private
         """The command group of one noun, or None."""
-        del ctx
         if cmd_name not in NOUNS:
             return None
-        if _listing_only():
+        if ctx.meta.get(_LISTING):
             return typer.main.get_command(_placeholder(cmd_name))
         command = typer.main.get_command(importlib.import_module(f"moorline.cli.{cmd_name.replace('-', '_')}").app)
         command.name, command.help = cmd_name, NOUNS[cmd_name]
         return command
-
-
-def _listing_only() -> bool:
-    """True for `moor` and `moor --help`: then no noun is loaded."""
-    return not any(word in NOUNS for word in sys.argv[1:2])
 
 
 def _placeholder(noun: str) -> typer.Typer:

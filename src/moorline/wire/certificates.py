@@ -148,8 +148,10 @@ def parse_certificate(der: bytes) -> x509.Certificate:
         )
     try:
         certificate = x509.load_der_x509_certificate(der)
-        _ = certificate.extensions
-        _ = certificate.public_key()
+        # Parsed only when asked for: whatever is odd in them must show here and not in somebody's judgement later.
+        _ = (certificate.extensions, certificate.public_key(), certificate.issuer, certificate.subject)
+        _ = (certificate.not_valid_before_utc, certificate.not_valid_after_utc, certificate.serial_number)
+        _ = certificate.signature_algorithm_oid
     except Exception as error:  # the loader raises several kinds on odd bytes; all mean the same here
         raise Malformed("certificate.undecodable", "the bytes are not a certificate", got=type(error).__name__) from None
     return certificate
