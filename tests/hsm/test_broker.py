@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from moorline.clock import SystemClock
-from moorline.errors import MoorlineError
+from moorline.errors import MoorlineError, Refused
 from moorline.hsm.exchange import BUNDLE_PURPOSE, TrustBundle
+from moorline.ledger import records
 from moorline.ledger import transactions as tx
+from moorline.ledger.light_client import verify_bundle
 from moorline.verification.chains import verify_chain
 from moorline.wire import cose, keys, schema
 from moorline.wire.certificates import spiffe_id_of
@@ -313,6 +316,54 @@ async def test_a_killed_broker_comes_back_with_everything(consortium):
         assert after[len(before)]["kind"] == "epoch-opened"
         assert (await admin.post_json("/v1/epochs", {}))["epoch"] > epoch["epoch"]
         assert "broker.database_restored" not in {a["code"] for a in (await admin.get_json("/v1/alarms"))["alarms"]}
+
+
+async def anchored_size(consortium, provider: str) -> int:
+    key = records.audit_anchor_key(provider, "hsm-1")
+    bundle = await consortium.client.prove((key,))
+    state = verify_bundle(bundle, consortium.ceremony.trust, now=SystemClock().now())
+    try:
+        return records.parse(records.AuditAnchorRecord, state.record(key)).size
+    except Refused:
+        return 0
+
+
+async def until_anchored(consortium, provider: str, size: int) -> None:
+    async with asyncio.timeout(20):
+        while await anchored_size(consortium, provider) < size:  # noqa: ASYNC110 - the condition is in another process
+            await asyncio.sleep(0.1)
+
+
+async def test_a_database_behind_its_anchor_stops_launching(consortium):
+    """verifies that: the log is anchored on the ledger, and a broker with a restored database raises an alarm."""
+    delta = await consortium.admit("delta")
+    database = delta.settings.database
+
+    async def one_more(count: int) -> None:
+        """Add an entry; stop and start, for a broker anchors what it has when it starts."""
+        async with delta.admin() as admin:
+            await admin.post_json("/v1/enrolment-codes", {"device": f"d-{count}"})
+        await delta.broker.stop()
+
+    await one_more(1)
+    shutil.copy(database, database.with_suffix(".backup"))
+    await delta.broker.start()
+    await until_anchored(consortium, "delta", 1)
+    await one_more(2)
+    await delta.broker.start()
+    await until_anchored(consortium, "delta", 2)
+    async with delta.admin() as admin:
+        assert (await admin.get_json("/v1/alarms"))["alarms"] == []
+    await delta.broker.stop()
+    for left in database.parent.glob(f"{database.name}-*"):
+        left.unlink()
+    shutil.copy(database.with_suffix(".backup"), database)
+    for _ in range(2):  # noticed once, not at every start
+        await delta.broker.start()
+        async with delta.admin() as admin:
+            alarms = (await admin.get_json("/v1/alarms"))["alarms"]
+        assert [alarm["code"] for alarm in alarms] == ["broker.database_restored"]
+        await delta.broker.stop()
 
 
 async def test_bundles_are_signed_for_one_peer(consortium):

@@ -52,11 +52,16 @@ class LaunchKeys:
     def reconcile(self, now: Instant) -> bool:
         """Compare the database with the token's counter; True if they agree, else everything leased is discarded."""
         with self._moving:
-            counter, stored = self._token.counter(COUNTER), self._store.fact("counter")
-            if counter == stored:
+            if self._token.counter(COUNTER) == self._store.fact("counter"):
                 return True
-            self._store.discard(counter=counter, stored=stored, at=now)
+            says = "the database is behind the token's counter: it was restored, or the broker died between the two"
+            self.discard(says, anchored=self._store.fact("anchor-accepted"), now=now)
             return False
+
+    def discard(self, says: str, *, anchored: int, now: Instant) -> None:
+        """The database was restored: pools, epochs and leases are void until the operator opens the next epoch."""
+        with self._moving:
+            self._store.discard(counter=self._token.counter(COUNTER), anchored=anchored, says=says, at=now)
 
     def open_epoch(self, now: Instant) -> Epoch:
         """Close the epoch that runs, with grace, and open the next. An operator's call also ends a halt."""

@@ -8,6 +8,7 @@ Three doors. The session port (broker_sessions): attested launchers, functions, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ _TLS_LIFE_S: Final = 3000
 _RENEW_BEFORE_S: Final = 1200
 _REFILL_EVERY_S: Final = 5.0
 _GRACE_MAX_S: Final = 120
+_LEDGER_FIRST_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,11 +137,13 @@ class Broker:
     launch_keys: LaunchKeys
     pool: KeyPool
     ledger: LedgerView
+    ledger_client: LedgerClient
     hosts: HostAuthority | None
     anchors: AnchorSet
     tls: TlsKeys
     verifier_signer: keys.Signer
     refill: asyncio.Event
+    judged: asyncio.Event
 
     def require_hosts(self) -> HostAuthority:
         """The attestation authority; raises Misconfigured("broker.no_verifier") if there is none."""
@@ -216,24 +220,32 @@ def _assembled(
         launch_keys=LaunchKeys(token, store, terms),
         pool=KeyPool(token, store, Watermarks(low=settings.pool_low, high=settings.pool_high)),
         ledger=LedgerView(client, trust, store, clock),
+        ledger_client=client,
         hosts=_hosts(settings, token, tls, roots_pem, clock),
         anchors=_anchors(settings),
         tls=tls,
         verifier_signer=keys.KeySigner(TokenEcKey(token, VERIFIER)),
         refill=asyncio.Event(),
+        judged=asyncio.Event(),
     )
 
 
 async def run(settings: BrokerSettings, *, ready: Callable[[dict[str, str]], None]) -> None:
     """Serve until cancelled. `ready` is called once, with the addresses that are really bound."""
-    from moorline.services import broker_admin, broker_est, broker_sessions
+    from moorline.services import broker_admin, broker_anchor, broker_est, broker_sessions
     from moorline.services.process import serve_all
 
     broker = compose(settings)
+    anchoring: asyncio.Future[None] | None = None
     try:
         now = broker.clock.now()
         broker.launch_keys.reconcile(now)
         await asyncio.to_thread(_prefill, broker)
+        anchoring = asyncio.ensure_future(broker_anchor.keep_anchored(broker))
+        with contextlib.suppress(TimeoutError):
+            # Whoever waits for the ready line wants to launch. Without a ledger the broker still enrols and answers.
+            async with asyncio.timeout(_LEDGER_FIRST_S):
+                await broker.judged.wait()
         server = await broker_sessions.serve(broker)
         bound: dict[str, str] = {"sessions": server.address}
         waiting = {"https", "admin"}
@@ -250,9 +262,12 @@ async def run(settings: BrokerSettings, *, ready: Callable[[dict[str, str]], Non
                 server.serve_forever(),
                 broker_est.serve(broker, lambda address: on_bound("https", address)),
                 broker_admin.serve(broker, lambda address: on_bound("admin", address)),
+                anchoring,
                 _keep_pools(broker),
             )
     finally:
+        if anchoring is not None:
+            anchoring.cancel()
         await broker.ledger.aclose()
         broker.close()
 

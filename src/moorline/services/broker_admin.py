@@ -10,13 +10,14 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
+from moorline.audit.log import LogEntry, entry_digest
 from moorline.clock import Instant
 from moorline.errors import Malformed
 from moorline.hsm.ceremony import public_keys
@@ -25,7 +26,7 @@ from moorline.services import broker_peers, http
 from moorline.services.broker import Broker
 from moorline.services.broker_est import code_digest, csr_key
 from moorline.services.broker_role import issued
-from moorline.wire import cbor, keys
+from moorline.wire import keys, schema
 
 _CODE_BYTES: Final = 16
 _CODE_MAX_S: Final = 7 * 24 * 3600
@@ -173,18 +174,7 @@ def _reading_routes(app: FastAPI, broker: Broker) -> None:
     async def audit(first: int = 0) -> dict[str, list[dict[str, object]]]:
         """Audit entries from `first` on, at most 1000."""
         found = await asyncio.to_thread(broker.store.audit, first=max(0, first))
-        return {
-            "entries": [
-                {
-                    "number": e.number,
-                    "at": e.at,
-                    "kind": e.kind,
-                    "body": _shown(cbor.decode(e.body)),
-                    "digest": e.digest.hex(),
-                }
-                for e in found
-            ]
-        }
+        return {"entries": [_entry(data) for data in found]}
 
 
 def _issue(broker: Broker, asked: SvidRequest) -> dict[str, object]:
@@ -251,11 +241,13 @@ def _b64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def _shown(item: Any) -> object:  # noqa: ANN401 - any CBOR item
-    if isinstance(item, bytes):
-        return item.hex()
-    if isinstance(item, dict):
-        return {key: _shown(value) for key, value in item.items()}
-    if isinstance(item, list):
-        return [_shown(value) for value in item]
-    return item
+def _entry(data: bytes) -> dict[str, object]:
+    entry = schema.decode(LogEntry, data)
+    return {
+        "number": entry.number,
+        "at": entry.time,
+        "kind": entry.event,
+        "subject": entry.subject,
+        "body": entry.details,
+        "digest": entry_digest(data).hex(),
+    }

@@ -24,6 +24,7 @@ from moorline.policy import sec009
 from moorline.rats import Assurance, CapabilityLevel
 from moorline.services.broker import Broker
 from moorline.services.broker_access import authorise_device
+from moorline.services.broker_anchor import require_judged
 from moorline.services.broker_enclaves import appraise_enclave, revocable_enclave
 from moorline.services.broker_hosts import Standing
 from moorline.services.broker_role import (
@@ -55,6 +56,7 @@ class FunctionSession:
     async def appraise(self) -> bytes:
         """Numbers are those of the module's docstring."""
         broker = self.broker
+        require_judged(broker)
         fields = launch.parse_fields(schema.decode(FunctionFields, self.claim.fields).launch_fields)
         for name, what in ((fields.service, "service"), (fields.instance, "instance"), (fields.host, "host")):
             parse_name(name, what)

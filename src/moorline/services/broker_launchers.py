@@ -22,6 +22,7 @@ from moorline.ledger import standing
 from moorline.ledger.records import RevocationKind
 from moorline.nfv import Role, SpiffeId
 from moorline.services.broker import Broker
+from moorline.services.broker_anchor import require_judged
 from moorline.services.broker_enclaves import appraise_enclave, revocable_enclave
 from moorline.services.broker_role import (
     issue_for_session,
@@ -53,6 +54,7 @@ class LauncherSession:
     async def appraise(self) -> bytes:
         """Numbers are those of the module's docstring."""
         broker, provider = self.broker, self.broker.settings.provider
+        require_judged(broker)
         fields = schema.decode(LauncherFields, self.claim.fields)
         claims = (await asyncio.to_thread(appraise_enclave, broker, self.claim)).value
         revocable = (

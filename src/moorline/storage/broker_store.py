@@ -19,15 +19,16 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
+from moorline.audit.log import LogEntry, SecureLog, entry_digest
 from moorline.clock import Instant
-from moorline.digest import tagged_hash
 from moorline.errors import Conflict, MoorlineError, Refused, Unavailable
 from moorline.storage.database import open_database
-from moorline.wire import cbor
+from moorline.wire import schema
 
 CONSUMED: Final = "consumed"
 CONFIRMED: Final = "confirmed"
-_GENESIS: Final = bytes(32)
+AUDIT_DOMAIN: Final = "broker"
+_SUBJECT_CHARS: Final = 512
 
 
 def _table(name: str, *columns: str) -> sa.TableClause:
@@ -51,7 +52,7 @@ _CODES = _table("enrolment_codes", "device", "code_digest", "not_after", "key_di
 _DEVICES = _table("devices", "device", "key_digest", "enrolled")
 _CERTIFICATES = _table("certificates", "serial", "spiffe_id", "key_digest", "not_after", "der")
 _PEERS = _table("peers", "provider", "hsm", "at", "sequence", "transcript", "bundle")
-_AUDIT = _table("audit", "number", "at", "kind", "body", "digest")
+_AUDIT = _table("audit", "number", "data")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,17 +162,6 @@ class Peer:
     bundle: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditEntry:
-    """One entry of the log; `digest` chains over all before it."""
-
-    number: int
-    at: Instant
-    kind: str
-    body: bytes
-    digest: bytes
-
-
 class BrokerStore:
     """The broker's durable state. Safe for threads and, on one database, for several processes."""
 
@@ -230,17 +220,21 @@ class BrokerStore:
             c.execute(sa.delete(_DOCUMENTS).where(_DOCUMENTS.c.name == name))
             c.execute(sa.insert(_DOCUMENTS).values(name=name, value=value))
 
-    def discard(self, *, counter: int, stored: int, at: Instant) -> None:
-        """After a database was restored: no pool, no epoch, no lease is worth anything, and a person must look."""
+    def discard(self, *, counter: int, anchored: int, says: str, at: Instant) -> None:
+        """After a database was restored: no pool, no epoch, no lease is worth anything, and a person must look.
+
+        `counter` is what the token's counter says, `anchored` the size of the log the ledger knows: both are taken as they
+        are from now on, so that one restoration is noticed once.
+        """
         with self._transaction() as c:
             c.execute(sa.delete(_POOL))
             c.execute(sa.update(_EPOCHS).values(accept_until=0, wrapped=None))
             c.execute(sa.update(_LEASES).values(void=True))
             _set_fact(c, "counter", counter)
+            _set_fact(c, "anchor-accepted", anchored)
             _set_fact(c, "halted", 1)
-            says = "the database is behind the token's counter: it was restored, or the broker died between the two"
-            _alarm(c, at, "broker.database_restored", says, f"token {counter}", f"database {stored}")
-            _append(c, at, "database-restored", {"counter": counter, "stored": stored})
+            _alarm(c, at, "broker.database_restored", says, f"token's counter {counter}", f"anchored log {anchored}")
+            _append(c, at, "database-restored", {"counter": counter, "anchored": anchored})
 
     # -- epochs, launchers, leases ----------------------------------------------------------------------------------
 
@@ -495,17 +489,10 @@ class BrokerStore:
         with self._transaction() as c:
             _append(c, at, kind, body)
 
-    def audit(self, *, first: int = 0, limit: int = 1000) -> tuple[AuditEntry, ...]:
-        """Audit entries in order."""
-        query = sa.select(_AUDIT).where(_AUDIT.c.number >= first).order_by(_AUDIT.c.number).limit(limit)
-        return tuple(AuditEntry(**row) for row in self._rows(query))
-
-
-def chained(previous: bytes, *, number: int, at: Instant, kind: str, body: bytes) -> bytes:
-    """The digest of an audit entry over the one before it (32 zero bytes before the first)."""
-    return tagged_hash(
-        "broker-audit", previous, number.to_bytes(8, "big"), at.to_bytes(8, "big"), kind.encode("ascii"), body
-    )
+    def audit(self, *, first: int = 0, limit: int = 1000) -> tuple[bytes, ...]:
+        """Encoded entries of the secure log (moorline.audit.log, domain AUDIT_DOMAIN), in order."""
+        query = sa.select(_AUDIT.c.data).where(_AUDIT.c.number >= first).order_by(_AUDIT.c.number).limit(limit)
+        return tuple(bytes(row["data"]) for row in self._rows(query))
 
 
 # Steps inside a transaction ---------------------------------------------------------------------------------------------
@@ -610,12 +597,19 @@ def _alarm(c: sa.Connection, at: Instant, code: str, says: str, first: str, seco
     _append(c, at, "alarm", {"code": code, "first": first, "second": second})
 
 
-def _append(c: sa.Connection, at: Instant, kind: str, body: Mapping[str, object]) -> None:
-    last = c.execute(sa.select(_AUDIT.c.number, _AUDIT.c.digest).order_by(_AUDIT.c.number.desc()).limit(1)).one_or_none()
-    number, previous = (0, _GENESIS) if last is None else (last.number + 1, last.digest)
-    encoded = cbor.encode(dict(body))
-    digest = chained(previous, number=number, at=at, kind=kind, body=encoded)
-    c.execute(sa.insert(_AUDIT).values(number=number, at=at, kind=kind, body=encoded, digest=digest))
+def _append(c: sa.Connection, at: Instant, event: str, body: Mapping[str, object]) -> None:
+    """One entry of the secure log; the first of its details is its subject."""
+    last = c.execute(sa.select(_AUDIT.c.number, _AUDIT.c.data).order_by(_AUDIT.c.number.desc()).limit(1)).one_or_none()
+    details = {name: value.hex() if isinstance(value, bytes) else str(value) for name, value in body.items()}
+    entry = LogEntry(
+        number=0 if last is None else last.number + 1,
+        previous=SecureLog(domain=AUDIT_DOMAIN).head if last is None else entry_digest(last.data),
+        time=at,
+        event=event,
+        subject=next(iter(details.values()), "")[:_SUBJECT_CHARS],
+        details=details,
+    )
+    c.execute(sa.insert(_AUDIT).values(number=entry.number, data=schema.encode(entry)))
 
 
 def _insert_certificate(c: sa.Connection, issued: Issued) -> None:
