@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from moorline.errors import Misconfigured
+from moorline.errors import Misconfigured, Unavailable
 from moorline.host_agent import sandbox
 from moorline.host_agent.sandbox import Bind, LimitKind, Limits, Sandbox
 
@@ -305,6 +305,20 @@ def test_groups_of_dead_makers_are_removed():
     finally:
         for group in mine:
             group.rmdir()
+
+
+async def test_a_root_that_is_not_there_is_no_sandbox_and_leaves_nothing(tmp_path):
+    """Verifies that: bubblewrap that fails is a typed error or an exit code, and no control group stays."""
+    box = Sandbox(root=tmp_path / "absent", arguments=("/bin/true",), environment={})
+    with (tmp_path / "output").open("wb") as output:
+        try:
+            running = await sandbox.start(box, WIDE, name="absent", output=output)
+        except Unavailable as error:
+            code = error.code
+        else:
+            code = await running.wait()
+    assert code in (1, "sandbox.not_started")
+    assert not _groups()
 
 
 def test_without_bubblewrap_there_is_no_sandbox(monkeypatch):

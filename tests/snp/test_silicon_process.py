@@ -10,12 +10,14 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+import moorline
 from moorline.clock import SystemClock
 from moorline.errors import Conflict, Malformed, MoorlineError, Refused, Unavailable
 from moorline.evidence.snp import parse_report
@@ -48,6 +50,8 @@ class Machine:
     process: asyncio.subprocess.Process
     client: SiliconClient
     anchors: AnchorSet
+    published: bytes
+    """The measurement of ENTRY as its publisher computes it, in another process and without silicon."""
 
     @property
     def socket(self) -> Path:
@@ -82,21 +86,33 @@ class Machine:
         return status, *((Path(order.shared) / blob).read_bytes() for blob in ("outblob.bin", "auxblob.bin"))
 
 
+@dataclass(frozen=True)
+class Installation:
+    """What all tests of this file share: a manufacturer, whose keys are slow to make, and an installation of moorline of its
+    own, so that nothing changes the bytes between the publisher's measurement and the silicon's."""
+
+    maker: Path
+    environment: dict[str, str]
+    published: bytes
+
+
 @contextlib.asynccontextmanager
-async def _started(directory: Path):
+async def _started(directory: Path, installation: Installation):
     maker = create_manufacturer(directory / "maker", now=SystemClock().now())
     maker.make_chip("h1", now=SystemClock().now())
     config = directory / "silicon.toml"
     config.write_text('listen = "silicon.sock"\nchip = "maker/chips/h1"\nstate = "state"\n')
     command = (sys.executable, "-m", "moorline.cli", "simulate", "silicon", "--config", str(config))
     with (directory / "silicon.log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=log)
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, stderr=log, env=installation.environment
+        )
     try:
         async with asyncio.timeout(60):
             ready = json.loads(await process.stdout.readline())
         anchors = parse_anchor_file(maker.anchors_path.read_bytes())
         assert ready["service"] == "silicon"
-        yield Machine(directory, process, SiliconClient(ready["address"]), anchors)
+        yield Machine(directory, process, SiliconClient(ready["address"]), anchors, installation.published)
     finally:
         if process.returncode is None:
             process.terminate()
@@ -104,17 +120,21 @@ async def _started(directory: Path):
 
 
 @pytest.fixture(scope="session")
-def made_once(tmp_path_factory) -> Path:
-    """One manufacturer for all tests of this file: its keys are slow to make."""
+def installation(tmp_path_factory) -> Installation:
     directory = tmp_path_factory.mktemp("silicon")
     create_manufacturer(directory / "maker", now=SystemClock().now())
-    return directory
+    package = Path(moorline.__file__).parent
+    shutil.copytree(package, directory / "packages" / "moorline", ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {**os.environ, "PYTHONPATH": str(directory / "packages")}
+    command = (sys.executable, "-m", "moorline.cli", "simulate", "measure", "--entry", ENTRY)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return Installation(maker=directory / "maker", environment=environment, published=bytes.fromhex(done.stdout))
 
 
 @pytest.fixture
-async def machine(made_once, tmp_path):
-    shutil.copytree(made_once / "maker", tmp_path / "maker")
-    async with _started(tmp_path) as running:
+async def machine(installation, tmp_path):
+    shutil.copytree(installation.maker, tmp_path / "maker")
+    async with _started(tmp_path, installation) as running:
         yield running
 
 
@@ -135,12 +155,12 @@ async def test_a_guest_reports_what_was_started(machine):
     status, outblob, auxblob = await machine.report("g1")
     verified = _verified(machine, outblob, auxblob)
     claims = verified.value
-    assert claims.measurement == guest_image.measure(ENTRY) == platform.measurement == status.measurement
+    assert claims.measurement == machine.published == platform.measurement == status.measurement
     assert claims.host_data == HOST_DATA
     assert claims.chip_id == platform.chip_id
     assert verified.root is EvidenceRoot.TEST
     policy = strict_policy(
-        measurement=Exact(guest_image.measure(ENTRY)),
+        measurement=Exact(machine.published),
         host_data=Exact(HOST_DATA),
         chip_id=Exact(platform.chip_id),
         product=Exact(claims.product),
@@ -160,12 +180,11 @@ async def test_a_guest_reports_what_was_started(machine):
 
 async def test_changed_bytes_are_reported_as_changed(machine):
     """Verifies that: somebody who changes the runtime that silicon starts gets a report that says so."""
-    before = guest_image.measure(ENTRY)
     file = machine.directory / "state" / "image" / "moor" / "site" / "moorline" / "attesters" / "collect.py"
     file.chmod(0o644)
     file.write_text(file.read_text() + "\n# a comment is enough\n")
     _, outblob, auxblob = await machine.report("changed")
-    assert _verified(machine, outblob, auxblob).value.measurement != before
+    assert _verified(machine, outblob, auxblob).value.measurement != machine.published
     (file.parent / "extra.py").write_text("")
     _, again, _ = await machine.report("changed-again")
     assert parse_report(again).measurement != parse_report(outblob).measurement
@@ -180,7 +199,7 @@ async def test_planted_bytecode_does_not_run(machine):
         path.chmod(0o644)
         path.write_bytes(path.read_bytes()[:16] + b"\0" * 64)
     _, outblob, auxblob = await machine.report("second")
-    assert _verified(machine, outblob, auxblob).value.measurement == guest_image.measure(ENTRY)
+    assert _verified(machine, outblob, auxblob).value.measurement == machine.published
 
 
 def _gone(pid: int) -> bool:
@@ -219,6 +238,21 @@ async def test_a_guest_lives_is_stopped_and_dies_with_its_silicon(machine):
     with pytest.raises(Unavailable) as gone:
         await machine.client.status("three")
     assert gone.value.code == "peer.unreachable"
+
+
+async def test_a_guest_cannot_outlive_its_silicon_even_when_it_dies_at_once(machine):
+    """Verifies that: SIGKILL of the silicon in the first milliseconds of a guest leaves no guest behind."""
+    started = []
+    for name in ("a", "b", "c", "d"):
+        order = machine.order(name)
+        os.mkfifo(Path(order.shared) / "report_data.bin")
+        started.append(machine.client.launch(order))
+    guests = await asyncio.gather(*started)
+    machine.process.send_signal(signal.SIGKILL)
+    await machine.process.wait()
+    async with asyncio.timeout(20):
+        while not all(_gone(guest.pid) for guest in guests):
+            await asyncio.sleep(0.01)
 
 
 async def test_what_the_host_cannot_have_is_refused(machine, tmp_path):

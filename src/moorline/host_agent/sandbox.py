@@ -101,15 +101,15 @@ class Running:
     ) -> None:
         self._process = process
         self._groups = groups
+        self._init = os.pidfd_open(init_pid)
+        self._over = asyncio.ensure_future(self._until_empty())
         self.init_pid = init_pid
         """The first process of the sandbox's own pid namespace, as the host numbers it."""
         self.limits = kind
 
     async def wait(self) -> int:
-        """The exit code, 128+n after signal n; the limits' control groups are gone afterwards."""
-        code = await self._process.wait()
-        await asyncio.shield(_remove(self._groups))
-        return 128 - code if code < 0 else code
+        """The exit code, 128+n after signal n. Afterwards nothing of it runs and its control groups are gone."""
+        return await asyncio.shield(self._over)
 
     async def terminate(self, grace_s: float) -> None:
         """Ask what runs inside to end (SIGTERM), and end it when `grace_s` is over. It may still be running on return.
@@ -128,9 +128,24 @@ class Running:
 
     def kill(self) -> None:
         """End everything inside now: killing the first process of a pid namespace kills all of it."""
-        if self._process.returncode is None:
-            _signal(self.init_pid, signal.SIGKILL)
-            _signal(self._process.pid, signal.SIGKILL)
+        if not self._over.done():
+            with contextlib.suppress(OSError):  # it ended by itself a moment ago
+                signal.pidfd_send_signal(self._init, signal.SIGKILL)
+            if self._process.returncode is None:
+                _signal(self._process.pid, signal.SIGKILL)
+
+    async def _until_empty(self) -> int:
+        """Bubblewrap ends first, the first process inside a little later, and with it the kernel ends all that is inside."""
+        code = await self._process.wait()
+        loop, empty = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._init, empty.set)
+        try:
+            await empty.wait()
+        finally:
+            loop.remove_reader(self._init)
+            os.close(self._init)
+        await _remove(self._groups)
+        return 128 - code if code < 0 else code
 
 
 async def start(
@@ -140,10 +155,31 @@ async def start(
 
     Raises Misconfigured("sandbox.no_bubblewrap") and Unavailable("sandbox.not_started") if bubblewrap ends by itself.
     """
-    info_read, info_write = os.pipe()
-    block_read, block_write = os.pipe()
     kind = detect_limits()
     groups: tuple[Path, ...] = ()
+    try:
+        if kind is not LimitKind.RLIMITS:
+            groups = _make_groups(kind, f"{_PREFIX}{os.getpid()}-{name}", limits)
+        return await _start(sandbox, limits, kind, groups, output=output, pass_fds=pass_fds)
+    except OSError as error:  # the process ended while it was put into its groups, or a group cannot be made any more
+        await _remove(groups)
+        raise Unavailable("sandbox.not_started", "the sandbox could not be started", got=error.strerror) from None
+    except BaseException:
+        await _remove(groups)
+        raise
+
+
+async def _start(
+    sandbox: Sandbox,
+    limits: Limits,
+    kind: LimitKind,
+    groups: tuple[Path, ...],
+    *,
+    output: IO[bytes] | int,
+    pass_fds: tuple[int, ...],
+) -> Running:
+    info_read, info_write = os.pipe()
+    block_read, block_write = os.pipe()
     try:
         command = sandbox_command(sandbox, info_fd=info_write, block_fd=block_read, user_namespace=detect_user_namespace())
         process = await asyncio.create_subprocess_exec(
@@ -159,15 +195,15 @@ async def start(
         info_write = block_read = -1
         try:
             init_pid = await _announced_pid(info_read)
-            groups = _limit(kind, name, limits, (process.pid, init_pid))
+            _confine(kind, limits, groups, (process.pid, init_pid))
+            running = Running(process, init_pid, kind, groups)
+            os.write(block_write, b"1")
         except BaseException:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
-            await _remove(groups)
             raise
-        os.write(block_write, b"1")
-        return Running(process, init_pid, kind, groups)
+        return running
     finally:
         for descriptor in (info_read, info_write, block_read, block_write):
             if descriptor >= 0:
@@ -247,17 +283,15 @@ async def _announced_pid(descriptor: int) -> int:
 # ---------------------------------------------------------------- limits
 
 
-def _limit(kind: LimitKind, name: str, limits: Limits, pids: tuple[int, ...]) -> tuple[Path, ...]:
+def _confine(kind: LimitKind, limits: Limits, groups: tuple[Path, ...], pids: tuple[int, ...]) -> None:
+    """Put bubblewrap and the first process inside under their limits; what they start later inherits them."""
+    for pid in pids:
+        for group in groups:
+            (group / "cgroup.procs").write_text(str(pid))
     if kind is LimitKind.RLIMITS:
         for pid in pids[1:]:
             resource.prlimit(pid, resource.RLIMIT_AS, (limits.memory_mib * _MIB,) * 2)
             resource.prlimit(pid, resource.RLIMIT_NPROC, (limits.pids,) * 2)
-        return ()
-    groups = _make_groups(kind, f"{_PREFIX}{os.getpid()}-{name}", limits)
-    for group in groups:
-        for pid in pids:
-            (group / "cgroup.procs").write_text(str(pid))
-    return groups
 
 
 def _make_groups(kind: LimitKind, name: str, limits: Limits) -> tuple[Path, ...]:

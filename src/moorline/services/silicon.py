@@ -11,7 +11,7 @@ A launch:
 4. over the other end this process answers report requests of that guest, about that guest. Nobody else can ask.
 
 So the host chooses the entry, HOST_DATA, debug, limits and the shared directory, as a hypervisor does, and cannot choose
-measurement, chip id or report. Guests die with this process.
+measurement, chip id or report. Guests die with this process, and with their socket pair: one that sends no frame is ended.
 """
 
 from __future__ import annotations

@@ -86,10 +86,29 @@ _LEFT_OUT: Final = frozenset(
 ROOMS_LEFT_OUT: Final = frozenset(("cli", "console", "simulators", "storage"))
 """Rooms of moorline that no guest runs: commands, web pages, this very simulation, and SQL."""
 
-_START_SCRIPT: Final = b'''"""First code of a guest: put the measured packages on the path, then run the measured entry."""
-import runpy
-import sys
+_START_SCRIPT: Final = b'''"""First code of a guest: put the measured packages on the path, then run the measured entry.
 
+A guest does not outlive its processor: when the silicon's end of the report descriptor closes, it ends, at any moment. The
+sandbox's own die-with-parent misses a silicon that dies in the first milliseconds of a guest.
+"""
+import os
+import runpy
+import select
+import sys
+import threading
+
+
+def end_with_silicon(descriptor):
+    hung_up = select.POLLHUP | select.POLLRDHUP | select.POLLERR | select.POLLNVAL
+    poll = select.poll()
+    poll.register(descriptor, select.POLLRDHUP)
+    while not any(events & hung_up for _, events in poll.poll()):
+        pass
+    os._exit(70)
+
+
+own = os.dup(int(os.environ["MOOR_SILICON_FD"]))
+threading.Thread(target=end_with_silicon, args=(own,), daemon=True).start()
 sys.path.append("/moor/site")
 sys.argv = sys.argv[1:]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
