@@ -105,7 +105,9 @@ def platform(ek_digest, tag):
     )
 
 
-async def test_a_result_is_signed_in_the_token_and_survives_a_killed_verifier(maker, running, tmp_path):
+async def test_a_result_is_signed_in_the_token_and_survives_a_killed_verifier(  # noqa: PLR0915 - one story
+    maker, running, tmp_path
+):
     """verifies that: enrolment needs the ledger; the token signs; state survives SIGKILL; revocation ends the result"""
     now = SystemClock().now()
     made = await Consortium.found(tmp_path, max_age_s=4)

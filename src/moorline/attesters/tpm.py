@@ -27,7 +27,8 @@ _NV_FIRST: Final = 0x01000000
 _PERSISTENT_FIRST: Final = 0x81000000
 _HANDLES_AT_ONCE: Final = 64
 EK_CHAIN_INDEX: Final = 0x01C00100
-_CHAIN_INDICES: Final = range(EK_CHAIN_INDEX, EK_CHAIN_INDEX + 7)
+_CHAIN_INDICES: Final = range(EK_CHAIN_INDEX, EK_CHAIN_INDEX + 0x100)
+_MAX_CHAIN: Final = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +86,9 @@ class Tpm:
             present = self._handles(_NV_FIRST)
             handle = self._persistent(EK_HANDLE, template)
             public, _, _ = esys.read_public(handle)
-            extra = [self._nv_read(index) for index in _CHAIN_INDICES if index in present]
-            return Endorsement(public=bytes(public.publicArea.marshal()), certificates=(_trimmed(certificate), *extra))
+            chain = b"".join(self._nv_read(index) for index in _CHAIN_INDICES if index in present)
+            certificates = (*_certificates(certificate)[:1], *_certificates(chain)[:_MAX_CHAIN])
+            return Endorsement(public=bytes(public.publicArea.marshal()), certificates=certificates)
 
     def attestation_key(self) -> bytes:
         """TPMT_PUBLIC of the attestation key; the same key each time, made on first use."""
@@ -284,7 +286,7 @@ class Tpm:
     def _nv_read(self, index: int) -> bytes:
         from tpm2_pytss.utils import NVReadEK
 
-        return _trimmed(bytes(NVReadEK(self._esys)(index)))
+        return bytes(NVReadEK(self._esys)(index))
 
 
 def _handle(pcr: int) -> Any:  # noqa: ANN401 - ESYS_TR
@@ -303,8 +305,14 @@ def _indices(bitmap: bytes) -> list[int]:
     return [index for index in range(len(bitmap) * 8) if bitmap[index // 8] >> (index % 8) & 1]
 
 
-def _trimmed(der: bytes) -> bytes:
-    """A DER value without the padding that makers leave after it in NV."""
-    if len(der) < 4 or der[0] != 0x30 or der[1] != 0x82:
-        return der
-    return der[: 4 + int.from_bytes(der[2:4], "big")]
+def _certificates(data: bytes) -> list[bytes]:
+    """The DER certificates at the beginning of `data`, without the padding makers leave after them in NV.
+
+    The chain indices hold certificates one after the other, as if the indices were one area (TCG EK profile 2.2.1.5.2).
+    """
+    found: list[bytes] = []
+    while data[:2] == b"\x30\x82":
+        size = 4 + int.from_bytes(data[2:4], "big")
+        found.append(data[:size])
+        data = data[size:]
+    return found
