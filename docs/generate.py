@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "moorline"
 REFERENCE = ROOT / "docs" / "reference"
 KINDS = ("Malformed", "NotAuthentic", "Refused", "Conflict", "Unavailable", "Misconfigured")
+ROLES = ("hsm", "svc", "device", "host", "orchestrator", "verifier", "launcher", "operator", "authority")
 METHODS = ("get", "post", "put", "delete")
 HEAD = "<!-- Written by ./dev docs from the code; edit the code, not this page. -->\n\n"
 
@@ -50,17 +51,24 @@ def codes() -> str:
 
 
 def endpoints() -> str:
-    """All HTTP routes with who may call them; `public` is said on purpose."""
-    lines = ["| service | method | path | callers |", "|---|---|---|---|"]
+    """All HTTP routes with who may call them."""
+    rows = []
     for path, tree in modules("services"):
+        names = _module_names(tree)
         for function in (node for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef | ast.FunctionDef)):
             for decorator in function.decorator_list:
-                route = _route(decorator)
+                route = _route(decorator, names)
                 if route is not None:
-                    method, where = route
-                    lines.append(f"| `{path.stem}` | {method.upper()} | `{where}` | {_callers(function)} |")
-    intro = "# Endpoints\n\nRoutes by the module that defines them. `http` routes are on every service.\n\n"
-    return HEAD + intro + "\n".join([*lines[:2], *sorted(lines[2:])]) + "\n"
+                    callers = _callers(function, path.stem, names)
+                    says = ((ast.get_docstring(function) or "").strip().splitlines() or [""])[0]
+                    rows.append(f"| `{path.stem}` | {route[0].upper()} | `{route[1]}` | {callers} | {says} |")
+    head = ["| module | method | path | callers | what |", "|---|---|---|---|---|"]
+    intro = (
+        "# Endpoints\n\nRoutes by the module that defines them; those of `http` are on every service. Callers are roles of "
+        "the service's own\ntrust domain, shown by client certificate; `anybody` is so on purpose: what is said or asked "
+        "there proves itself or is public.\n\n"
+    )
+    return HEAD + intro + "\n".join([*head, *sorted(rows)]) + "\n"
 
 
 def settings() -> str:
@@ -127,21 +135,64 @@ def _text(node: ast.expr) -> str | None:
     return None
 
 
-def _route(decorator: ast.expr) -> tuple[str, str] | None:
+def _module_names(tree: ast.Module) -> dict[str, str]:
+    """Text constants of a module, and for other names the roles that stand behind them."""
+    names: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            if isinstance(target, ast.Name):
+                names[target.id] = _text(node.value) or " ".join(_roles(node.value))
+        elif isinstance(node, ast.FunctionDef):
+            names[node.name] = " ".join(_required(node, names))
+    return names
+
+
+def _roles(node: ast.AST) -> list[str]:
+    return sorted(
+        {
+            one.attr.lower()
+            for one in ast.walk(node)
+            if isinstance(one, ast.Attribute) and isinstance(one.value, ast.Name) and one.value.id == "Role"
+        }
+    )
+
+
+def _route(decorator: ast.expr, names: dict[str, str]) -> tuple[str, str] | None:
     if not (isinstance(decorator, ast.Call) and isinstance(decorator.func, ast.Attribute) and decorator.args):
         return None
-    path = _text(decorator.args[0])
-    return (decorator.func.attr, path) if decorator.func.attr in METHODS and path and path.startswith("/") else None
+    argument = decorator.args[0]
+    if isinstance(argument, ast.JoinedStr):
+        path = "".join(
+            names.get(part.value.id, "")
+            if isinstance(part, ast.FormattedValue) and isinstance(part.value, ast.Name)
+            else str(getattr(part, "value", ""))
+            for part in argument.values
+        )
+    else:
+        path = _text(argument) or ""
+    return (decorator.func.attr, path) if decorator.func.attr in METHODS and path.startswith("/") else None
 
 
-def _callers(function: ast.AsyncFunctionDef | ast.FunctionDef) -> str:
-    roles: set[str] = set()
-    for node in ast.walk(function):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "Role":
-            roles.add(node.attr.lower())
-    doc = (ast.get_docstring(function) or "").strip().splitlines()
-    says = f" {doc[0]}" if doc else ""
-    return (", ".join(sorted(roles)) if roles else "see text:") + says
+def _callers(function: ast.AsyncFunctionDef | ast.FunctionDef, module: str, names: dict[str, str]) -> str:
+    if module == "broker_admin":
+        return "owner of the admin socket"
+    called = {node.func.id for node in ast.walk(function) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    roles = {role for name in called for role in names.get(name, "").split() if role in ROLES}
+    return ", ".join(sorted(roles | set(_required(function, names)))) or "anybody"
+
+
+def _required(function: ast.AST, names: dict[str, str]) -> list[str]:
+    """The roles that calls of `require` in a function name, directly or by a constant."""
+    calls = [
+        node
+        for node in ast.walk(function)
+        if isinstance(node, ast.Call) and "require" in (getattr(node.func, "attr", None), getattr(node.func, "id", None))
+    ]
+    constants = {node.id for call in calls for node in ast.walk(call) if isinstance(node, ast.Name)}
+    return [role for call in calls for role in _roles(call)] + [
+        role for name in constants for role in names.get(name, "").split()
+    ]
 
 
 def _help(words: list[str]) -> str:
