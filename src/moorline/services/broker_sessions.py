@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+import structlog
+
 from moorline.channel.driver import Claim, SessionFacts, SessionServer, serve_sessions
-from moorline.errors import Conflict, Refused
+from moorline.errors import Conflict, MoorlineError, Refused
 from moorline.ledger import standing
 from moorline.services.broker import Broker
 from moorline.services.broker_functions import FunctionSession
 from moorline.services.broker_host_sessions import HostSession
 from moorline.services.broker_launchers import LauncherSession
 from moorline.services.broker_peers import PeerSession
-from moorline.services.broker_role import SessionOfRole
+from moorline.services.broker_role import SessionOfRole, session_name
 from moorline.wire import cbor, schema
 from moorline.wire.session import Activation, ProveCall, SessionRole
 
 _KEYS_CAP: Final = 64
+_LOG: Final = structlog.stdlib.get_logger("broker")
 
 _ROLES: Final[dict[SessionRole, Callable[[Broker, Claim], SessionOfRole]]] = {
     SessionRole.LAUNCHER: LauncherSession,
@@ -40,7 +43,12 @@ class Sessions:
         if make is None:
             raise Refused("session.role", "this broker serves no such role", expected="/".join(_ROLES), got=claim.role)
         session = make(self._broker, claim)
-        secrets = await session.appraise()
+        try:
+            secrets = await session.appraise()
+        except MoorlineError as refusal:
+            # In the process's log, not in the secure log: strangers must not be able to fill that.
+            _LOG.info("session refused", session=session_name(claim), **refusal.as_problem())
+            raise
         self._open[claim.nonce] = session
         return secrets
 
