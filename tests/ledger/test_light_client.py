@@ -84,11 +84,17 @@ def test_a_quorum_of_distinct_known_authorities_must_sign(consortium, alpha):
     for note in (two, twice, foreign):
         with pytest.raises(NotAuthentic) as caught:
             verified(consortium, bundle_of(consortium, keys, note=note))
-        assert caught.value.code in {"ledger.quorum_missing", "ledger.signature_invalid"}
+        assert caught.value.code in {"ledger.quorum_missing", "ledger.signature_unknown"}
     extra = two + note_of(stranger, consortium.state, NAMES[2:3]).split(b"\n\n")[1]
-    with pytest.raises(NotAuthentic, match="ledger.quorum_missing"):
+    with pytest.raises(NotAuthentic, match="ledger.signature_unknown"):
         verified(consortium, bundle_of(consortium, keys, note=extra))
-    enough = two + note_of(consortium, consortium.state, NAMES[2:3]).split(b"\n\n")[1]
+    third = two + note_of(consortium, consortium.state, NAMES[2:3]).split(b"\n\n")[1]
+    assert verified(consortium, bundle_of(consortium, keys, note=third)).height == consortium.state.height
+    other_block = note_of(consortium, replace(consortium.state, height=9), NAMES[:3])
+    moved = note_of(consortium, consortium.state, NAMES[:3]).split(b"\n\n")[0] + b"\n\n" + other_block.split(b"\n\n")[1]
+    with pytest.raises(NotAuthentic, match="ledger.signature_invalid"):
+        verified(consortium, bundle_of(consortium, keys, note=moved))
+    enough = note_of(consortium, consortium.state, NAMES)
     assert verified(consortium, bundle_of(consortium, keys, note=enough)).height == consortium.state.height
 
 

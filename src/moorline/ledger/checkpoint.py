@@ -168,21 +168,26 @@ def parse_body(text: str) -> Checkpoint:
 def signers(note: Note, authorities: Mapping[str, bytes]) -> dict[str, Instant]:
     """Which of `authorities` cosigned, and when they say they did.
 
-    Lines of unknown keys are passed over, as C2SP asks. Raises NotAuthentic("ledger.signature_invalid") if a line names a
-    known key and does not verify.
+    Raises NotAuthentic("ledger.signature_invalid") if a line of one of them does not verify, and
+    NotAuthentic("ledger.signature_unknown") if a line is of nobody among them, or there twice. C2SP would pass over such
+    lines; here a note says one thing in one way, and carries nothing that nobody checked.
     """
     found: dict[str, Instant] = {}
+    seen: set[tuple[str, bytes]] = set()
     for signature in note.signatures:
         public = authorities.get(signature.name)
-        if public is None:
-            continue
         identifier, blob = signature.blob[:4], signature.blob[4:]
+        if public is None or (signature.name, identifier) in seen:
+            raise _unknown(signature.name)
+        seen.add((signature.name, identifier))
         if identifier == _key_id(signature.name, _NOTE_SIGNATURE, public):
             _verify(public, blob, note.checkpoint.body().encode(), signature.name)
         elif identifier == _key_id(signature.name, _COSIGNATURE, public):
             at = Instant(int.from_bytes(blob[:8], "big"))
             _verify(public, blob[8:], _cosigned(note.checkpoint, at), signature.name)
             found[signature.name] = at
+        else:
+            raise _unknown(signature.name)
     return found
 
 
@@ -190,7 +195,7 @@ def verify_note(note: Note, authorities: Mapping[str, bytes], quorum: int) -> Ch
     """The checkpoint, now known to be cosigned by `quorum` distinct `authorities`.
 
     It does not establish that it is recent or the latest.
-    Raises NotAuthentic("ledger.quorum_missing" | "ledger.signature_invalid").
+    Raises NotAuthentic("ledger.quorum_missing" | "ledger.signature_invalid" | "ledger.signature_unknown").
     """
     found = signers(note, authorities)
     if quorum < 1 or len(found) < quorum:
@@ -209,6 +214,15 @@ def _verify(public: bytes, signature: bytes, message: bytes, name: str) -> None:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
     except (InvalidSignature, ValueError):
         raise NotAuthentic("ledger.signature_invalid", "an authority's signature does not verify", got=name) from None
+
+
+def _unknown(name: str) -> NotAuthentic:
+    return NotAuthentic(
+        "ledger.signature_unknown",
+        "a signature line is of no authority in force, or is there twice",
+        got=name,
+        remedy="fetch the proof again; if the authorities changed, fetch the changes too",
+    )
 
 
 def _cosigned(checkpoint: Checkpoint, at: Instant) -> bytes:

@@ -121,7 +121,8 @@ def verify_bundle(bundle: bytes, trust: LedgerTrust, *, now: Instant, highest: C
     """The proven part of the state. Numbers are those of the module's docstring.
 
     Raises Malformed;
-    NotAuthentic("ledger.quorum_missing" | "ledger.signature_invalid" | "ledger.proof_invalid" | "ledger.fork");
+    NotAuthentic("ledger.quorum_missing" | "ledger.signature_invalid" | "ledger.signature_unknown" | "ledger.proof_invalid"
+    | "ledger.fork");
     Refused("ledger.other_ledger" | "ledger.proof_stale" | "ledger.proof_from_future" | "ledger.rollback").
     """
     parsed = proof.parse_bundle(bundle)  # 1

@@ -378,8 +378,8 @@ class Cosigner:
 
     def _seen_in_time(self, found: Checkpoint, lines: tuple[str, ...]) -> bool:
         authorities = self.node.authorities()
-        others = {name: key for name, key in authorities.items() if name != self.node.genesis.sequencer}
         signatures = tuple(checkpoint.parse_signature_line(line) for line in lines)
-        times = checkpoint.signers(Note(checkpoint=found, signatures=signatures), others).values()
-        timely = sum(abs(at * 1000 - found.time_ms) <= MAX_SKEW_MS for at in times)
+        times = checkpoint.signers(Note(checkpoint=found, signatures=signatures), authorities)
+        times.pop(self.node.genesis.sequencer, None)
+        timely = sum(abs(at * 1000 - found.time_ms) <= MAX_SKEW_MS for at in times.values())
         return timely >= max(1, tolerated_faults(len(authorities)))
