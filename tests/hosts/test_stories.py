@@ -8,12 +8,13 @@ import pytest
 
 from moorline.attesters.tpm import Tpm
 from moorline.clock import Instant
-from moorline.errors import Conflict, MoorlineError, NotAuthentic, Refused
+from moorline.errors import Conflict, Misconfigured, MoorlineError, NotAuthentic, Refused, Unavailable
 from moorline.evidence.tpm_structures import parse_public
 from moorline.host_agent.attestation import FileLogs, HostAttestation
 from moorline.policy import ear, reference_values
 from moorline.rats import Assurance, Outcome, Tier
 from moorline.simulators import firmware
+from moorline.simulators.tpm import SimulatedTpm
 from moorline.verification.tpm_identity import endorsement_digest
 from moorline.wire import host as wire
 from moorline.wire import schema
@@ -333,3 +334,15 @@ async def test_a_quote_for_a_session_answers_that_session_alone(world, running):
             **arguments,
         )
     assert refused.value.code == "tpm.nonce_mismatch"
+
+
+def test_a_socket_path_that_cannot_be_is_said_before_anything_starts(tmp_path):
+    with pytest.raises(Misconfigured) as refused:
+        SimulatedTpm(tmp_path / ("d" * 120)).start()
+    assert refused.value.code == "simulator.path_too_long"
+
+
+def test_a_tpm_that_does_not_answer_is_unavailable(tmp_path):
+    with pytest.raises(Unavailable) as refused:
+        Tpm.open(f"swtpm:path={tmp_path / 'nobody'}")
+    assert refused.value.code == "tpm.unreachable"

@@ -28,6 +28,7 @@ from moorline.evidence.tpm_structures import ALG_SHA256
 _KEY_BITS: Final = 2048
 _LIFE_S: Final = 10 * 365 * 86400
 _SETUP_DEADLINE_S: Final = 60
+_SOCKET_PATH_MAX: Final = 107
 _START_DEADLINE_S: Final = 20
 _STOP_DEADLINE_S: Final = 5
 _PRIVATE: Final = 0o700
@@ -44,6 +45,7 @@ class SimulatedTpmManufacturer:
     @classmethod
     def create(cls, directory: Path, *, now: Instant) -> Self:
         """Make root and issuing CA. `directory` is created, for this user only."""
+        directory = directory.absolute()  # swtpm_localca runs elsewhere
         directory.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
         root_key, issuer_key = (rsa.generate_private_key(public_exponent=65537, key_size=_KEY_BITS) for _ in range(2))
         root = _ca("SIMULATED TPM root", root_key, None, now)
@@ -129,6 +131,14 @@ class SimulatedTpm:
         """Start the process (a boot). It returns when swtpm listens, which it says by writing its process id into a FIFO."""
         if self._process is not None:
             return self
+        if len(f"{self.socket}.ctrl".encode()) > _SOCKET_PATH_MAX:
+            raise Misconfigured(
+                "simulator.path_too_long",
+                "the path of the TPM's socket is too long for a unix socket",
+                expected=f"<= {_SOCKET_PATH_MAX} bytes",
+                got=f"{self.socket}.ctrl",
+                remedy="choose a shorter directory",
+            )
         for left in (self.socket, Path(f"{self.socket}.ctrl")):
             left.unlink(missing_ok=True)
         announcement = self.directory / "ready"
