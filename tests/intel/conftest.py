@@ -1,4 +1,4 @@
-"""Intel under a false root: a root, a PCK authority, a TCB signer, one platform and its quoting enclave, which sign, chain and expire.
+"""Intel under a false root: a PCK authority, a TCB signer, a platform and its quoting enclave, which sign, chain and expire.
 
 A test changes one attribute of `FakeIntel` and asks for evidence: the bad twin is always one line away from the good one.
 """
@@ -36,7 +36,11 @@ REPORT_DATA = hashlib.sha512(b"challenge").digest()
 def der(tag, *contents):
     body = b"".join(contents)
     size = len(body)
-    length = bytes([size]) if size < 0x80 else bytes([0x80 + (size.bit_length() + 7) // 8]) + size.to_bytes((size.bit_length() + 7) // 8, "big")
+    length = (
+        bytes([size])
+        if size < 0x80
+        else bytes([0x80 + (size.bit_length() + 7) // 8]) + size.to_bytes((size.bit_length() + 7) // 8, "big")
+    )
     return bytes([tag]) + length + body
 
 
@@ -134,7 +138,13 @@ class FakeIntel:
 
     def module(self, version, *svns):
         levels = [self.isv(svns[0])] + [self.isv(svn, "OutOfDate") for svn in svns[1:]]
-        return {"id": f"TDX_{version:02X}", "mrsigner": "00" * 48, "attributes": "00" * 8, "attributesMask": "FF" * 8, "tcbLevels": levels}
+        return {
+            "id": f"TDX_{version:02X}",
+            "mrsigner": "00" * 48,
+            "attributes": "00" * 8,
+            "attributesMask": "FF" * 8,
+            "tcbLevels": levels,
+        }
 
     def tcb_info_body(self):
         body = {
@@ -197,12 +207,18 @@ class FakeIntel:
             .public_key(self.keys[who].public_key())
             .serial_number(self.serials[who])
             .not_valid_before(to_datetime(self.not_before))
-            .not_valid_after(to_datetime(self.not_after) if who in ("pck", "signer") else to_datetime(self.not_after) + timedelta(days=900))
+            .not_valid_after(
+                to_datetime(self.not_after)
+                if who in ("pck", "signer")
+                else to_datetime(self.not_after) + timedelta(days=900)
+            )
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
             .add_extension(usage(ca=ca), critical=True)
         )
         if who == "pck":
-            builder = builder.add_extension(x509.UnrecognizedExtension(x509.ObjectIdentifier(SGX_OID), self.sgx_extension()), critical=False)
+            builder = builder.add_extension(
+                x509.UnrecognizedExtension(x509.ObjectIdentifier(SGX_OID), self.sgx_extension()), critical=False
+            )
         signing = self.keys.get(f"{who} signed by", self.keys[issuer])
         return builder.sign(signing, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
@@ -239,7 +255,9 @@ class FakeIntel:
 
     @property
     def anchors(self):
-        return IntelAnchors(anchors=tuple(IntelAnchor(public_key=spki(self.keys[one]), root=EvidenceRoot.TEST) for one in self.roots))
+        return IntelAnchors(
+            anchors=tuple(IntelAnchor(public_key=spki(self.keys[one]), root=EvidenceRoot.TEST) for one in self.roots)
+        )
 
     # ---- evidence
 
@@ -293,7 +311,9 @@ class FakeIntel:
         }
         return TdxQuote(header=header, report=TdReport(**fields | self.report), signature=signature, trailing_zeros=0)
 
-    def verify(self, quote=None, endorsements=None, *, report_data=REPORT_DATA, collateral=Collateral.FULL, anchors=None, now=None):
+    def verify(
+        self, quote=None, endorsements=None, *, report_data=REPORT_DATA, collateral=Collateral.FULL, anchors=None, now=None
+    ):
         verify = verify_sgx if self.tee == "sgx" else verify_tdx
         return verify(
             quote or self.quote(),

@@ -76,7 +76,7 @@ def test_one_change_breaks_one_rule(intel, code):
 
 @pytest.mark.parametrize("edge", ["qe report half", "auth data"])
 def test_the_attestation_key_is_bound_whole(intel, edge):
-    """verifies that: the zero half of the quoting enclave's report data and the authentication data are part of the binding"""
+    """verifies that: the zero half of the enclave's report data and the authentication data are in the binding"""
     quote = intel.quote()
     if edge == "auth data":
         signature = dataclasses.replace(quote.signature, qe_auth_data=bytes(32))
@@ -104,7 +104,11 @@ def test_less_collateral_is_said_in_the_claims(intel):
     """verifies that: partial, preverified and none verify what they may, and the claims say how little was looked at"""
     given = intel.endorsements(pck_crl=None)
     partial = intel.verify(endorsements=given, collateral=Collateral.PARTIAL).value.platform
-    assert (partial.collateral, partial.revocation_checked, partial.status) == (Collateral.PARTIAL, False, TcbStatus.UP_TO_DATE)
+    assert (partial.collateral, partial.revocation_checked, partial.status) == (
+        Collateral.PARTIAL,
+        False,
+        TcbStatus.UP_TO_DATE,
+    )
     bare = dataclasses.replace(given, tcb_info=SignedDocument(body=intel.tcb_info_body(), signature=None, chain=None))
     assert refused(intel.verify, endorsements=bare, collateral=Collateral.PARTIAL) == "intel.endorsement_missing"
     trusting = intel.verify(endorsements=bare, collateral=Collateral.PREVERIFIED).value.platform
@@ -165,9 +169,24 @@ def test_a_certificate_has_one_text(intel):
     while b"=\n-----END" not in pem:  # the length of a DER signature varies; one in three certificates ends in padding
         pem = intel.chain("pck")
     at = pem.index(b"=")
-    loose = pem[:at - 1] + bytes([pem[at - 1] + 1]) + pem[at:]
+    loose = pem[: at - 1] + bytes([pem[at - 1] + 1]) + pem[at:]
     intel.certification = CertificationData(kind=5, data=loose)
     assert refused(intel.verify) == "intel.chain_malformed"
+
+
+@pytest.mark.parametrize("unused", [1, 4, 7])
+def test_a_signature_is_whole_bytes(intel, unused):
+    """verifies that: a certificate or CRL whose signature has unused bits, which libraries overlook, is malformed"""
+    good = intel.crl("ca")
+    for size in range(68, 74):
+        good_tail = bytes([0x03, size + 1, 0x00, 0x30, size - 2])
+        if good_tail in good:
+            at = good.rindex(good_tail) + 2
+            spoiled = good[:at] + bytes([unused]) + good[at + 1 :]
+            with pytest.raises(Malformed):
+                intel.verify(endorsements=intel.endorsements(pck_crl=spoiled))
+            return
+    pytest.fail("the CRL ends in no signature")
 
 
 def test_trust_is_by_key_never_by_name(intel):
@@ -220,7 +239,9 @@ COLLATERAL_RULES = {
 }
 
 
-@pytest.mark.parametrize(("code", "change"), [(code, change) for code, all_of in COLLATERAL_RULES.items() for change in all_of])
+@pytest.mark.parametrize(
+    ("code", "change"), [(code, change) for code, all_of in COLLATERAL_RULES.items() for change in all_of]
+)
 def test_collateral_is_judged_in_every_part(intel, code, change):
     """verifies that: revocation, dates, kind, enclave identity and levels refuse with their own code"""
     if code == "intel.tcb_info":
@@ -285,7 +306,10 @@ def test_dates_are_never_remembered(intel):
     """verifies that: evidence verified once is judged anew at another time, from the same caches"""
     quote, given = intel.quote(), intel.endorsements()
     intel.verify(quote, given)
-    assert refused(intel.verify, quote, given, now=intel.next_update + 1) in ("intel.collateral_expired", "intel.crl_expired")
+    assert refused(intel.verify, quote, given, now=intel.next_update + 1) in (
+        "intel.collateral_expired",
+        "intel.crl_expired",
+    )
     intel.verify(quote, given)
 
 
@@ -302,11 +326,14 @@ def test_collateral_without_a_quote(tdx, tools):
     judged = verify_evaluation_numbers(numbers, root_crl=crl, anchors=tdx.anchors, now=tdx.now)
     assert judged.value.numbers[0][0] == 17
     tdx.revoked["root"] = [4]
-    assert refused(verify_tcb_info, given.tcb_info, root_crl=tdx.crl("root"), anchors=tdx.anchors, now=tdx.now) == "intel.revoked"
+    assert (
+        refused(verify_tcb_info, given.tcb_info, root_crl=tdx.crl("root"), anchors=tdx.anchors, now=tdx.now)
+        == "intel.revoked"
+    )
 
 
 def test_collateral_never_goes_back(tdx):
-    """verifies that: a statement older than the one held, or of a lower evaluation, is refused while both are within their dates"""
+    """verifies that: a statement older than the one held, or of a lower evaluation, is refused though within its dates"""
     info = parse_tcb_info(tdx.tcb_info_body())
     mark = advance(None, info)
     assert advance(mark, info) == mark

@@ -18,7 +18,7 @@ def svn(*first):
 
 
 def test_the_first_matching_level_counts(intel):
-    """verifies that: one SVN below the newest level gives the older one, with its status and advisories; below all, NotSupported"""
+    """verifies that: one SVN below the newest level gives the older one with its advisories; below all, NotSupported"""
     intel.components[15] = 4
     older = intel.verify().value.platform
     assert (older.status, older.advisories) == (S.OUT_OF_DATE, {"INTEL-SA-00001"})
@@ -59,7 +59,7 @@ def test_the_module_is_rated_by_its_identity(tdx):
 
 
 def test_the_enclave_is_rated_by_its_identity(intel):
-    """verifies that: an old quoting enclave makes the whole out of date and adds its advisories; the platform keeps its own status"""
+    """verifies that: an old quoting enclave makes the whole out of date and adds its advisories; tcb_status stays the platform's"""
     intel.qe["isv_svn"] = 5
     old = intel.verify().value.platform
     assert (old.status, old.tcb_status, old.qe_status) == (S.OUT_OF_DATE, S.UP_TO_DATE, S.OUT_OF_DATE)
@@ -91,7 +91,7 @@ def test_the_status_lattice(one, other, both):
 
 
 def test_relaunch_is_advised_only_where_the_loaded_module_is_current(tdx):
-    """verifies that: a domain launched under an old module that now runs a current one should relaunch; nothing else is excused"""
+    """verifies that: a domain launched under an old module that now runs a current one should relaunch; nothing else is"""
     tdx.modules = [tdx.module(1, 3, 2), tdx.module(3, 3, 2)]
     advised = platform(tdx, tee_tcb_svn=svn(2, 1, 3), tee_tcb_svn_2=svn(3, 3, 3))
     assert advised.status is S.TD_RELAUNCH_ADVISED
@@ -109,7 +109,9 @@ def test_relaunch_excuses_no_old_platform(tdx):
     """verifies that: the advice is never given for an out-of-date or revoked platform"""
     info = parse_tcb_info(tdx.tcb_info_body())
     for status in (S.OUT_OF_DATE, S.REVOKED, S.NOT_SUPPORTED, S.OUT_OF_DATE_CONFIGURATION_NEEDED):
-        assert relaunch(info, svn_2=svn(3, 1, 3), platform=status, module=S.OUT_OF_DATE, enclave=None, whole=status) is status
+        assert (
+            relaunch(info, svn_2=svn(3, 1, 3), platform=status, module=S.OUT_OF_DATE, enclave=None, whole=status) is status
+        )
 
 
 def test_no_level_is_not_supported(tdx):

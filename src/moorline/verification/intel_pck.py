@@ -41,7 +41,7 @@ from cryptography.x509.oid import NameOID, SignatureAlgorithmOID
 
 from moorline.clock import Instant, Validity, rendered
 from moorline.errors import Malformed, Misconfigured, NotAuthentic
-from moorline.evidence.der import ENUMERATED, DerReader
+from moorline.evidence.der import BIT_STRING, ENUMERATED, SEQUENCE, DerReader
 from moorline.rats import EvidenceRoot
 
 _ROOTS: Final = (
@@ -206,10 +206,10 @@ def judge_chain(pem: bytes, role: Role, anchors: IntelAnchors) -> IntelChain:
 def read_pck(pem: bytes) -> tuple[PckCertificate, PckCa]:
     """What the PCK certificate at the head of an UNVERIFIED chain says: what to ask Intel's service for, nothing more."""
     leaf = _certificate(pem_certificates(pem)[0])
-    name = _common_name(leaf, issuer=True)
+    facts, name = _pck(leaf), _common_name(leaf, issuer=True)
     if name not in set(PckCa):
         raise Malformed("intel.chain_malformed", "the certificate is of no PCK CA", got=name)
-    return _pck(leaf), PckCa(name)
+    return facts, PckCa(name)
 
 
 def pem_certificates(data: bytes) -> tuple[bytes, ...]:
@@ -236,9 +236,25 @@ def pem_certificates(data: bytes) -> tuple[bytes, ...]:
 
 def _certificate(der: bytes) -> x509.Certificate:
     try:
-        return x509.load_der_x509_certificate(der)
+        certificate = x509.load_der_x509_certificate(der)
+        _whole(der, certificate.signature)
+    except Malformed:
+        raise
     except Exception as error:  # the library has no one class for what does not decode
         raise Malformed("intel.chain_malformed", "not a certificate", got=type(error).__name__) from None
+    return certificate
+
+
+def _whole(data: bytes, signature: bytes) -> None:
+    """A signed object ends in a BIT STRING of whole bytes: the library ignores how many bits of it are said to be unused."""
+    outer = DerReader(data)
+    parts = outer.sequence()
+    outer.finish()
+    parts.contents(SEQUENCE)
+    parts.contents(SEQUENCE)
+    if parts.contents(BIT_STRING) != b"\x00" + signature:
+        raise Malformed("der.malformed", "a signature that is not whole bytes")
+    parts.finish()
 
 
 def _anchored(root: x509.Certificate, anchors: IntelAnchors) -> tuple[IntelAnchor, ec.EllipticCurvePublicKey]:
@@ -422,6 +438,9 @@ def judge_crl(der: bytes, issuer: Issuer) -> IntelCrl:
         revoked = frozenset(entry.serial_number for entry in crl)
         critical = any(extension.critical for extension in crl.extensions)
         algorithm, signature, signed = crl.signature_algorithm_oid, crl.signature, crl.tbs_certlist_bytes
+        _whole(der, signature)
+    except Malformed:
+        raise
     except Exception as error:  # as for certificates: the library has no one class for what does not decode
         raise Malformed("intel.crl_malformed", "not a certificate revocation list", got=type(error).__name__) from None
     if critical or following is None:
