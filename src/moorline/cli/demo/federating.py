@@ -7,15 +7,20 @@ import json
 import os
 import secrets
 import sys
+import time
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from moorline.channel import device as channel
-from moorline.cli.demo.world import CONTRACT, HSM, SERVICE, World
+from moorline.cli.demo import founding
+from moorline.cli.demo.world import AUTHORITIES, CONTRACT, HSM, SERVICE, World, since
 from moorline.clock import SystemClock
+from moorline.device.connection import Wanted, connected
 from moorline.device.store import DeviceStore
-from moorline.errors import Refused, Unavailable, from_problem
+from moorline.errors import MoorlineError, Refused, Unavailable, from_problem
 from moorline.ledger import peers
+from moorline.ledger import transactions as tx
 from moorline.nfv import Role
 from moorline.verification.chains import VerifiedChain, verify_chain
 from moorline.wire import cbor
@@ -33,6 +38,70 @@ async def use_function(world: World) -> str:
     if answer["data"] != content:
         raise Refused("demo.record_differs", "the record came back changed", expected=content, got=answer["data"])
     return f"{identity['spiffe_id']} stored {RECORD} at alpha's function over mutual TLS 1.3 and read it back unchanged"
+
+
+async def suspend_and_reinstate(world: World) -> str:
+    """Beta is suspended while its device is connected: refused and cut off within the bound; reinstated, it connects."""
+    max_age_s = world.consortium.trust.max_age_s
+    store = DeviceStore(directory=_directory(world, "device-1"))
+    wanted = Wanted(provider="alpha", service=SERVICE, contract=CONTRACT)
+    read = cbor.encode({"op": "get", "name": RECORD})
+    async with connected(store, world.facts["function"]["address"], wanted, clock=SystemClock()) as connection:
+        await connection.request(read)
+        suspended = asyncio.get_running_loop().time()
+        commit_ms = await _decide(world, tx.SuspendProvider(name="beta"))
+        # A proof made just before the decision is good for max_age, and a live peer is judged again within max_age.
+        bound_s = commit_ms / 1000 + 2 * max_age_s
+        cut_s, cut = await _seconds_until_refused(connection.request(read) for _ in iter(int, 1))
+    new_s, new = await _seconds_until_refused(moor(*_connect(world, "device-1", "get")) for _ in iter(int, 1))
+    refused_s = asyncio.get_running_loop().time() - suspended
+    if cut_s > bound_s or refused_s > bound_s:
+        raise Refused(
+            "demo.revocation_late",
+            "revocation took longer than its bound",
+            expected=f"{bound_s:.1f} s",
+            got=f"{cut_s:.1f} s",
+        )
+    await _decide(world, tx.ReinstateProvider(name="beta"))
+    await _until_admitted(world, bound_s)
+    return (
+        f"revocation bound {bound_s:.1f} s (commit {commit_ms} ms + 2 x max_age {max_age_s} s); open connection cut after "
+        f"{cut_s:.1f} s ({cut}), new connection refused after {new_s:.1f} s more ({new}); reinstated, it connects"
+    )
+
+
+async def _decide(world: World, action: tx.Action) -> int:
+    """Two authorities decide; milliseconds from the proposal to the quorum's signature under the block that does it."""
+    started = time.monotonic()
+    first, second = (founding.authority_submitter(world, authority) for authority in AUTHORITIES[:2])
+    _, proposal = await first.send_proposal(action)
+    await second.approve(proposal)
+    return since(started)
+
+
+async def _seconds_until_refused(attempts: Iterator[Coroutine[Any, Any, object]]) -> tuple[float, str]:
+    """How long attempts still succeeded, and the code of the first refusal."""
+    started = asyncio.get_running_loop().time()
+    for attempt in attempts:
+        try:
+            await attempt
+        except MoorlineError as error:
+            return asyncio.get_running_loop().time() - started, error.code
+        await asyncio.sleep(0.1)
+    raise AssertionError
+
+
+async def _until_admitted(world: World, bound_s: float) -> None:
+    deadline = asyncio.get_running_loop().time() + bound_s
+    while True:
+        try:
+            await moor(*_connect(world, "device-1", "get"))
+        except MoorlineError:
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+            await asyncio.sleep(0.2)
+        else:
+            return
 
 
 async def enrol(world: World, name: str) -> dict[str, Any]:

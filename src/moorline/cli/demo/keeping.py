@@ -32,8 +32,8 @@ def how_to_talk(world: World) -> list[str]:
         lines.append(f"{moor} vnf list --as {operator / 'operator.toml'}")
     if "function" in world.facts:
         lines.append(
-            f"{moor} device connect get --dir {where / 'beta' / 'devices' / 'device-1'} --provider alpha --service {SERVICE} "
-            f"--contract {CONTRACT} --name {RECORD} --address {world.facts['function']['address']}"
+            f"{moor} device connect get --dir {where / 'beta' / 'devices' / 'device-1'} --provider alpha "
+            f"--service {SERVICE} --contract {CONTRACT} --name {RECORD} --address {world.facts['function']['address']}"
         )
     if "alpha" in world.providers and world.alpha.broker is not None:
         lines.append(f"curl --unix-socket {world.alpha.admin_socket} http://broker/v1/alarms")

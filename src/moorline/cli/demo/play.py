@@ -72,6 +72,7 @@ SCENES: Final = (
         act=federating.use_function,
         attacks={"device_of_ungranted_provider": attacks.device_after_contract},
     ),
+    Scene(step="revocation", act=federating.suspend_and_reinstate, attacks={}),
 )
 
 

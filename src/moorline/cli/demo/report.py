@@ -23,6 +23,7 @@ STEPS: Final = {
     "launch": "The function starts in a sandbox, proves its launch token, gets its identity",
     "contract": "alpha offers beta's devices access; beta accepts",
     "device": "A device of beta stores a record at alpha's function and reads it back",
+    "revocation": "beta is suspended: its device is cut off within the bound; reinstated, it connects",
 }
 
 

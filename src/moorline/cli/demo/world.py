@@ -25,7 +25,7 @@ from moorline.wire.http import ClientIdentity, HttpClient
 
 CONSORTIUM: Final = "consortium.test"
 AUTHORITIES: Final = ("authority-1", "authority-2", "authority-3", "authority-4")
-MAX_AGE_S: Final = 30
+MAX_AGE_S: Final = 8
 HSM: Final = "hsm-1"
 ISSUING_CA: Final = "ca-1"
 VERIFIER: Final = "verifier-1"
