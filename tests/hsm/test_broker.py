@@ -377,3 +377,34 @@ async def test_bundles_are_signed_for_one_peer(consortium):
     bundle = schema.decode(TrustBundle, cose.verify(signed, consortium.providers["beta"].hsm.keys.identity))
     assert (bundle.peer_provider, bundle.ledger_id) == ("alpha", consortium.ceremony.trust.ledger_id)
     store.close()
+
+
+async def test_https_is_restarted_on_the_same_address(consortium, monkeypatch):
+    """verifies that: when the server is restarted for a fresh certificate, its address stays and it serves again."""
+    from moorline.services import broker as broker_module
+    from moorline.services import broker_est
+
+    gamma = await consortium.admit("gamma", start=False)
+    monkeypatch.setattr(broker_est, "ROTATE_S", 0.2)
+    composed = broker_module.compose(gamma.settings)
+    addresses: list[str] = []
+    third = asyncio.Event()
+
+    def bound(address: str) -> None:
+        addresses.append(address)
+        if len(addresses) == 3:
+            monkeypatch.setattr(broker_est, "ROTATE_S", 600.0)
+            third.set()
+
+    serving = asyncio.ensure_future(broker_est.serve(composed, bound))
+    try:
+        async with asyncio.timeout(20):
+            await third.wait()
+        gamma.broker.said = {"https": addresses[0]}
+        async with gamma.https() as client:
+            assert await client.get_bytes("/v1/ca-bundle") == gamma.roots_pem
+        assert len(set(addresses)) == 1
+    finally:
+        serving.cancel()
+        await composed.ledger.aclose()
+        composed.close()
