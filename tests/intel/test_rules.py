@@ -18,7 +18,13 @@ from moorline.verification.intel_collateral import (
     verify_qe_identity,
     verify_tcb_info,
 )
-from moorline.verification.intel_pck import IntelAnchors, PckCa, parse_sgx_extension, production_intel_anchors
+from moorline.verification.intel_pck import (
+    IntelAnchors,
+    PckCa,
+    configured_anchors,
+    parse_sgx_extension,
+    production_intel_anchors,
+)
 
 
 def refused(call, *arguments, **named):
@@ -363,3 +369,14 @@ def test_the_sgx_extension_has_one_form(tdx, tools, shape):
 def test_the_vendor_is_intel():
     """verifies that: the vendor's UUID is Intel's, as published with the quote format"""
     assert intel_quote.INTEL_QE_VENDOR.hex() == "939a7233f79c4ca9940a0db3957f0607"
+
+
+def test_configured_roots_are_roots_and_only_tests(intel):
+    """verifies that: a root from a file is root test; another certificate refuses, no certificate decides nothing"""
+    anchors = configured_anchors([intel.certificate("root")])
+    assert intel.verify(anchors=anchors).root is EvidenceRoot.TEST
+    for who in ("ca", "pck"):
+        assert refused(configured_anchors, [intel.certificate(who)]) == "intel.anchor_not_root"
+    for data in (b"", b"\x30\x00", b"-----BEGIN"):
+        with pytest.raises(Unavailable, match="intel.anchor_malformed"):
+            configured_anchors([data])

@@ -59,7 +59,7 @@ def test_the_module_is_rated_by_its_identity(tdx):
 
 
 def test_the_enclave_is_rated_by_its_identity(intel):
-    """verifies that: an old quoting enclave makes the whole out of date and adds its advisories; tcb_status stays the platform's"""
+    """verifies that: an old quoting enclave makes the whole out of date, with its advisories; tcb_status stays as it was"""
     intel.qe["isv_svn"] = 5
     old = intel.verify().value.platform
     assert (old.status, old.tcb_status, old.qe_status) == (S.OUT_OF_DATE, S.UP_TO_DATE, S.OUT_OF_DATE)

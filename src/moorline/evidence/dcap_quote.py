@@ -220,9 +220,9 @@ def parse_header(data: bytes) -> QuoteHeader:
     )
 
 
-def parse_body_header(data: bytes, at: int) -> tuple[int, int]:
-    """Type and size of the body of a version 5 quote, at `at`. Raises Malformed("quote.truncated")."""
-    if at + _KIND_AND_SIZE.size > len(data):
+def parse_body_header(data: bytes, at: int, end: int) -> tuple[int, int]:
+    """The type and size (six bytes) at `at`, before `end`. Raises Malformed("quote.truncated")."""
+    if at + _KIND_AND_SIZE.size > end:
         raise _truncated(at)
     kind, size = _KIND_AND_SIZE.unpack_from(data, at)
     return kind, size
@@ -235,14 +235,14 @@ def serialize_body_header(kind: int, size: int) -> bytes:
 
 def parse_signature(data: bytes, at: int, version: int) -> tuple[QuoteSignature, int]:
     """The signature section at `at` (its length field first), and where it ends. Raises only Malformed (`quote.*`)."""
-    size, at = _sized(data, at, _U32)
+    size, at = _sized(data, at, _U32, len(data))
     end = at + size
     if end > len(data):
         raise _truncated(at)
     fixed = _take(data, at, 128, end)
     at += 128
     if version != 3:
-        kind, inner = parse_body_header(data[:end], at)
+        kind, inner = parse_body_header(data, at, end)
         at += _KIND_AND_SIZE.size
         if kind != QE_REPORT_DATA:
             raise Malformed("quote.certification_type", "the quote lacks the quoting enclave's report", expected=6, got=kind)
@@ -253,10 +253,10 @@ def parse_signature(data: bytes, at: int, version: int) -> tuple[QuoteSignature,
     report = EnclaveReport.parse(_take(data, at, ENCLAVE_REPORT_BYTES, end))
     at += ENCLAVE_REPORT_BYTES
     report_signature = _take(data, at, 64, end)
-    auth_size, at = _sized(data[:end], at + 64, _U16)
+    auth_size, at = _sized(data, at + 64, _U16, end)
     auth_data = _take(data, at, auth_size, end)
     at += auth_size
-    kind, size = parse_body_header(data[:end], at)
+    kind, size = parse_body_header(data, at, end)
     at += _KIND_AND_SIZE.size
     if at + size != end:
         raise Malformed("quote.signature_size", "the signature section has the wrong length", expected=end - at, got=size)
@@ -303,8 +303,8 @@ def _certification(kind: int, data: bytes) -> CertificationData:
     return CertificationData(kind=kind, data=data)
 
 
-def _sized(data: bytes, at: int, form: struct.Struct) -> tuple[int, int]:
-    if at + form.size > len(data):
+def _sized(data: bytes, at: int, form: struct.Struct, end: int) -> tuple[int, int]:
+    if at + form.size > end:
         raise _truncated(at)
     (size,) = form.unpack_from(data, at)
     return size, at + form.size

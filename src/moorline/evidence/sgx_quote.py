@@ -37,7 +37,7 @@ def parse_sgx_quote(data: bytes) -> SgxQuote:
         raise Malformed("quote.tee_type", "not a quote of an SGX enclave", expected="SGX", got=header.tee_type.name)
     at = dcap_quote.HEADER_BYTES
     if header.version == 5:
-        found = dcap_quote.parse_body_header(data, at)
+        found = dcap_quote.parse_body_header(data, at, len(data))
         if found != (_BODY_TYPE, dcap_quote.ENCLAVE_REPORT_BYTES):
             raise Malformed("quote.body_type", "not the body of an SGX quote", expected="type 1, 384 bytes", got=found)
         at += 6

@@ -138,7 +138,7 @@ def parse_tdx_quote(data: bytes) -> TdxQuote:
         raise Malformed("quote.tee_type", "not a quote of a trust domain", expected="TDX", got=header.tee_type.name)
     at, size = dcap_quote.HEADER_BYTES, _TD10.size
     if header.version == 5:
-        kind, size = dcap_quote.parse_body_header(data, at)
+        kind, size = dcap_quote.parse_body_header(data, at, len(data))
         if _BODY_SIZES.get(kind) != size:
             raise Malformed(
                 "quote.body_type", "not the body of a TDX quote", expected="2, 584 or 3, 648", got=f"{kind}, {size}"

@@ -68,12 +68,13 @@ def run_case(
     inputs: Mapping[str, object],
     policy: Mapping[str, object],
     anchors: IntelAnchors,
+    simulated_allowed: bool = False,
 ) -> CaseOutcome:
     """The outcome of one appraisal of one quote, with its event log if there is one.
 
     `mode` is `authentic` (no policy) or `policy`. Where `inputs` names no `report_data_hex` the quote's own is taken, so
-    nothing is said about freshness. `at` None is the year 1970: whatever is dated is then refused. Raises Malformed,
-    NotAuthentic and Unavailable with the codes of the rules, Misconfigured("case.inputs") for inputs that are no such thing.
+    nothing is said about freshness. `at` None is the year 1970: whatever is dated is then refused.
+    `simulated_allowed` is for callers that named the roots themselves. Raises Malformed, NotAuthentic and Unavailable with the codes of the rules, Misconfigured("case.inputs") for inputs that are no such thing.
     """
     if mode not in ("authentic", "policy"):
         raise Misconfigured("case.inputs", "no such mode", expected="authentic or policy", got=mode)
@@ -90,7 +91,7 @@ def run_case(
     facts = _facts(verified)
     if _LOG in kinds:
         facts |= _log(kinds, verified)
-    findings = _appraise(verified, policy) if mode == "policy" else ()
+    findings = _appraise(verified, policy, simulated_allowed=simulated_allowed) if mode == "policy" else ()
     return CaseOutcome(facts=facts, findings=findings)
 
 
@@ -177,7 +178,9 @@ def _hex(value: object) -> bytes:
         raise Misconfigured("case.inputs", "not bytes in hex", got=value) from None
 
 
-def _appraise(verified: Verified[SgxClaims] | Verified[TdxClaims], words: Mapping[str, object]) -> tuple[Finding, ...]:
+def _appraise(
+    verified: Verified[SgxClaims] | Verified[TdxClaims], words: Mapping[str, object], *, simulated_allowed: bool
+) -> tuple[Finding, ...]:
     unknown = set(words) - {"allow_debug", "accept_tcb", "measurements"}
     if unknown:
         raise Misconfigured("case.inputs", "no such policy word for Intel evidence", got=", ".join(sorted(unknown)))
@@ -198,8 +201,8 @@ def _appraise(verified: Verified[SgxClaims] | Verified[TdxClaims], words: Mappin
         raise Misconfigured("case.inputs", "no such measurement", got=", ".join(sorted(set(asked) - known)))
     policy = kind(platform=machine, **_rest(kind, {*asked, "platform"}), **asked)  # type: ignore[arg-type] # as above
     if isinstance(policy, TdxPolicy):
-        return appraise_tdx(verified, policy, simulated_allowed=False)  # type: ignore[arg-type] # the claims chose the kind
-    return appraise_sgx(verified, policy, simulated_allowed=False)  # type: ignore[arg-type] # as above
+        return appraise_tdx(verified, policy, simulated_allowed=simulated_allowed)  # type: ignore[arg-type] # the claims chose the kind
+    return appraise_sgx(verified, policy, simulated_allowed=simulated_allowed)  # type: ignore[arg-type] # as above
 
 
 def _rest(kind: type[IntelPlatformPolicy | SgxPolicy | TdxPolicy], asked: Iterable[str]) -> dict[str, NotRequired]:
@@ -227,8 +230,8 @@ _CLASSES: Final = {
     "unsupported": ("quote.version", "quote.key_type", "ratls.key_unsupported"),
     "key": ("intel.attestation_key",),
     "chain": (
-        "intel.endorsement_missing", "intel.anchor_unknown", "intel.anchor_mixed", "intel.chain_broken", "intel.chain_role",
-        "intel.crl_issuer",
+        "intel.endorsement_missing", "intel.anchor_unknown", "intel.anchor_mixed", "intel.anchor_not_root",
+        "intel.anchor_malformed", "intel.chain_broken", "intel.chain_role", "intel.crl_issuer",
     ),
     "signature": (
         "intel.quote_signature", "intel.qe_report_signature", "intel.collateral_signature", "intel.crl_signature",

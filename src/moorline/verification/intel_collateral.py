@@ -67,7 +67,11 @@ Statement = TypeVar("Statement", TcbInfo, QeIdentity, EvaluationNumbers)
 
 
 class Collateral(StrEnum):
-    """What a caller is content with; see rule 1."""
+    """What a caller is content with; see rule 1.
+
+    Without a QE identity nobody knows whose quoting enclave it was: a platform's provisioning enclave also certifies others.
+    So anything below FULL shows that an Intel platform signed, and policy must say why that is enough.
+    """
 
     FULL = "full"
     PARTIAL = "partial"

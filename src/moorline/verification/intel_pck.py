@@ -27,6 +27,7 @@ import base64
 import binascii
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache, lru_cache
@@ -40,7 +41,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID, SignatureAlgorithmOID
 
 from moorline.clock import Instant, Validity, rendered
-from moorline.errors import Malformed, Misconfigured, NotAuthentic
+from moorline.errors import Malformed, Misconfigured, NotAuthentic, Unavailable
 from moorline.evidence.der import BIT_STRING, ENUMERATED, SEQUENCE, DerReader
 from moorline.rats import EvidenceRoot
 
@@ -102,6 +103,33 @@ def production_intel_anchors() -> IntelAnchors:
         keys.add(_spki(x509.load_der_x509_certificate(data).public_key()))
     (key,) = keys
     return IntelAnchors(anchors=(IntelAnchor(public_key=key, root=EvidenceRoot.HARDWARE),))
+
+
+def configured_anchors(files: Sequence[bytes]) -> IntelAnchors:
+    """The anchors of root certificates that configuration names (DER or PEM), all of root `test`: a file cannot claim more.
+
+    Raises Unavailable("intel.anchor_malformed") for what is no certificate, so nothing can be decided with it, and
+    NotAuthentic("intel.anchor_not_root") for one that is no self-signed CA with a P-256 key.
+    """
+    anchors = []
+    for data in files:
+        try:
+            certificate = _certificate(pem_certificates(data)[0] if data.lstrip().startswith(b"-----") else data)
+        except Malformed as error:
+            raise Unavailable("intel.anchor_malformed", "a configured root is no certificate", got=error.says) from None
+        try:
+            key = certificate.public_key()
+            assert isinstance(key, ec.EllipticCurvePublicKey)
+            _issued(certificate, key)
+            is_ca = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        except Exception as error:  # not self-signed, no CA, or a key of another kind: each has its own class
+            raise NotAuthentic(
+                "intel.anchor_not_root", "a configured root is no self-signed authority", got=type(error).__name__
+            ) from None
+        if not is_ca:
+            raise NotAuthentic("intel.anchor_not_root", "a configured root is no certificate authority")
+        anchors.append(IntelAnchor(public_key=_spki(key), root=EvidenceRoot.TEST))
+    return IntelAnchors(anchors=tuple(anchors))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
