@@ -1,8 +1,8 @@
 """TDX and SGX quotes verified per second with pre-verified collateral, against bare P-256 and PyPI dcap-qvl.
 
 Quotes and collateral are real ones of ../shared/vectors (skipped by name where that is absent). The peer has a virtual
-environment of its own, made for this run (skipped by name where it cannot be installed), and takes turns with us. It verifies
-its collateral each time: that is how its interface works, and what keeping verified statements saves.
+environment of its own, made for this run (skipped by name where it cannot be installed), and takes turns with us. It
+verifies its collateral each time: that is how its interface works, and what keeping verified statements saves.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def test_the_key_signed_its_certificate(sgx, tools):
     data = certificate(sgx, strange, RatlsForm.GRAMINE)
     verify(sgx, data)
     sha512 = data.replace(tools.der_oid("1.2.840.10045.4.3.2"), tools.der_oid("1.2.840.10045.4.3.4"))
-    with pytest.raises(MoorlineError):
+    with pytest.raises(MoorlineError, match="ratls.key_unsupported"):
         verify(sgx, sha512)
 
 

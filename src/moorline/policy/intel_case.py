@@ -73,8 +73,9 @@ def run_case(
     """The outcome of one appraisal of one quote, with its event log if there is one.
 
     `mode` is `authentic` (no policy) or `policy`. Where `inputs` names no `report_data_hex` the quote's own is taken, so
-    nothing is said about freshness. `at` None is the year 1970: whatever is dated is then refused.
-    `simulated_allowed` is for callers that named the roots themselves. Raises Malformed, NotAuthentic and Unavailable with the codes of the rules, Misconfigured("case.inputs") for inputs that are no such thing.
+    nothing is said about freshness. `at` None is the year 1970: whatever is dated is then refused. `simulated_allowed` is
+    for callers that named the roots themselves. Raises Malformed, NotAuthentic and Unavailable with the codes of the rules,
+    and Misconfigured("case.inputs") for inputs that are no such thing.
     """
     if mode not in ("authentic", "policy"):
         raise Misconfigured("case.inputs", "no such mode", expected="authentic or policy", got=mode)
