@@ -24,6 +24,7 @@ from typing import Any, Final, Protocol
 from moorline.errors import Conflict, MoorlineError, Refused, from_problem
 from moorline.host_agent import relay
 from moorline.nfv import parse_name
+from moorline.storage.steps import reached
 from moorline.wire import schema
 from moorline.wire.guest import CONFIGURATION_FILE, INBOUND_SOCKET, LAUNCH_FILE, PACKAGE_FILE, STATUS_FILE
 from moorline.wire.orchestration import MAX_ORDER_BYTES, GuestOrder
@@ -102,8 +103,10 @@ class Guests:
                 raise Conflict("host.guest_differs", "another order was started under this name", got=order.instance)
             if record is None:
                 self._prepare(order)
+                reached("host.guest.prepared")
                 record = await self._open(order.instance, dict(order.relays), order.publish, publish_on)
                 self._write_record(order.instance, {**record, "digest": digest})
+                reached("host.guest.recorded")
                 await self._launch(order)
             else:
                 if order.instance not in self._relays:
@@ -138,6 +141,7 @@ class Guests:
             for one in self._relays.pop(instance, []):
                 await one.aclose()
             await asyncio.to_thread(shutil.rmtree, self._directory / instance, ignore_errors=True)
+            reached("host.guest.removed")
         return GuestState(
             instance=instance, state="ended", exit_code=last.exit_code, address=last.address, events=last.events
         )
@@ -219,6 +223,7 @@ class Guests:
                 pids=order.pids,
             )
         )
+        reached("host.guest.started")
 
     def _known(self, instance: str) -> dict[str, Any]:
         parse_name(instance, "instance")

@@ -24,6 +24,7 @@ from moorline.errors import Misconfigured, Refused, Unavailable
 from moorline.hsm.keys import STORAGE_ROOT, WRAPPING
 from moorline.hsm.token import Token
 from moorline.storage.broker_store import BrokerStore, Epoch, Lease
+from moorline.storage.steps import reached
 from moorline.wire import launch
 from moorline.wire.launch import LaunchFields
 from moorline.wire.session import LauncherSecrets
@@ -67,7 +68,7 @@ class LaunchKeys:
         """Close the epoch that runs, with grace, and open the next. An operator's call also ends a halt."""
         with self._moving:
             key = self._token.random(_KEY_BYTES)
-            number = self._token.advance(COUNTER)
+            number = self._advance()
             self._token.import_mac_key(_label(number), key)
             wrapped = self._token.seal(WRAPPING, key, _place(number))
             over = self._store.open_epoch(
@@ -122,7 +123,7 @@ class LaunchKeys:
                 epoch=epoch.epoch,
                 count=self._terms.lease_count,
                 not_after=Instant(min(now + self._terms.lease_s, epoch.accept_until)),
-                counter=self._token.advance(COUNTER),
+                counter=self._advance(),
                 at=now,
             )
         return LauncherSecrets(
@@ -160,13 +161,18 @@ class LaunchKeys:
         known = self._store.generation(fields.instance)
         if known is None or fields.generation <= known:
             return None
-        return self._token.advance(COUNTER)
+        return self._advance()
 
     def storage_key(self, fields: LaunchFields) -> bytes:
         """The sealed-storage key of an instance, the same in every generation of it; derived in the token."""
         return self._token.mac(
             STORAGE_ROOT, tagged("storage-key", *(name.encode("ascii") for name in _storage_place(fields)))
         )
+
+    def _advance(self) -> int:
+        counter = self._token.advance(COUNTER)
+        reached("broker.counter.advanced")
+        return counter
 
     @property
     def moving(self) -> threading.RLock:

@@ -31,6 +31,7 @@ from moorline.nfv import Role, SpiffeId, parse_name
 from moorline.services import http
 from moorline.services.broker import Broker
 from moorline.services.broker_role import issued, require_not_revoked, revocable_keys
+from moorline.storage.steps import reached
 from moorline.wire import keys
 from moorline.wire.http import PROBLEM_TYPE
 
@@ -165,6 +166,7 @@ def _enrol(broker: Broker, credentials: tuple[str, str], public: keys.PublicKey)
         issued=issued(leaf, spiffe_id, public),
         at=now,
     )
+    reached("broker.device.enrolled")
     return _certificates_only((leaf.der,))
 
 

@@ -31,6 +31,7 @@ from moorline.services.broker_role import (
     revocable_keys,
     session_name,
 )
+from moorline.storage.steps import reached
 from moorline.verification.snp import SnpClaims
 from moorline.wire import certificates, keys, schema
 from moorline.wire.guest import LauncherLaunch
@@ -120,6 +121,7 @@ class LauncherSession:
             session=session_name(self.claim),
             at=self.broker.clock.now(),
         )
+        reached("broker.ticket.used")
         return self._lease()
 
     def _lease(self) -> bytes:

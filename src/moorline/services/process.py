@@ -18,6 +18,7 @@ from typing import Final
 import structlog
 
 from moorline.errors import EXIT_UNDECIDED, EXIT_YES, MoorlineError
+from moorline.storage import steps
 
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -47,6 +48,7 @@ def run(service: str, main: Callable[[structlog.stdlib.BoundLogger], Awaitable[N
     log = configure_logs(service)
 
     async def supervised() -> int:
+        steps.check_environment()
         loop = asyncio.get_running_loop()
         task = asyncio.ensure_future(main(log))
         for number in _STOP_SIGNALS:

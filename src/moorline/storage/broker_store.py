@@ -23,6 +23,7 @@ from moorline.audit.log import LogEntry, SecureLog, entry_digest
 from moorline.clock import Instant
 from moorline.errors import Conflict, MoorlineError, Refused, Unavailable
 from moorline.storage.database import open_database
+from moorline.storage.steps import reached
 from moorline.wire import schema
 
 CONSUMED: Final = "consumed"
@@ -235,6 +236,7 @@ class BrokerStore:
             _set_fact(c, "halted", 1)
             _alarm(c, at, "broker.database_restored", says, f"token's counter {counter}", f"anchored log {anchored}")
             _append(c, at, "database-restored", {"counter": counter, "anchored": anchored})
+        reached("broker.database.discarded")
 
     # -- epochs, launchers, leases ----------------------------------------------------------------------------------
 
@@ -255,8 +257,9 @@ class BrokerStore:
             _set_fact(c, "counter", epoch)
             _set_fact(c, "halted", 0)
             _append(c, opened, "epoch-opened", {"epoch": epoch, "not_after": not_after})
-            over = c.execute(sa.select(_EPOCHS.c.epoch).where(_EPOCHS.c.accept_until < opened))
-            return [int(row.epoch) for row in over]
+            over = [int(row.epoch) for row in c.execute(sa.select(_EPOCHS.c.epoch).where(_EPOCHS.c.accept_until < opened))]
+        reached("broker.epoch.opened")
+        return over
 
     def epoch(self, number: int) -> Epoch | None:
         """An epoch by number."""
@@ -303,6 +306,7 @@ class BrokerStore:
             c.execute(sa.update(_LEASES).where(_LEASES.c.launcher == launcher).values(void=True))
             c.execute(sa.update(_EPOCHS).values(accept_until=0, wrapped=None))
             _append(c, at, "launcher-revoked", {"launcher": launcher})
+        reached("broker.launcher.revoked")
 
     def grant_lease(
         self, *, launcher: bytes, epoch: int, count: int, not_after: Instant, counter: int, at: Instant
@@ -317,6 +321,7 @@ class BrokerStore:
             c.execute(sa.insert(_LEASES).values(**values, void=False))
             _set_fact(c, "counter", counter)
             _append(c, at, "lease-granted", {"launcher": launcher, "epoch": epoch, "first": first, "count": count})
+        reached("broker.lease.granted")
         return Lease(launcher=launcher, epoch=epoch, first=first, count=count, not_after=not_after, void=False)
 
     def leases(self, launcher: bytes, epoch: int) -> tuple[Lease, ...]:
@@ -333,6 +338,7 @@ class BrokerStore:
         with self._transaction() as c:
             rows = [{"service": service, "profile": profile, "public": e.public, "wrapped": e.wrapped} for e in entries]
             c.execute(sa.insert(_POOL), rows)
+        reached("broker.pool.refilled")
 
     def pool_size(self, service: str, profile: str) -> int:
         """How many key pairs wait for a service and profile."""
@@ -365,6 +371,7 @@ class BrokerStore:
             outcome = _consume(c, launch, at)
         if isinstance(outcome, MoorlineError):
             raise outcome
+        reached("broker.launch.consumed")
         return outcome
 
     def confirm(self, launch: Launch, issued: Issued, *, at: Instant) -> Issued:
@@ -382,6 +389,7 @@ class BrokerStore:
             c.execute(sa.update(_LAUNCHES).where(*where).values(state=CONFIRMED, wrapped=None))
             _insert_certificate(c, issued)
             _append(c, at, "launch-confirmed", {"instance": launch.instance, "serial": issued.serial})
+        reached("broker.launch.confirmed")
         return issued
 
     def launches(self, *, limit: int = 1000) -> tuple[LaunchRow, ...]:
@@ -406,6 +414,7 @@ class BrokerStore:
         with self._transaction() as c:
             _insert_certificate(c, issued)
             _append(c, at, kind, {"spiffe_id": issued.spiffe_id, "serial": issued.serial, "not_after": issued.not_after})
+        reached("broker.certificate.recorded")
 
     def certificates(self, *, valid_at: Instant, limit: int = 1000) -> tuple[Issued, ...]:
         """Certificates that have not expired."""
@@ -418,6 +427,7 @@ class BrokerStore:
             c.execute(sa.delete(_CODES).where(_CODES.c.device == device))
             c.execute(sa.insert(_CODES).values(device=device, code_digest=code_digest, not_after=not_after))
             _append(c, at, "enrolment-code", {"device": device, "not_after": not_after})
+        reached("broker.code.made")
 
     def enrol(self, *, device: str, code_digest: bytes, key_digest: bytes, issued: Issued, at: Instant) -> None:
         """Use a code for a key. The first use binds it; a retry with the same key passes, another key does not.
@@ -470,6 +480,7 @@ class BrokerStore:
             c.execute(sa.insert(_PEERS).values(**values))
             fields = {"provider": peer.provider, "hsm": peer.hsm, "transcript": peer.transcript}
             _append(c, peer.at, "bundle-exchanged", fields)
+        reached("broker.peer.recorded")
 
     def peers(self) -> tuple[Peer, ...]:
         """All peers."""

@@ -1,9 +1,10 @@
 """Steps: the moments right after something was made durable, where a process may die and must be able to go on (ADR 0004).
 
 `reached("broker.launch.consumed")` stands directly behind the commit it names. It does nothing, unless the environment
-variable MOOR_KILL_AT holds that name: then the process kills itself there with SIGKILL, as a power cut would. The variable may
-also be the absolute path of a file that holds the name; the file is removed before the kill, so a process that is started
-again with the same environment lives. Whoever sets a process's environment could kill it anyway: this gives nobody a power.
+variable MOOR_KILL_AT holds that name: then the process kills itself there with SIGKILL, as a power cut would. The variable
+may also be the absolute path of a file that holds the name; the file is removed before the kill, so a process that is
+started again with the same environment lives. Whoever sets a process's environment could kill it anyway: this gives nobody
+a power.
 
 The crash suite (tests/crash) kills real processes at every name there is; docs/reference/steps.md lists them.
 """

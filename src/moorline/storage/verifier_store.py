@@ -18,6 +18,7 @@ from moorline.errors import Conflict, NotAuthentic, Refused
 from moorline.evidence.tpm_quote import ClockInfo
 from moorline.rats import EvidenceRoot
 from moorline.storage.database import open_database
+from moorline.storage.steps import reached
 
 MAX_OPEN: Final = 64
 """Challenges or enrolments open for one host at a time; more push out the oldest."""
@@ -138,6 +139,7 @@ class VerifierStore:
         with self._engine.begin() as connection:
             self._prune(connection, _ENROLMENTS, _ENROLMENTS.c.enrolment, enrolment.host)
             connection.execute(sa.insert(_ENROLMENTS).values(values))
+        reached("verifier.enrolment.opened")
 
     def take_enrolment(self, enrolment: bytes, *, now: Instant) -> OpenEnrolment:
         """The open enrolment, which is open no more.
@@ -148,6 +150,7 @@ class VerifierStore:
             found = connection.execute(sa.select(_ENROLMENTS).where(_ENROLMENTS.c.enrolment == enrolment))
             row = found.mappings().one_or_none()
             taken = connection.execute(sa.delete(_ENROLMENTS).where(_ENROLMENTS.c.enrolment == enrolment)).rowcount
+        reached("verifier.enrolment.taken")
         if row is None or taken != 1 or row["expires"] < now:
             raise NotAuthentic("enrol.unknown", "no such enrolment is open", remedy="begin the enrolment again")
         return OpenEnrolment(**{**row, "root": EvidenceRoot(row["root"])})
@@ -170,6 +173,7 @@ class VerifierStore:
                 connection.execute(sa.insert(_HOSTS).values(values))
             else:
                 connection.execute(sa.update(_HOSTS).where(_HOSTS.c.host == host.host).values(values))
+        reached("verifier.host.enrolled")
         return host
 
     # Challenges -----------------------------------------------------------------------------------------------------
@@ -179,6 +183,7 @@ class VerifierStore:
         with self._engine.begin() as connection:
             self._prune(connection, _CHALLENGES, _CHALLENGES.c.nonce, host)
             connection.execute(sa.insert(_CHALLENGES).values(nonce=nonce, host=host, expires=expires))
+        reached("verifier.challenge.opened")
 
     def take_challenge(self, host: str, nonce: bytes, *, now: Instant) -> None:
         """Use up a nonce. Raises NotAuthentic("tpm.nonce_mismatch") unless it was open for this host, and not expired."""
@@ -189,6 +194,7 @@ class VerifierStore:
             taken = 0
             if row is not None:
                 taken = connection.execute(sa.delete(_CHALLENGES).where(_CHALLENGES.c.nonce == nonce)).rowcount
+        reached("verifier.challenge.taken")
         if row is None or taken != 1 or row.expires < now:
             raise NotAuthentic(
                 "tpm.nonce_mismatch",
@@ -234,11 +240,13 @@ class VerifierStore:
             _upsert(connection, _PROGRESS, _PROGRESS.c.host == host, values)
             if withdraw is not None:
                 connection.execute(_withdrawal(host, withdraw))
+        reached("verifier.progress.kept")
 
     def withdraw(self, host: str, code: str) -> None:
         """End the standing result of a host because of the problem `code`."""
         with self._engine.begin() as connection:
             connection.execute(_withdrawal(host, code))
+        reached("verifier.verdict.withdrawn")
 
     def put_result(self, result: StoredResult) -> None:
         """The host's result from now on."""
@@ -253,6 +261,7 @@ class VerifierStore:
         }
         with self._engine.begin() as connection:
             _upsert(connection, _RESULTS, _RESULTS.c.host == result.host, values)
+        reached("verifier.verdict.stored")
 
     def results(self) -> dict[str, StoredResult]:
         """The last result of each host, also ended ones."""

@@ -32,6 +32,7 @@ from moorline.ledger.checkpoint import Checkpoint, Note, NoteSignature, quorum_o
 from moorline.ledger.engines.node import Committed, Node, transaction_id_of
 from moorline.ledger.state import Applied, Rejected
 from moorline.ledger.transactions import MAX_TRANSACTION_BYTES
+from moorline.storage.steps import reached
 from moorline.wire import schema
 from moorline.wire.schema import Size
 
@@ -162,6 +163,7 @@ class Sequencer:
             block, head, outcomes = blocks.make(self.node.head, [waiting.data for waiting in batch], time_ms=time_ms)
             batch, applied = self._answer_rejected(batch, outcomes)
             self.node.store.propose(head.state.height, blocks.encode(block))  # 1
+            reached("sequencer.block.proposed")
             if await self._until_signed(block, head, applied):
                 break
         ids = [waiting.id for waiting in batch]
@@ -219,6 +221,7 @@ class Sequencer:
                 line = self._line(task, name, found)
                 if line is not None:
                     self.node.store.keep_cosignature(height, name, line)
+                    reached("sequencer.cosignature.kept")
                     lines[name] = line
         for task in asked:  # they sign too, in their own time; nobody waits for it
             self._late.add(task)
@@ -251,12 +254,14 @@ class Sequencer:
         found, body = head.checkpoint(), blocks.encode(block)
         if self._may_give_up(head):
             self.node.store.intend_signature(head.state.height, body)  # 3
+            reached("sequencer.signature.intended")
         own = self.node.cosign(found)
         others = [checkpoint.parse_signature_line(lines[name]) for name in sorted(lines)]
         signatures = (self.node.sign_as_maker(found), *sorted((own, *others), key=lambda one: one.name))
         note = Note(checkpoint=found, signatures=_quorum_only(signatures, self._quorum())).encode()
         committed = Committed(block=body, note=note)
         self.node.commit(committed, head, applied)  # 4
+        reached("sequencer.block.committed")
         await self._announce(schema.encode(committed))
 
     async def _announce(self, committed: bytes) -> None:  # 5
@@ -295,7 +300,7 @@ class Cosigner:
         block = blocks.parse(proposal.block)
         async with self._lock:
             if proposal.previous is not None and block.header.height == self.node.head.state.height + 2:
-                self.node.adopt(proposal.previous)
+                self._adopt(proposal.previous)
             if block.header.height > self.node.head.state.height + 1:
                 await self._catch_up(block.header.height - 1)
             return self._sign(block, proposal)
@@ -307,7 +312,7 @@ class Cosigner:
         async with self._lock:
             if height > self.node.head.state.height + 1:
                 await self._catch_up(height - 1)
-            self.node.adopt(committed)
+            self._adopt(committed)
 
     async def run(self) -> None:
         """Follow the sequencer: now, and whenever nothing was heard for a sixth of max_age."""
@@ -335,7 +340,11 @@ class Cosigner:
     async def _catch_up(self, height: int) -> None:
         while self.node.head.state.height < height:
             data = await self._sequencer.block(self.node.head.state.height + 1)
-            self.node.adopt(schema.decode(Committed, data, max_bytes=blocks.MAX_BLOCK_BYTES + (1 << 20)))
+            self._adopt(schema.decode(Committed, data, max_bytes=blocks.MAX_BLOCK_BYTES + (1 << 20)))
+
+    def _adopt(self, committed: Committed) -> None:
+        self.node.adopt(committed)
+        reached("cosigner.block.committed")
 
     def _sign(self, block: Block, proposal: Proposal) -> str:
         height = block.header.height
@@ -358,8 +367,10 @@ class Cosigner:
         if signed is None or signed.height < height:
             self._judge_time(found, proposal.cosignatures)
             self.node.store.intend_signature(height, proposal.block)  # 2
+            reached("cosigner.signature.intended")
         line = self.node.cosign(found).line()
         self.node.store.record_signature(height, line)
+        reached("cosigner.signature.recorded")
         return line
 
     def _judge_time(self, found: Checkpoint, lines: tuple[str, ...]) -> None:
