@@ -224,7 +224,10 @@ class FakeIntel:
 
     def sgx_extension(self):
         tcb = [part(number + 1, der_int(value), f"{SGX_OID}.2") for number, value in enumerate(self.components)]
-        tcb += [part(17, der_int(self.pce_svn), f"{SGX_OID}.2"), part(18, der(0x04, bytes(16)), f"{SGX_OID}.2")]
+        tcb += [
+            part(17, der_int(self.pce_svn), f"{SGX_OID}.2"),
+            part(18, der(0x04, bytes(value & 0xFF for value in self.components).ljust(16)), f"{SGX_OID}.2"),
+        ]
         configuration = [part(number, der(0x01, b"\xff"), f"{SGX_OID}.7") for number in (1, 2, 3)]
         return der(
             0x30,
@@ -246,6 +249,8 @@ class FakeIntel:
             .issuer_name(self.name(who))
             .last_update(to_datetime(self.crl_last[who]))
             .next_update(to_datetime(self.crl_next[who]))
+            .add_extension(x509.CRLNumber(1), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.keys[who].public_key()), critical=False)
         )
         for serial in self.revoked[who]:
             entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(to_datetime(NOW)).build()

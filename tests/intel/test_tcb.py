@@ -90,14 +90,13 @@ def test_the_status_lattice(one, other, both):
     assert merged(one, other) is both
 
 
-def test_relaunch_is_advised_only_where_the_loaded_module_is_current(tdx):
-    """verifies that: a domain launched under an old module that now runs a current one should relaunch; nothing else is"""
+def test_relaunch_is_advised_only_where_the_loaded_module_is_good(tdx):
+    """verifies that: a domain launched under an old module that now runs a good one should relaunch; nothing else is"""
     tdx.modules = [tdx.module(1, 3, 2), tdx.module(3, 3, 2)]
-    advised = platform(tdx, tee_tcb_svn=svn(2, 1, 3), tee_tcb_svn_2=svn(3, 3, 3))
-    assert advised.status is S.TD_RELAUNCH_ADVISED
-    for loaded in (svn(2, 1, 3), svn(3, 1, 2), svn(3, 2, 3), svn(2, 0, 3)):
-        assert platform(tdx, tee_tcb_svn=svn(2, 1, 3), tee_tcb_svn_2=loaded).status is S.OUT_OF_DATE
-    assert platform(tdx, tee_tcb_svn=svn(2, 1, 3), tee_tcb_svn_2=svn(3, 0, 3)).status is S.TD_RELAUNCH_ADVISED
+    for good in (svn(3, 1, 3), svn(3, 3, 3), svn(4, 3, 3)):
+        assert platform(tdx, tee_tcb_svn=svn(2, 1, 3), tee_tcb_svn_2=good).status is S.TD_RELAUNCH_ADVISED
+    assert platform(tdx, tee_tcb_svn=svn(2, 1, 3), tee_tcb_svn_2=svn(2, 1, 3)).status is S.OUT_OF_DATE
+    assert platform(tdx, tee_tcb_svn=svn(3, 1, 3), tee_tcb_svn_2=svn(2, 1, 3)).status is S.UP_TO_DATE
     tdx.levels[0]["tcbStatus"] = "ConfigurationNeeded"
     configuration = platform(tdx, tee_tcb_svn=svn(2, 1, 3), tee_tcb_svn_2=svn(3, 1, 3))
     assert configuration.status is S.TD_RELAUNCH_ADVISED_CONFIGURATION_NEEDED
@@ -105,13 +104,25 @@ def test_relaunch_is_advised_only_where_the_loaded_module_is_current(tdx):
     assert platform(tdx, tee_tcb_svn=svn(2, 1, 3), tee_tcb_svn_2=svn(3, 1, 3)).status is S.OUT_OF_DATE_CONFIGURATION_NEEDED
 
 
-def test_relaunch_excuses_no_old_platform(tdx):
-    """verifies that: the advice is never given for an out-of-date or revoked platform"""
-    info = parse_tcb_info(tdx.tcb_info_body())
-    for status in (S.OUT_OF_DATE, S.REVOKED, S.NOT_SUPPORTED, S.OUT_OF_DATE_CONFIGURATION_NEEDED):
-        assert (
-            relaunch(info, svn_2=svn(3, 1, 3), platform=status, module=S.OUT_OF_DATE, enclave=None, whole=status) is status
-        )
+@pytest.mark.parametrize("loaded", [svn(1, 1, 3), svn(3, 2, 3), svn(3, 1, 2), svn(2, 0, 3)])
+def test_a_module_that_is_loaded_now_and_not_supported_wins(tdx, loaded):
+    """verifies that: a current module below all levels, or of an unknown version, makes the whole NotSupported"""
+    tdx.modules = [tdx.module(1, 3, 2)]
+    for launched in (svn(3, 1, 3), svn(2, 1, 3)):
+        assert platform(tdx, tee_tcb_svn=launched, tee_tcb_svn_2=loaded).status is S.NOT_SUPPORTED
+
+
+def test_the_relaunch_table():
+    """verifies that: the advice is given for an out-of-date launch under a good present only, and Revoked now always wins"""
+    good = (S.UP_TO_DATE, S.SW_HARDENING_NEEDED, S.CONFIGURATION_NEEDED, S.CONFIGURATION_AND_SW_HARDENING_NEEDED)
+    advised, configuration = S.TD_RELAUNCH_ADVISED, S.TD_RELAUNCH_ADVISED_CONFIGURATION_NEEDED
+    assert [relaunch(S.OUT_OF_DATE, now) for now in good] == [advised, advised, configuration, configuration]
+    assert {relaunch(S.OUT_OF_DATE_CONFIGURATION_NEEDED, now) for now in good} == {configuration}
+    for now in (S.REVOKED, S.NOT_SUPPORTED):
+        assert {relaunch(launch, now) for launch in (*good, S.OUT_OF_DATE, S.REVOKED)} == {now}
+    for launch in (*good, S.REVOKED, S.NOT_SUPPORTED):
+        assert {relaunch(launch, now) for now in (*good, S.OUT_OF_DATE)} == {launch}
+    assert relaunch(S.OUT_OF_DATE, S.OUT_OF_DATE) is S.OUT_OF_DATE
 
 
 def test_no_level_is_not_supported(tdx):

@@ -10,8 +10,9 @@
 3. Quoting enclave: the first level of its identity whose ISVSVN is not above the enclave's. No level: NotSupported.
 4. Merged: Revoked and NotSupported of any part win; an OutOfDate module or enclave makes the platform OutOfDate, or
    OutOfDateConfigurationNeeded where configuration was needed already. Otherwise the platform's status stands.
-5. TDREPORT 1.5: where only the module that LAUNCHED the domain is out of date, and TEE_TCB_SVN_2 says that the module
-   now loaded is as good as the newest level, the domain should be relaunched: TDRelaunchAdvised (ConfigurationNeeded).
+5. TDREPORT 1.5 says twice which TDX module it was: TEE_TCB_SVN at launch, TEE_TCB_SVN_2 now. Both are rated by rules 1, 2
+   and 4. Revoked or NotSupported now wins; a domain launched out of date under a module that is good now should be
+   relaunched: TDRelaunchAdvised, or TDRelaunchAdvisedConfigurationNeeded. Otherwise the status at launch stands.
 6. Advisories of all matched levels are collected.
 
 Nothing is judged: which status is acceptable is policy.
@@ -89,31 +90,15 @@ def merged(platform: TcbStatus, other: TcbStatus) -> TcbStatus:
     return TcbStatus.OUT_OF_DATE
 
 
-def relaunch(
-    info: TcbInfo, *, svn_2: bytes, platform: TcbStatus, module: TcbStatus, enclave: TcbStatus | None, whole: TcbStatus
-) -> TcbStatus:
-    """Rule 5: `whole`, or the advice to relaunch. `whole` merges platform and module, `platform` is by SGX SVNs alone."""
-    enclave_good = enclave in (None, TcbStatus.UP_TO_DATE)
-    if not enclave_good or platform in _OUT_OF_DATE or platform in _FINAL:
-        return whole
-    if whole not in _OUT_OF_DATE or module is not TcbStatus.OUT_OF_DATE:
-        return whole
-    newest = info.levels[0].tdx_components
-    if newest is None or not _current(info, svn_2, newest):
-        return whole
-    if platform in _CONFIGURATION or whole in _CONFIGURATION:
+def relaunch(launch: TcbStatus, current: TcbStatus) -> TcbStatus:
+    """Rule 5, for platform and module merged, as they were at launch and as they are now."""
+    if current in _FINAL:
+        return current
+    if launch not in _OUT_OF_DATE or current in _OUT_OF_DATE:
+        return launch
+    if launch in _CONFIGURATION or current in _CONFIGURATION:
         return TcbStatus.TD_RELAUNCH_ADVISED_CONFIGURATION_NEEDED
     return TcbStatus.TD_RELAUNCH_ADVISED
-
-
-def _current(info: TcbInfo, svn_2: bytes, newest: tuple[int, ...]) -> bool:
-    """True if the module loaded now is not behind the newest level."""
-    if svn_2[2] < newest[2]:
-        return False
-    if svn_2[1] == 0:
-        return svn_2[0] >= newest[0]
-    identity = module_identity(info, svn_2[1])
-    return identity is not None and svn_2[0] >= identity.levels[0].isv_svn
 
 
 def _at_least(have: Sequence[int], want: Sequence[int]) -> bool:

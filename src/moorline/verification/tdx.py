@@ -61,8 +61,7 @@ def verify_tdx(
     if judged.tcb_info is not None:
         module = _module(judged.tcb_info, quote.report)  # 2
         platform = match_platform(judged.tcb_info, pck.components, pck.pce_svn, quote.report.tee_tcb_svn)
-        enclave = None if judged.qe_identity is None else match_isv(judged.qe_identity.levels, qe_report.isv_svn).status
-        tcb_status = _merged(judged.tcb_info, quote.report, pck, (platform, module), enclave)
+        tcb_status = _status(judged.tcb_info, quote.report, pck, _launch(platform, module))
     if not intel_quote.same_report_data(report_data, quote.report.report_data):  # 3
         raise NotAuthentic(
             "tdx.report_data_mismatch",
@@ -104,24 +103,19 @@ def _module(info: TcbInfo, report: TdReport) -> TcbMatch | None:
     return match_isv(identity.levels, report.tee_tcb_svn[0]) if version else None
 
 
-def _merged(
-    info: TcbInfo,
-    report: TdReport,
-    pck: PckCertificate,
-    matches: tuple[TcbMatch, TcbMatch | None],
-    enclave: TcbStatus | None,
-) -> TcbStatus:
-    platform, module = matches
-    if module is None:
-        return platform.status
-    whole = merged(platform.status, module.status)
-    if report.tee_tcb_svn_2 is None:
-        return whole
-    return relaunch(
-        info,
-        svn_2=report.tee_tcb_svn_2,
-        platform=match_platform(info, pck.components, pck.pce_svn, None).status,
-        module=module.status,
-        enclave=enclave,
-        whole=whole,
-    )
+def _launch(platform: TcbMatch, module: TcbMatch | None) -> TcbStatus:
+    return platform.status if module is None else merged(platform.status, module.status)
+
+
+def _status(info: TcbInfo, report: TdReport, pck: PckCertificate, launch: TcbStatus) -> TcbStatus:
+    """The status of platform and module: at launch, and for TDREPORT 1.5 also now (`intel_tcb`, rule 5)."""
+    svn = report.tee_tcb_svn_2
+    if svn is None:
+        return launch
+    identity = module_identity(info, svn[1])
+    if identity is None:
+        return TcbStatus.NOT_SUPPORTED
+    current = match_platform(info, pck.components, pck.pce_svn, svn).status
+    if svn[1]:
+        current = merged(current, match_isv(identity.levels, svn[0]).status)
+    return relaunch(launch, current)
