@@ -35,10 +35,15 @@ class OperatorSettings:
     """operator.toml: the orchestrator, and the operator's SVID."""
 
     orchestrator_url: str
+    """The orchestrator's HTTPS address."""
     orchestrator_name: str
+    """The DNS name in its certificate."""
     roots: Path
+    """The consortium's root certificates, PEM."""
     certificate_chain: Path
+    """The operator's certificate and those above it, PEM (moor hsm svid)."""
     private_key: Path
+    """The certificate's private key, PEM, mode 0600."""
 
 
 @app.callback()

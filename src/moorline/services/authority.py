@@ -49,9 +49,13 @@ class Settings:
     """authority.toml. `directory` holds what the ceremony wrote; `database` is a URL, SQLite in there if left out."""
 
     name: str
+    """The authority's name, as the genesis or its admission has it."""
     listen: str
+    """Where it serves, address:port; the address the ledger has for it must lead here."""
     directory: Path
+    """Folder with what the ceremony wrote: genesis.cbor, ca.pem and three private keys (0600)."""
     database: str | None = None
+    """SQLAlchemy URL of its database; SQLite in `directory` if left out."""
 
 
 class HttpPeer:

@@ -56,36 +56,69 @@ class BrokerSettings:
     """
 
     provider: str
+    """The provider's name on the ledger."""
     trust_domain: str
+    """The provider's trust domain; every certificate issued here is inside it."""
     hsm: str
+    """This HSM's id on the ledger."""
     issuing_ca: str
+    """Id on the ledger of the issuing CA whose key is in the token."""
     token_module: str
+    """The PKCS#11 module (shared library)."""
     token_label: str
+    """Label of the token."""
     token_pin_file: Path
+    """File with the token's PIN, mode 0600; the PIN is nowhere else."""
     database: Path
+    """The broker's SQLite file."""
     ledger_trust: Path
+    """The ledger's trust file; launcher and functions are given the same bytes."""
     ledger_urls: tuple[str, ...]
+    """The authorities, each as url|name in its certificate."""
     roots: Path
+    """The consortium's root certificates, PEM."""
     hsm_certificate: Path
+    """The HSM's certificate, signed by the provider, PEM."""
     issuing_ca_certificate: Path
+    """The issuing CA's certificate, signed by the provider, PEM."""
     authority_certificates: Path
+    """The provider's certificate and the authority's above it, PEM."""
     listen_sessions: str
+    """Where attested sessions are taken, address:port; on the ledger as the HSM's address."""
     listen_https: str
+    """Where HTTPS is served (EST, signing for the verifier), address:port; on the ledger as its EST URL."""
     admin_socket: Path
+    """Unix socket (0600) for the provider's own people; whoever can open it is the provider."""
     softhsm_conf: Path | None = None
+    """SoftHSM's configuration file; left out for another token."""
     verifier: str | None = None
+    """Id of the provider's attestation authority; left out, with verifier_url, by a provider without hosts."""
     verifier_url: str | None = None
+    """The attestation authority's HTTPS address."""
     snp_anchors: Path | None = None
+    """SIMULATED SEV-SNP anchors; they count only where the genesis allows simulation."""
     snp_minimum_tcb: tuple[int, ...] = ()
+    """Least TCB of an enclave's processor: boot loader, TEE, SNP, microcode (and FMC from Turin on). Without it no
+    enclave is accepted.
+    """
     pool_services: tuple[str, ...] = ()
+    """Services for which key pairs are made ahead when the broker starts."""
     pool_low: int = 8
+    """Refill a pool of key pairs when fewer than this are left."""
     pool_high: int = 32
+    """Refill a pool up to this many."""
     epoch_s: int = 3600
+    """Seconds an epoch of launch keys lasts."""
     grace_s: int = 120
+    """Seconds for which tokens of a closed epoch are still good."""
     lease_count: int = 1000
+    """Launches a launcher may sign under one lease."""
     lease_s: int = 3600
+    """Seconds a launcher's lease lasts."""
     svid_s: int = 3540
+    """Seconds an issued certificate lives, an hour at most."""
     renew_after_s: int = 1200
+    """Seconds after which a function or host renews its certificate."""
 
 
 class TlsKeys:

@@ -53,12 +53,19 @@ class AttestationSettings:
     """[attestation]: which TPM, which verifier, where the logs are. `tag` is the signed location tag, if any."""
 
     tcti: str
+    """How the TPM is reached: swtpm:path=/path, device:/dev/tpmrm0."""
     verifier_url: str
+    """The attestation authority's HTTPS address."""
     verifier_name: str
+    """The DNS name in its certificate."""
     event_log: Path
+    """The firmware's event log."""
     ima: Path
+    """The kernel's IMA list, ASCII."""
     tag: Path | None
+    """The signed location tag, if the host has one (moor host tag)."""
     period_s: float = 10.0
+    """Seconds between attestations."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,20 +73,35 @@ class HostSettings:
     """host.toml. Either `certificate_chain` and `private_key`, or `broker`, `hsm`, `trust` and [attestation]."""
 
     provider: str
+    """The provider's name on the ledger."""
     trust_domain: str
+    """The provider's trust domain."""
     id: str
+    """This host's id on the ledger."""
     listen: str
+    """Where the agent serves HTTPS for its orchestrator, address:port."""
     state: Path
+    """Directory of guests and their logs."""
     silicon: str
+    """The secure processor: unix:/path of its socket."""
     orchestrator: str
+    """Id of the one orchestrator that may start guests here."""
     roots: Path
+    """The consortium's root certificates, PEM."""
     publish: str = "127.0.0.1"
+    """Address on which ports of guests are published."""
     certificate_chain: Path | None
+    """A certificate for the agent, PEM; left out, it gets one from the broker by attesting."""
     private_key: Path | None
+    """Private key, PEM, mode 0600, of certificate_chain."""
     broker: str | None
+    """The HSM's session port, address:port."""
     hsm: str | None
+    """The HSM's id on the ledger."""
     trust: Path | None
+    """The ledger's trust file."""
     attestation: AttestationSettings | None
+    """How this host proves what it booted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,16 +34,27 @@ class LauncherSettings:
     """launcher.toml. `listen` is where intents are taken (`ip:port`, `unix:/path`); `broker` the HSM's session port."""
 
     provider: str
+    """The provider's name on the ledger."""
     hsm: str
+    """The HSM that admits the launcher."""
     name: str
+    """The guest's name on this machine."""
     listen: str
+    """Where intents are taken: address:port or unix:/path."""
     state: Path
+    """Directory of the guest."""
     silicon: str
+    """The secure processor: unix:/path of its socket."""
     broker: str
+    """The HSM's session port, address:port."""
     ticket: Path
+    """The provider's one-time ticket (moor launcher ticket)."""
     trust: Path
+    """The ledger's trust file, the same bytes as the broker's."""
     memory_mib: int = 256
+    """Memory of the guest."""
     pids: int = 64
+    """Processes the guest may have."""
 
 
 def order(settings: LauncherSettings) -> GuestOrder:

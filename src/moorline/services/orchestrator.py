@@ -47,24 +47,43 @@ class OrchestratorSettings:
     """orchestrator.toml. `intent_key` is registered on the ledger; `package_signers` are publishers or their CAs, PEM."""
 
     provider: str
+    """The provider's name on the ledger."""
     trust_domain: str
+    """The provider's trust domain."""
     id: str
+    """This orchestrator's id on the ledger."""
     hsm: str
+    """The HSM that releases keys to the functions launched here."""
     listen: str
+    """Where it serves HTTPS for operators, address:port."""
     state: Path
+    """Directory of its database."""
     trust: Path
+    """The ledger's trust file."""
     roots: Path
+    """The consortium's root certificates, PEM."""
     certificate_chain: Path
+    """Its certificate and those above it, PEM (moor hsm svid)."""
     private_key: Path
+    """The certificate's private key, PEM, mode 0600."""
     intent_key: Path
+    """Private key, PEM, mode 0600, that signs launch intents; its public half is on the ledger."""
     launcher: str
+    """Where the launcher takes intents: address:port or unix:/path."""
     package_signers: Path
+    """Certificates of publishers, or of their CAs, whose packages are taken, PEM."""
     verifier: Peer
+    """The provider's attestation authority."""
     verifier_key: Path
+    """Public key that signs its results, PEM or DER."""
     ledger: tuple[Peer, ...]
+    """An authority of the ledger."""
     hosts: tuple[NamedHost, ...]
+    """A host and its agent."""
     max_age_s: int = 30
+    """Oldest ledger proof that is acted upon, in seconds."""
     launch_life_s: int = 300
+    """Seconds within which a launch must be consumed at the broker."""
 
 
 class FunctionRequest(BaseModel):

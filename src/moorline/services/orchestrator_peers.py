@@ -31,7 +31,9 @@ class Peer:
     """A server: dialled by `url`, checked by `server_name`."""
 
     url: str
+    """Its HTTPS address."""
     server_name: str
+    """The DNS name in its certificate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +41,11 @@ class NamedHost:
     """A host and its agent."""
 
     id: str
+    """The host's id on the ledger."""
     url: str
+    """Its agent's HTTPS address."""
     server_name: str
+    """The DNS name in its certificate."""
 
 
 class HostAgents:

@@ -82,10 +82,15 @@ class SiliconSettings:
     """
 
     listen: Path
+    """Unix socket it listens on."""
     chip: Path
+    """Directory of the SIMULATED chip (moor simulate manufacturer)."""
     state: Path
+    """Directory of its images and guests."""
     report_version: int = 3
+    """Version of the attestation reports it makes."""
     warm: tuple[str, ...] = ()
+    """Entry modules whose bytecode is made at start."""
 
 
 class PrivateImage:

@@ -65,29 +65,53 @@ class VerifierSettings:
     """
 
     id: str
+    """This attestation authority's id; its certificate must say so."""
     listen: str
+    """Where it serves HTTPS, address:port."""
     provider: str
+    """The provider whose hosts it judges."""
     trust_domain: str
+    """The provider's trust domain."""
     identity_chain: Path
+    """Its certificate and those above it, PEM (moor hsm svid)."""
     identity_key: Path
+    """The certificate's private key, PEM, mode 0600."""
     consortium_roots: Path
+    """The consortium's root certificates, PEM."""
     database: Path
+    """Its SQLite file."""
     ledger_trust: Path
+    """The ledger's trust file."""
     ledger_urls: tuple[str, ...]
+    """The authorities, each as url|name in its certificate."""
     anchors: tuple[str, ...]
+    """The sets of anchors that count: "vendor", and "simulated" where the genesis allows simulation."""
     reference_values: tuple[Path, ...]
+    """Signed sets of reference values (moor verifier sign-reference-values)."""
     reference_signers: tuple[Path, ...]
+    """Public keys or certificates that may sign reference values and location tags."""
     broker_url: str | None = None
+    """The broker's HTTPS address: results are signed by the key in its token."""
     broker_name: str | None = None
+    """The DNS name in the broker's certificate."""
     ear_key: Path | None = None
+    """A private key file (0600) to sign results with, where there is no broker."""
     tpm_hardware_roots: tuple[Path, ...] = ()
+    """Roots of TPM makers beside the shipped ones."""
     tpm_virtual_roots: tuple[Path, ...] = ()
+    """Roots of virtual TPMs."""
     simulated_tpm_roots: tuple[Path, ...] = ()
+    """Roots of SIMULATED TPMs."""
     simulated_snp_roots: tuple[Path, ...] = ()
+    """Anchor files of SIMULATED SEV-SNP processors."""
     lease_s: int = 60
+    """Seconds a result stands."""
     challenge_s: int = 30
+    """Seconds a challenge is good for."""
     pcrs: tuple[int, ...] = _ALL_BOOT
+    """The PCRs that hosts must quote."""
     not_required: dict[str, str] = field(default_factory=lambda: {"clock_safe": _CLOCK_REASON})
+    """Fields of the appraisal policy that are not required, each with the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
