@@ -47,8 +47,10 @@ __all__ = [
     "Claim",
     "ClientSession",
     "Collected",
+    "KemKey",
     "SessionFacts",
     "SessionServer",
+    "new_kem",
     "open_session",
     "serve_sessions",
 ]
@@ -152,17 +154,20 @@ async def open_session(  # noqa: PLR0913 - a role is these things, and each must
     prove: Prove,
     collect: CollectEvidence,
     profile: ChannelProfile = ChannelProfile.TLS,
+    kem: KemKey | None = None,
     deadline_s: float = 10.0,
 ) -> ClientSession:
     """An active session with the broker at `address`, or the reason why there is none.
 
     `verify_broker` runs on message 2, before any proof or evidence leaves; it must judge both the TLS certificates and the
-    ledger proof in the challenge, for nothing before it did. `deadline_s` bounds each step of the peer. Raises what the
-    callables raise, what the broker reported, `session.*`, `tls.*`, `frame.*` and `peer.*`.
+    ledger proof in the challenge, for nothing before it did. `kem` is given by who may have to ask again: the broker answers
+    a launch a second time only for the same two keys (PROTOCOLS.md 3); all others let a fresh one be made. `deadline_s`
+    bounds each step of the peer. Raises what the callables raise, what the broker reported, `session.*`, `tls.*`, `frame.*`
+    and `peer.*`.
     """
     stream = await tls.connect(address, identity=None, verify=_present, deadline_s=deadline_s)
     try:
-        kem = KemKey.of(MLKEM768PrivateKey.generate(), X25519PrivateKey.generate())
+        kem = kem or new_kem()
         hello = Hello(
             version=VERSION,
             role=role,
@@ -188,6 +193,11 @@ async def open_session(  # noqa: PLR0913 - a role is these things, and each must
     assert machine.activation is not None
     assert machine.challenge is not None
     return ClientSession(stream, machine, machine.activation, machine.challenge)
+
+
+def new_kem() -> KemKey:
+    """A fresh pair for one session, or for one session and its retries."""
+    return KemKey.of(MLKEM768PrivateKey.generate(), X25519PrivateKey.generate())
 
 
 @dataclass(frozen=True, slots=True)

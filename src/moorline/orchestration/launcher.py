@@ -119,6 +119,11 @@ class Launcher:
         self.id = launcher_id(keys.public_bytes(signer.public_key()))
         clock.tell(Instant(activation.now))
 
+    def readmitted(self, secrets: LauncherSecrets, activation: Activation) -> None:
+        """The broker took this launcher in again, over a new session: what it had leased before is not relied upon."""
+        self._lease = Lease(secrets)
+        self._activation = activation
+
     async def answer(self, frame: bytes) -> bytes:
         """The reply frame to a request frame, both `wire.orchestration`. Input is untrusted; a refusal is a reply too."""
         try:

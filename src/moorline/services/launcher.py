@@ -16,16 +16,16 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from moorline.attesters.reports import report_source
 from moorline.channel.driver import ClientSession, Collected, open_session
 from moorline.clock import SystemClock
-from moorline.errors import EXIT_UNDECIDED, EXIT_YES, MoorlineError, Refused, Unavailable
+from moorline.errors import EXIT_UNDECIDED, EXIT_YES, Malformed, MoorlineError, Refused, Unavailable
 from moorline.ledger.light_client import LedgerTrust
 from moorline.orchestration.broker import judge_broker
 from moorline.orchestration.launcher import Launcher, SessionClock, problem_bytes
@@ -33,7 +33,7 @@ from moorline.wire import keys, schema
 from moorline.wire.frames import read_frame, write_frame
 from moorline.wire.guest import BROKER_SOCKET, INBOUND_SOCKET, LAUNCH_FILE, SHARED_DIRECTORY, STATUS_FILE, LauncherLaunch
 from moorline.wire.orchestration import LAUNCH_FRAME_CAP, LaunchReply
-from moorline.wire.session import Challenge, EvidenceFormat, LauncherFields, LauncherSecrets, SessionRole
+from moorline.wire.session import Activation, Challenge, EvidenceFormat, LauncherFields, LauncherSecrets, SessionRole
 
 MAX_CONNECTIONS: Final = 32
 FRAME_DEADLINE_S: Final = 30.0
@@ -45,22 +45,75 @@ async def serve(shared: Path) -> None:
     launch = schema.decode(LauncherLaunch, (shared / LAUNCH_FILE).read_bytes())
     trust = LedgerTrust.parse(launch.trust)
     signer = keys.KeySigner(ec.generate_private_key(ec.SECP256R1()))
-    async with await _session(shared, launch, trust, signer) as session:
-        _judge_clock(session.activation.now)
+    async with await _Link.open(lambda: _session(shared, launch, trust, signer)) as link:
+        session = link.session
         launcher = Launcher(
             trust=trust,
             provider=launch.provider,
             signer=signer,
-            session=session,
+            session=link,
             secrets=schema.decode(LauncherSecrets, session.secrets),
             activation=session.activation,
             clock=SessionClock(time.monotonic),
         )
+        link.readmitted = launcher.readmitted
         server = await asyncio.start_unix_server(_Door(launcher).enter, shared / INBOUND_SOCKET)
         said = {"event": "active", "launcher": launcher.id.hex(), "spiffe_id": session.activation.spiffe_id}
         tell(shared, said)
         async with server:
             await server.serve_forever()
+
+
+class _Link:
+    """The session with the broker, opened again under the same signing key when the broker went away and came back.
+
+    The ticket is still this launcher's (PROTOCOLS.md 3): the broker lets who used it show it again while it lasts, and gives
+    a fresh lease. When it has ended the refusal is passed on, and a new launcher with a new ticket is needed.
+    """
+
+    def __init__(self, connect: Callable[[], Awaitable[ClientSession]], session: ClientSession) -> None:
+        self._connect = connect
+        self._turn = asyncio.Lock()
+        self.session = session
+        self.readmitted: Callable[[LauncherSecrets, Activation], None] = lambda _secrets, _activation: None
+
+    @classmethod
+    async def open(cls, connect: Callable[[], Awaitable[ClientSession]]) -> Self:
+        """A link whose first session is active. Raises what opening it raises."""
+        return cls(connect, await _judged(connect))
+
+    @property
+    def closed(self) -> bool:
+        """True while there is no session; the next call opens one."""
+        return self.session.closed
+
+    async def call(self, operation: str, body: bytes) -> bytes:
+        """The broker's answer. A session that turns out to be gone is replaced once, and the question asked again."""
+        async with self._turn:
+            try:
+                return await self.session.call(operation, body)
+            except (Unavailable, Malformed):
+                if not self.session.closed:
+                    raise  # the broker's own answer
+            self.session = await _judged(self._connect)
+            self.readmitted(schema.decode(LauncherSecrets, self.session.secrets), self.session.activation)
+            return await self.session.call(operation, body)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.session.aclose()
+
+
+async def _judged(connect: Callable[[], Awaitable[ClientSession]]) -> ClientSession:
+    session = await connect()
+    try:
+        _judge_clock(session.activation.now)
+    except BaseException:
+        await session.aclose()
+        raise
+    return session
 
 
 def tell(shared: Path, event: Mapping[str, object]) -> None:
@@ -74,9 +127,7 @@ async def _session(shared: Path, launch: LauncherLaunch, trust: LedgerTrust, sig
     clock = SystemClock()
 
     async def judge(challenge: Challenge, certificates: tuple[bytes, ...]) -> None:
-        judge_broker(
-            challenge, certificates, trust=trust, provider=launch.provider, hsm=launch.hsm, now=clock.now()
-        )
+        judge_broker(challenge, certificates, trust=trust, provider=launch.provider, hsm=launch.hsm, now=clock.now())
 
     async def prove(_: Challenge, __: bytes) -> None:
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final
 
@@ -15,10 +16,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from moorline.attesters.reports import ReportSource
-from moorline.channel.driver import ClientSession, Collected, open_session
+from moorline.channel.driver import ClientSession, Collected, new_kem, open_session
 from moorline.channel.tls import TlsIdentity
 from moorline.clock import Instant, SystemClock
-from moorline.errors import Malformed, NotAuthentic, Refused, Unavailable
+from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused, Unavailable
 from moorline.ledger import peers
 from moorline.ledger.light_client import LedgerTrust, ProvenState, verify_bundle
 from moorline.nfv import Role, SpiffeId
@@ -41,6 +42,8 @@ from moorline.workload_agent.launch import Launch
 TIME_INTERVAL_S: Final = 20
 _TIME_TRUSTED_S: Final = 3 * TIME_INTERVAL_S
 MAX_CLOCK_DISAGREEMENT_S: Final = 300
+ATTEST_S: Final = 60.0
+_ASK_AGAIN_S: Final = 0.5
 
 
 class BrokerClock:
@@ -152,6 +155,8 @@ class BrokerLink:
 async def attest(address: str, launch: Launch, reports: ReportSource) -> BrokerLink:
     """The function's session with its broker: evidence over this connection, the token proven and never sent.
 
+    A connection that broke before the answer is opened again under the same two keys, which is what makes it the same
+    launch to a broker that consumed the token and died (PROTOCOLS.md 3, Consumption); fresh evidence goes with each.
     Raises what the broker reports (its refusal), NotAuthentic("workload.broker_not_trusted" | "workload.identity_mismatch"),
     Refused("workload.clock_disagrees") and what `channel.driver.open_session` raises.
     """
@@ -167,16 +172,22 @@ async def attest(address: str, launch: Launch, reports: ReportSource) -> BrokerL
         report = await asyncio.to_thread(reports.report, binding)
         return Collected(format=EvidenceFormat.SNP, evidence=report.outblob, endorsements=report.auxblob)
 
-    session = await open_session(
-        address,
-        role=SessionRole.FUNCTION,
-        formats=(EvidenceFormat.SNP,),
-        fields=schema.encode(FunctionFields(launch_fields=launch.encoded_fields)),
-        signing_public=keys.public_bytes(ed25519.Ed25519PrivateKey.generate().public_key()),
-        verify_broker=verify_broker,
-        prove=prove,
-        collect=collect,
-    )
+    kem, signing = new_kem(), keys.public_bytes(ed25519.Ed25519PrivateKey.generate().public_key())
+
+    async def ask() -> ClientSession:
+        return await open_session(
+            address,
+            role=SessionRole.FUNCTION,
+            formats=(EvidenceFormat.SNP,),
+            fields=schema.encode(FunctionFields(launch_fields=launch.encoded_fields)),
+            signing_public=signing,
+            verify_broker=verify_broker,
+            prove=prove,
+            collect=collect,
+            kem=kem,
+        )
+
+    session = await _asked_again(ask)
     try:
         off = abs(session.activation.now - SystemClock().now())
         if off > MAX_CLOCK_DISAGREEMENT_S:
@@ -191,6 +202,19 @@ async def attest(address: str, launch: Launch, reports: ReportSource) -> BrokerL
     except BaseException:
         await session.aclose()
         raise
+
+
+async def _asked_again(ask: Callable[[], Awaitable[ClientSession]]) -> ClientSession:
+    """Ask until there is an answer, for `ATTEST_S`: a refusal is one, silence and a broken connection are not."""
+    ends = time.monotonic() + ATTEST_S
+    while True:
+        try:
+            return await ask()
+        except MoorlineError as error:
+            unanswered = isinstance(error, Unavailable) or error.code == "frame.truncated"
+            if not unanswered or time.monotonic() >= ends:
+                raise
+        await asyncio.sleep(_ASK_AGAIN_S)
 
 
 def judge_broker(
