@@ -90,6 +90,7 @@ class DeviceConnection:
         self._judged_at = asyncio.get_running_loop().time()
         self.peer = peer
         self.closed = False
+        self._ended_by: MoorlineError | None = None
         self._renewal = asyncio.get_running_loop().create_task(self._renew_for_ever())
 
     async def request(self, body: bytes) -> bytes:
@@ -132,6 +133,8 @@ class DeviceConnection:
         return asyncio.get_running_loop().time() - self._judged_at
 
     def _alive(self) -> None:
+        if self._ended_by is not None:
+            raise self._ended_by  # such as the refusal at a renewal that nobody was waiting for
         if self.closed:
             raise Unavailable("device.closed", "the connection is gone", remedy="connect again")
 
@@ -139,6 +142,7 @@ class DeviceConnection:
         try:
             return await work
         except MoorlineError as error:
+            self._ended_by = error
             await _tell(self._stream, error)
             await self.aclose()
             raise
