@@ -120,6 +120,29 @@ def parse_trustee(data: bytes) -> QuotedEvidence:
     )
 
 
+def parse_keylime(data: bytes) -> QuotedEvidence:
+    """Keylime's quote string: `r`, then quote, signature and PCR values (as tpm2-tools writes them) in base64, with colons."""
+    parts = data.strip().split(b":")
+    if len(data) > _MAX or len(parts) != 3 or not parts[0].startswith(b"r"):
+        raise Malformed("tpm.envelope", "not a quote of Keylime", expected="r<quote>:<signature>:<PCRs>")
+    try:
+        message, signature, values = (base64.b64decode(part, validate=True) for part in (parts[0][1:], *parts[1:]))
+    except (binascii.Error, ValueError):
+        raise Malformed("tpm.envelope", "a part of the quote is not base64") from None
+    banks = parse_tpm2_tools_pcrs(values)
+    if len(banks) != 1:
+        raise Malformed("tpm.pcr_file", "values of more than one bank", got=len(banks))
+    ((bank, pcrs),) = banks.items()
+    return QuotedEvidence(
+        quotes=(SignedQuote(message=message, signature=signature, bank=bank, pcrs=pcrs),),
+        ak_public=None,
+        ak_spki=None,
+        certificates=(),
+        event_log=None,
+        node_id=None,
+    )
+
+
 def parse_enacttrust(data: bytes) -> QuotedEvidence:
     """EnactTrust's token: node id of 16 bytes, TPMS_ATTEST behind its length, TPMT_SIGNATURE. No PCR values."""
     if len(data) < 18:

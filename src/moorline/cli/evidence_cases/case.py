@@ -74,9 +74,15 @@ class Case:
     expected: Expected
     per_file: Mapping[str, Expected] | None
     facts: Mapping[str, object]
+    contents: Mapping[str, bytes] | None = None
+    """The files themselves, for a case that has no folder: one made of what a person named on the command line."""
 
     def read(self, file: str) -> bytes:
-        """The bytes of a file of this folder. Raises Malformed("case.file")."""
+        """The bytes of a file of this case. Raises Malformed("case.file")."""
+        if self.contents is not None:
+            if file not in self.contents:
+                raise Malformed("case.file", "no such file was given", got=file)
+            return self.contents[file]
         if not file or "/" in file or "\\" in file or file.startswith("."):
             raise Malformed("case.file", "a case names only files of its own folder", got=file)
         path = self.folder / file

@@ -19,10 +19,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.utils import CryptographyDeprecationWarning
 
-from moorline.errors import Unavailable
+from moorline.cli.evidence_cases.case import Case
+from moorline.errors import NotAuthentic, Unavailable
+from moorline.rats import EvidenceRoot
 
 _PEM: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----[^-]+-----END \1-----")
 _CURVES: Final[dict[str, ec.EllipticCurve]] = {"P-256": ec.SECP256R1(), "P-384": ec.SECP384R1(), "P-521": ec.SECP521R1()}
+
+
+def supplied_root(case: Case) -> EvidenceRoot:
+    """What keys that come with a case are worth: software, unless whoever appraises vouches for more (`supplied_root`)."""
+    return EvidenceRoot(case.text("supplied_root") or EvidenceRoot.SOFTWARE)
 
 
 def spki(data: bytes) -> bytes:
@@ -40,6 +47,11 @@ def spki(data: bytes) -> bytes:
         return _encoded(serialization.load_der_public_key(data))
     except Exception as error:  # the library raises ValueError, UnsupportedAlgorithm and others
         raise _no_key(type(error).__name__) from None
+
+
+def spki_of_certificate(der: bytes) -> bytes:
+    """The DER SubjectPublicKeyInfo of the key in a certificate."""
+    return _encoded(decoded(der).public_key())
 
 
 def _encoded(key: PublicKeyTypes) -> bytes:
@@ -95,6 +107,32 @@ def decoded(der: bytes) -> x509.Certificate:
             "material.anchor_undecodable", "a certificate that was supplied cannot be decoded", got=type(error).__name__
         ) from None
     return certificate
+
+
+def anchors(case: Case) -> tuple[bytes, ...]:
+    """The roots that a case names instead of the shipped ones, DER. Empty where it names none.
+
+    One that does not decode leaves the case undecided; one that is no self-signed CA is NotAuthentic("material.anchor").
+    """
+    found: list[bytes] = []
+    for file in case.files("trust_anchor_files"):
+        supplied = certificates(case.read(file))
+        if not supplied:
+            raise Unavailable("material.anchor_undecodable", "a trust anchor cannot be decoded", got=file)
+        for der in supplied:
+            certificate = decoded(der)
+            if not is_ca(certificate) or not _self_signed(certificate):
+                raise NotAuthentic("material.anchor", "a trust anchor is not a self-signed CA certificate", got=file)
+            found.append(der)
+    return tuple(found)
+
+
+def _self_signed(certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(certificate)
+    except Exception:  # InvalidSignature, ValueError for names, TypeError for keys that cannot sign: all mean no
+        return False
+    return True
 
 
 def is_ca(certificate: x509.Certificate) -> bool:

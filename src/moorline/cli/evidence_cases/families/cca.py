@@ -16,12 +16,11 @@ from moorline.evidence import cca, corim
 from moorline.policy import rules
 from moorline.policy.cca import ComponentReference, reference_of
 from moorline.policy.match import OneOf
-from moorline.rats import EvidenceRoot, Finding
+from moorline.rats import Finding
 from moorline.verification.cca import CcaClaims, CpakAnchor, verify_cca, verify_key_attestation, verify_platform
+from moorline.verification.verified import Verified
 
 HINTS: Final = frozenset({"cca-token", "cca-platform-token", "parsec-cca"})
-_SUPPLIED: Final = EvidenceRoot.SOFTWARE
-"""A key that comes with a case is endorsed by nobody but the case."""
 
 
 def run(case: Case, facts: Facts) -> tuple[Finding, ...]:
@@ -43,7 +42,16 @@ def run(case: Case, facts: Facts) -> tuple[Finding, ...]:
         nonce = case.octets("nonce_hex")
         verify_key_attestation(bundle, nonce=bundle.nonce if nonce is None else nonce, anchors=_anchors(case))
         return _no_policy(case)
-    token = cca.parse_token(data)
+    verified = verify(case, facts)
+    return _appraise(case, verified.value) if case.mode == "policy" else ()
+
+
+def verify(case: Case, facts: Facts) -> Verified[CcaClaims]:
+    """What the case proves about a whole token, before any policy."""
+    entry = case.evidence[0]
+    if entry.hint != "cca-token":
+        raise Unavailable("material.policy_unsupported", "no policy is defined for this kind of evidence", got=entry.hint)
+    token = cca.parse_token(case.read(entry.file))
     facts.update(token_facts(token))
     challenge = case.octets("nonce_hex")
     verified = verify_cca(
@@ -53,7 +61,7 @@ def run(case: Case, facts: Facts) -> tuple[Finding, ...]:
         anchors=_anchors(case),
     )
     _realm_key(case, token)
-    return _appraise(case, verified.value) if case.mode == "policy" else ()
+    return verified
 
 
 def token_facts(token: cca.CcaToken) -> Facts:
@@ -79,32 +87,34 @@ def _anchors(case: Case) -> tuple[CpakAnchor, ...]:
     """The key that the case names, or else all that its endorsements hold."""
     named = case.text("public_key_file")
     if named is not None:
-        return (_anchor(material.spki(case.read(named)), None, None),)
+        return (_anchor(case, material.spki(case.read(named)), None, None),)
     found: list[CpakAnchor] = []
     for entry in case.endorsements:
         data = case.read(entry.file)
         if entry.hint in ("public-key-pem", "public-key-jwk"):
-            found.append(_anchor(material.spki(data), None, None))
+            found.append(_anchor(case, material.spki(data), None, None))
         elif entry.hint in ("corim", "comid"):
             found += [
-                _anchor(material.spki(key.pem.encode()), key.instance_id, key.implementation_id)
+                _anchor(case, material.spki(key.pem.encode()), key.instance_id, key.implementation_id)
                 for key in corim.parse_endorsed_keys(data)
             ]
         elif entry.hint == "cca-trust-anchors-json":
-            found += _trust_anchors(data)
+            found += _trust_anchors(case, data)
         else:
             raise Unavailable("material.unsupported", "a kind of endorsement that is not read here", got=entry.hint)
     return tuple(found)
 
 
-def _anchor(spki: bytes, instance_id: bytes | None, implementation_id: bytes | None) -> CpakAnchor:
-    return CpakAnchor(key=spki, instance_id=instance_id, implementation_id=implementation_id, root=_SUPPLIED)
+def _anchor(case: Case, spki: bytes, instance_id: bytes | None, implementation_id: bytes | None) -> CpakAnchor:
+    root = material.supplied_root(case)
+    return CpakAnchor(key=spki, instance_id=instance_id, implementation_id=implementation_id, root=root)
 
 
-def _trust_anchors(data: bytes) -> list[CpakAnchor]:
+def _trust_anchors(case: Case, data: bytes) -> list[CpakAnchor]:
     try:
         return [
             _anchor(
+                case,
                 material.spki_of_jwk(item["pkey"]),
                 bytes.fromhex(item["instance-id"]),
                 bytes.fromhex(item["implementation-id"]),

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
+from moorline.cli.evidence_cases import material
 from moorline.cli.evidence_cases.case import Case, Entry
 from moorline.cli.evidence_cases.compare import Facts
-from moorline.errors import Unavailable
 from moorline.policy import intel_case
-from moorline.rats import Finding
-from moorline.verification.intel_pck import production_intel_anchors
+from moorline.rats import EvidenceRoot, Finding
+from moorline.verification.intel_pck import IntelAnchor, IntelAnchors, production_intel_anchors
 
-HINTS: Final = frozenset(
-    {"sgx-quote", "tdx-quote", "oe-report", "ratls-cert", "ccel", "ccel-acpi-table", "tsm-json", "envelope-json"}
-)
+HINTS: Final = frozenset({"sgx-quote", "tdx-quote", "oe-report", "ratls-cert", "ccel", "ccel-acpi-table"})
 
 
 def run(case: Case, facts: Facts) -> tuple[Finding, ...]:
     """The findings of one case (`compare.Family`)."""
-    if case.files("trust_anchor_files"):
-        raise Unavailable("material.unsupported", "Intel evidence is verified under the root that the package ships")
     outcome = intel_case.run_case(
         evidence=_files(case, case.evidence),
         endorsements=_files(case, case.endorsements),
@@ -27,10 +23,21 @@ def run(case: Case, facts: Facts) -> tuple[Finding, ...]:
         at=case.at,
         inputs=case.inputs,
         policy=case.policy,
-        anchors=production_intel_anchors(),
+        anchors=_anchors(case),
+        simulated_allowed=bool(case.files("trust_anchor_files")),
     )
     facts.update(outcome.facts)
     return outcome.findings
+
+
+def _anchors(case: Case) -> IntelAnchors:
+    """Intel's root, or the keys of the roots that the case names."""
+    named = material.anchors(case)
+    if not named:
+        return production_intel_anchors()
+    return IntelAnchors(
+        anchors=tuple(IntelAnchor(public_key=material.spki_of_certificate(der), root=EvidenceRoot.TEST) for der in named)
+    )
 
 
 def _files(case: Case, entries: tuple[Entry, ...]) -> list[intel_case.CaseFile]:

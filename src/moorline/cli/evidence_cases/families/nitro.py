@@ -19,7 +19,8 @@ from moorline.evidence import nitro
 from moorline.policy import rules
 from moorline.policy.match import Exact
 from moorline.rats import EvidenceRoot, Finding
-from moorline.verification.nitro import NitroAnchor, aws_anchor, verify_nitro
+from moorline.verification.nitro import NitroAnchor, NitroClaims, aws_anchor, verify_nitro
+from moorline.verification.verified import Verified
 
 HINTS: Final = frozenset({"nitro-document", "nitro-document-b64", "x509-san-nitro"})
 _PCR: Final = re.compile(r"pcr([0-9]|[12][0-9]|3[01])")
@@ -28,13 +29,19 @@ _LABEL: Final = re.compile(r"[0-9a-f.]+")
 
 def run(case: Case, facts: Facts) -> tuple[Finding, ...]:
     """The findings of one case (`compare.Family`)."""
+    verified = verify(case, facts)
+    return _appraise(case, verified.value.document) if case.mode == "policy" else ()
+
+
+def verify(case: Case, facts: Facts) -> Verified[NitroClaims]:
+    """What the case proves, before any policy."""
     entry = case.evidence[0]
     document = nitro.parse_document(document_bytes(entry.hint, case.read(entry.file)))
     facts.update(document_facts(document))
     nonce = case.octets("nonce_hex")
     if case.at is None:
         raise Unavailable("material.no_time", "certificates are dated, and the case gives no time to appraise at")
-    verify_nitro(
+    verified = verify_nitro(
         document,
         # A case without a nonce asks about authenticity only, so the document's own stands in for it.
         nonce=document.nonce if nonce is None else nonce or None,
@@ -42,7 +49,7 @@ def run(case: Case, facts: Facts) -> tuple[Finding, ...]:
         now=case.at,
     )
     _tls_key(case, document)
-    return _appraise(case, document) if case.mode == "policy" else ()
+    return verified
 
 
 def document_bytes(hint: str, data: bytes) -> bytes:
@@ -99,15 +106,8 @@ def _leading_hex(name: str) -> str:
 
 
 def _anchors(case: Case) -> tuple[NitroAnchor, ...]:
-    files = case.files("trust_anchor_files")
-    if not files:
-        return (aws_anchor(),)
-    return tuple(
-        NitroAnchor(certificate=der, root=EvidenceRoot.TEST)
-        for file in files
-        for der in material.certificates(case.read(file))
-        if material.decoded(der)
-    )
+    named = material.anchors(case)
+    return tuple(NitroAnchor(certificate=der, root=EvidenceRoot.TEST) for der in named) if named else (aws_anchor(),)
 
 
 def _tls_key(case: Case, document: nitro.NitroDocument) -> None:

@@ -17,28 +17,33 @@ from moorline.policy import rules
 from moorline.policy.match import Exact
 from moorline.rats import EvidenceRoot, Finding
 from moorline.verification.psa import CertifiedIak, IakAnchor, MacAnchor, PsaAnchor, verify_psa
+from moorline.verification.verified import Verified
 
 HINTS: Final = frozenset({"psa-token"})
-_SUPPLIED: Final = EvidenceRoot.SOFTWARE
 _TYPES: Final = {"spe": "SPE", "nspe": "NSPE"}
 
 
 def run(case: Case, facts: Facts) -> tuple[Finding, ...]:
     """The findings of one case (`compare.Family`)."""
+    verified = verify(case, facts)
+    return _appraise(case, verified.value) if case.mode == "policy" else ()
+
+
+def verify(case: Case, facts: Facts) -> Verified[psa.PsaClaims]:
+    """What the case proves, before any policy."""
     token = psa.parse_token(case.read(case.evidence[0].file))
     facts.update(token_facts(token))
     nonce = case.octets("nonce_hex")
     anchors = _anchors(case)
     if case.at is None and any(isinstance(anchor, CertifiedIak) for anchor in anchors):
         raise Unavailable("material.no_time", "certificates are dated, and the case gives no time to appraise at")
-    verify_psa(
+    return verify_psa(
         token,
         # A case without a nonce asks about authenticity only, so the token's own stands in for it.
         nonce=token.claims.nonce if nonce is None else nonce,
         anchors=anchors,
         now=Instant(0) if case.at is None else case.at,
     )
-    return _appraise(case, token.claims) if case.mode == "policy" else ()
 
 
 def token_facts(token: psa.PsaToken) -> Facts:
@@ -60,7 +65,7 @@ def _anchors(case: Case) -> tuple[PsaAnchor, ...]:
     if mac is not None:
         return (MacAnchor(key=case.read(mac), instance_id=None),)
     if public is not None:
-        return (_key(case.read(public)),)
+        return (_key(case.read(public), material.supplied_root(case)),)
     found: list[PsaAnchor] = []
     supplied: list[bytes] = []
     for entry in case.endorsements:
@@ -72,39 +77,39 @@ def _anchors(case: Case) -> tuple[PsaAnchor, ...]:
         found.append(
             CertifiedIak(
                 path=material.ordered_path(supplied),
-                anchors=tuple(
-                    der for file in case.files("trust_anchor_files") for der in material.certificates(case.read(file))
-                ),
-                root=_SUPPLIED,
+                anchors=material.anchors(case),
+                root=material.supplied_root(case),
             )
         )
     return tuple(found)
 
 
 def _endorsed(case: Case, entry: Entry) -> list[PsaAnchor]:
-    data = case.read(entry.file)
+    data, root = case.read(entry.file), material.supplied_root(case)
     if entry.hint in ("public-key-pem", "public-key-jwk"):
-        return [_key(data)]
+        return [_key(data, root)]
     if entry.hint == "mac-key-raw":
         return [MacAnchor(key=data, instance_id=None)]
     if entry.hint in ("corim", "comid"):
         return [
-            _key(key.pem.encode(), instance_id=key.instance_id, implementation_id=key.implementation_id)
+            _key(key.pem.encode(), root, instance_id=key.instance_id, implementation_id=key.implementation_id)
             for key in corim.parse_endorsed_keys(data)
         ]
     if entry.hint == "veraison-endorsement-json":
-        return [_veraison(data)]
+        return [_veraison(data, root)]
     raise Unavailable("material.unsupported", "a kind of endorsement that is not read here", got=entry.hint)
 
 
-def _key(data: bytes, *, instance_id: bytes | None = None, implementation_id: bytes | None = None) -> IakAnchor:
-    return IakAnchor(key=material.spki(data), instance_id=instance_id, implementation_id=implementation_id, root=_SUPPLIED)
+def _key(
+    data: bytes, root: EvidenceRoot, *, instance_id: bytes | None = None, implementation_id: bytes | None = None
+) -> IakAnchor:
+    return IakAnchor(key=material.spki(data), instance_id=instance_id, implementation_id=implementation_id, root=root)
 
 
-def _veraison(data: bytes) -> IakAnchor:
+def _veraison(data: bytes, root: EvidenceRoot) -> IakAnchor:
     try:
         attributes = json.loads(data)["attributes"]
-        return _key(attributes["iak-pub"].encode(), instance_id=base64.b64decode(attributes["inst-id"], validate=True))
+        return _key(attributes["iak-pub"].encode(), root, instance_id=base64.b64decode(attributes["inst-id"], validate=True))
     except (ValueError, TypeError, KeyError, AttributeError, binascii.Error) as error:
         raise Unavailable("material.key_undecodable", "the endorsement cannot be read", got=type(error).__name__) from None
 

@@ -14,19 +14,26 @@ from moorline.cli.evidence_cases import material
 from moorline.cli.evidence_cases.case import Case
 from moorline.cli.evidence_cases.compare import Facts
 from moorline.errors import Malformed, Unavailable
-from moorline.evidence import snp
+from moorline.evidence import eat_cbor, snp
 from moorline.policy import rules
 from moorline.policy.match import AtLeast, Exact
-from moorline.rats import Finding
+from moorline.rats import EvidenceRoot, Finding
 from moorline.verification import anchors
 from moorline.verification.snp import SnpClaims, SnpEndorsements, endorsements_from_table, verify_snp
+from moorline.verification.verified import Verified
 
-HINTS: Final = frozenset({"snp-report", "snp-json-trustee", "tsm-json", "snp-cert-table"})
+HINTS: Final = frozenset({"snp-report", "snp-json-trustee", "tsm-json", "tsm-cbor", "snp-cert-table"})
 _CERTIFICATES: Final = frozenset({"cert-der", "cert-pem", "chain-pem"})
 
 
 def run(case: Case, facts: Facts) -> tuple[Finding, ...]:
     """The findings of one case (`compare.Family`)."""
+    verified = verify(case, facts)
+    return _appraise(case, verified.value) if case.mode == "policy" else ()
+
+
+def verify(case: Case, facts: Facts) -> Verified[SnpClaims]:
+    """What the case proves, before any policy."""
     raw, supplied, table = _parts(case)
     report = snp.parse_report(raw)
     facts.update(report_facts(report))
@@ -41,9 +48,7 @@ def run(case: Case, facts: Facts) -> tuple[Finding, ...]:
     expected = case.octets("report_data_hex")
     if case.at is None:
         raise Unavailable("material.no_time", "certificates are dated, and the case gives no time to appraise at")
-    if case.files("trust_anchor_files"):
-        raise Unavailable("material.unsupported", "SNP is verified under the roots that the package ships", got="anchors")
-    verified = verify_snp(
+    return verify_snp(
         report,
         endorsements(supplied, table, crl),
         # A case without report data asks about authenticity only, so the report's own stands in for it.
@@ -51,11 +56,19 @@ def run(case: Case, facts: Facts) -> tuple[Finding, ...]:
         anchors=_anchors(case),
         now=case.at,
     )
-    return _appraise(case, verified.value) if case.mode == "policy" else ()
 
 
 def _anchors(case: Case) -> anchors.AnchorSet:
     """AMD's roots; with AMD's intermediates unless the case wants a path from what it supplies alone."""
+    named = material.anchors(case)
+    if named:  # whose product line such a root is of, it does not say itself: it stands for the one that the leaf names
+        return anchors.AnchorSet(
+            snp=tuple(
+                anchors.SnpAnchor(product=product, ark=der, intermediates=(), root=EvidenceRoot.TEST)
+                for product in snp.Product
+                for der in named
+            )
+        )
     shipped = anchors.production_anchors()
     if case.text("intermediates") != "supplied":
         return shipped
@@ -108,6 +121,8 @@ def _parts(case: Case) -> tuple[bytes, list[bytes], bytes | None]:
             supplied += more
         elif entry.hint == "tsm-json":
             report, table = _from_tsm(data)
+        elif entry.hint == "tsm-cbor":
+            report, table = _from_tsm_cbor(data)
         elif entry.hint == "snp-cert-table":
             table = data
         else:
@@ -170,6 +185,16 @@ def _from_tsm(data: bytes) -> tuple[bytes, bytes | None]:
         return outblob, None if auxblob is None else base64.b64decode(auxblob, validate=True)
     except (ValueError, TypeError, KeyError, AttributeError, binascii.Error) as error:
         raise Malformed("snp.tsm_json", "not a configfs-tsm report in JSON", got=type(error).__name__) from None
+
+
+def _from_tsm_cbor(data: bytes) -> tuple[bytes, bytes | None]:
+    """configfs-tsm as CBOR: a map with outblob and auxblob."""
+    item = eat_cbor.decode(data, encoding=eat_cbor.Encoding.ANY)
+    blobs = item if isinstance(item, dict) else {}
+    outblob, auxblob = blobs.get("outblob"), blobs.get("auxblob")
+    if not isinstance(outblob, bytes) or not (auxblob is None or isinstance(auxblob, bytes)):
+        raise Malformed("snp.tsm_cbor", "not a configfs-tsm report in CBOR")
+    return outblob, auxblob
 
 
 def from_trustee_json(data: bytes) -> tuple[bytes, list[bytes]]:

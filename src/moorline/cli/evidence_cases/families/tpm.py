@@ -28,6 +28,7 @@ _ENVELOPES: Final = {
     "go-attestation-dump": tpm_envelopes.parse_goattest,
     "tpm-json-trustee": tpm_envelopes.parse_trustee,
     "enacttrust-token": tpm_envelopes.parse_enacttrust,
+    "keylime-quote-string": tpm_envelopes.parse_keylime,
 }
 _AZURE: Final = frozenset(
     f"azure-{processor}-vtpm-json-v{version}" for processor in ("snp", "tdx") for version in (0, 1, 2)
@@ -44,6 +45,7 @@ HINTS: Final = (
         "tpm-quote-sig",
         "tpm-quote-sig-raw",
         "tpm2-tools-pcrs",
+        "tcg-eventlog",
     }
 )
 _BANKS: Final = {name: bank for bank, name in tpm.HASH_NAMES.items()}
@@ -70,8 +72,16 @@ def _evidence(case: Case) -> QuotedEvidence:
     first = case.evidence[0]
     if first.hint in _ENVELOPES:
         return _ENVELOPES[first.hint](case.read(first.file))
+    logs = case.all_of("tcg-eventlog")
+    if len(logs) > 1:
+        raise Malformed("tpm.parts", "more than one boot log among the evidence", got=len(logs))
     return QuotedEvidence(
-        quotes=(_parts(case),), ak_public=None, ak_spki=None, certificates=(), event_log=None, node_id=None
+        quotes=(_parts(case),),
+        ak_public=None,
+        ak_spki=None,
+        certificates=(),
+        event_log=logs[0] if logs else None,
+        node_id=None,
     )
 
 
@@ -115,7 +125,7 @@ def _quoted(case: Case, evidence: QuotedEvidence, facts: Facts) -> None:
             signed.pcrs,
             key=key,
             nonce=nonce,
-            sha1=vtpm.Sha1.ACCEPTED,  # old evidence of others is judged here, by its own rules
+            sha1=_sha1(case),
         ).value
         for signed in evidence.quotes
     ]
@@ -127,6 +137,11 @@ def _quoted(case: Case, evidence: QuotedEvidence, facts: Facts) -> None:
             facts[f"pcr_digest_{tpm.HASH_NAMES[one.bank]}_quote"] = one.quote.pcr_digest.hex()
     if evidence.event_log is not None:
         _log(evidence.event_log, held, facts)
+
+
+def _sha1(case: Case) -> vtpm.Sha1:
+    """Old evidence of others, in case folders, is judged by its own rules; what a person appraises today is not."""
+    return vtpm.Sha1.REFUSED if case.text("sha1_signatures") == "refused" else vtpm.Sha1.ACCEPTED
 
 
 def _log(data: bytes, held: list[vtpm.VerifiedQuote], facts: Facts) -> None:
@@ -202,13 +217,11 @@ def _certified(case: Case, evidence: QuotedEvidence) -> vtpm.QuoteKey:
             supplied += material.certificates(case.read(entry.file))
     if evidence.ak_public is None or not supplied:
         raise Unavailable("ak.unknown", "the evidence brings no certificate of its key")
-    files = case.files("trust_anchor_files")
-    roots = tuple(der for file in files for der in material.certificates(case.read(file))) if files else vtpm.gce_roots()
     return vtpm.certified_key(
         evidence.ak_public,
         supplied[0],
         (*supplied[1:], *vtpm.gce_intermediates()),
-        roots=roots,
+        roots=material.anchors(case) or vtpm.gce_roots(),
         now=_time(case),
     )
 
