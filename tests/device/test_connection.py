@@ -202,7 +202,7 @@ async def test_a_live_device_is_judged_again_and_cut_off_when_revoked(make_world
         assert await ask(connection, op="list") == {"names": []}
         world.ledger.revoke(RevocationKind.DEVICE, "beta", "d-1")
         await until(lambda: connection.closed)
-        assert await refusal(ask(connection, op="list")) == "device.closed"
+        assert await refusal(ask(connection, op="list")) == "ledger.revoked"
     finally:
         await world.stop()
 
