@@ -2,11 +2,25 @@
 
 from collections.abc import Callable
 
-from moorline.evidence import eventlog, ima, snp, tpm_quote, tpm_structures
+from moorline.evidence import (
+    cca,
+    ccel,
+    eventlog,
+    ima,
+    intel_collateral,
+    nitro,
+    psa,
+    ratls,
+    sgx_quote,
+    snp,
+    tdx_quote,
+    tpm_quote,
+    tpm_structures,
+)
 from moorline.ledger import checkpoint, proof, transactions
 from moorline.nfv import SpiffeId
 from moorline.orchestration import descriptor
-from moorline.verification import anchors
+from moorline.verification import anchors, intel_pck
 from moorline.wire import cbor, certificates, cose, keys, launch, schema, session
 
 FORMATS: dict[str, Callable[[bytes], object]] = {
@@ -18,6 +32,19 @@ FORMATS: dict[str, Callable[[bytes], object]] = {
     "tpm-public": tpm_structures.parse_public,
     "tpm-signature": tpm_structures.parse_signature,
     "eventlog": eventlog.parse_event_log,
+    "sgx-quote": sgx_quote.parse_sgx_quote,
+    "tdx-quote": tdx_quote.parse_tdx_quote,
+    "ccel-table": ccel.parse_ccel_table,
+    "ratls-certificate": ratls.parse_ratls_certificate,
+    "oe-report": ratls.parse_oe_report,
+    "tcb-info": intel_collateral.parse_tcb_info,
+    "qe-identity": intel_collateral.parse_qe_identity,
+    "tcb-evaluation-numbers": intel_collateral.parse_evaluation_numbers,
+    "sgx-extension": intel_pck.parse_sgx_extension,
+    "cca-token": cca.parse_token,
+    "cca-platform-claims-json": cca.parse_platform_claims_json,
+    "psa-token": psa.parse_token,
+    "nitro-document": nitro.parse_document,
     "ima": ima.parse_ima,
     "cbor": cbor.decode,
     "cose": lambda data: cose.parse("fuzz", data),
