@@ -13,6 +13,9 @@ Appraisal:
 5. the certified location tag is genuine; 6. policy.host judges; 7. how far the host was read is stored, and a result that
    is no longer affirming is withdrawn, before anything is signed or answered; 8. the result is signed and stored.
 
+A verdict gained or lost is an event with a cursor, stored with the verdict (storage.verifier_events); so is the silence of a
+host whose lease ran out, which `sweep` finds.
+
 Anybody can post evidence in a host's name, so a failure before step 1 is done is told to the sender and changes nothing: the
 standing result ends by itself when its lease does. A failure after it is the host's own, and withdraws the result at once.
 """
@@ -22,6 +25,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -40,6 +44,7 @@ from moorline.nfv import parse_name
 from moorline.policy import ear, host, reference_values
 from moorline.policy.reference_values import Reference
 from moorline.rats import AttestationResult, EvidenceRoot, Tier
+from moorline.storage.verifier_events import VerdictEvent
 from moorline.storage.verifier_store import EnrolledHost, OpenEnrolment, Progress, StoredResult, VerifierStore
 from moorline.verification import ima, tpm_identity, tpm_quote
 from moorline.verification.eventlog import BootState, verify_boot
@@ -53,6 +58,8 @@ PlatformLookup = Callable[[str], Awaitable[PlatformRecord]]
 Sign = Callable[[bytes], Awaitable[bytes]]
 """ES256 over a message with the verifier's key, wherever it is: 64 bytes, r | s."""
 
+EVENTS_PAGE: Final = 500
+"""Events in one answer at most; the reader comes again for more."""
 _NONCE: Final = 32
 _SECRET: Final = 32
 _BOOT_LOGS: Final = 64
@@ -93,6 +100,8 @@ class AttestationAuthority:
         self._parts = parts
         self._policy = host.strict_policy(parts.reference, not_required=parts.terms.not_required)
         self._locks: dict[str, asyncio.Lock] = {}
+        self._changed = asyncio.Event()
+        self._patience_until = Instant(parts.clock.now() + parts.terms.lease_s)
 
     # Enrolment ------------------------------------------------------------------------------------------------------
 
@@ -175,18 +184,43 @@ class AttestationAuthority:
             except Unavailable:
                 raise  # nothing was found out about the host
             except MoorlineError as error:
-                self._parts.store.withdraw(name, error.code)
+                self._parts.store.withdraw(name, error.code, at=self._parts.clock.now())
+                self._tell_readers()
                 raise
             result = self._judge(facts, parse_quote(evidence.quoted).extra_data)  # 6
             refusal = result.first_refusal()
             code = None if refusal is None else refusal.code
             affirmed = result.status is Tier.AFFIRMING
-            self._parts.store.advance(name, progress, withdraw=None if affirmed else code or "result.not_affirming")  # 7
+            withdraw = None if affirmed else code or "result.not_affirming"
+            self._parts.store.advance(name, progress, withdraw=withdraw, at=self._parts.clock.now())  # 7
+            self._tell_readers()
             return await self._publish(name, result, code)  # 8
 
     def standing(self, name: str) -> StoredResult:
         """The result that holds now; raises Refused (`result.*`)."""
         return self._parts.store.standing_result(parse_name(name, "host"), now=self._parts.clock.now())
+
+    async def events(self, *, after: int, wait_s: float) -> tuple[tuple[VerdictEvent, ...], int]:
+        """Verdicts gained and lost after a cursor, as soon as there is one, or none after `wait_s`; and the newest cursor.
+
+        Raises Conflict("events.cursor_unknown").
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + wait_s
+        while True:
+            changed = self._changed  # before the look: what comes after it sets this very event
+            found, newest = self._parts.store.events(after=after, limit=EVENTS_PAGE)
+            if found or loop.time() >= until:
+                return found, newest
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
+                    await changed.wait()
+
+    def sweep(self) -> None:
+        """Tell of hosts that fell silent. For `patience_until` see storage.verifier_events."""
+        now = self._parts.clock.now()
+        if now >= self._patience_until and self._parts.store.sweep(now=now):
+            self._tell_readers()
 
     def overview(self) -> list[dict[str, object]]:
         """All enrolled hosts with their last results, for operators."""
@@ -209,6 +243,10 @@ class AttestationAuthority:
         return rows
 
     # ----------------------------------------------------------------------------------------------------------------
+
+    def _tell_readers(self) -> None:
+        waiting, self._changed = self._changed, asyncio.Event()
+        waiting.set()
 
     async def _registered(self, name: str, ek_digest: bytes, root: EvidenceRoot) -> PlatformRecord:
         platform = await self._parts.platform(parse_name(name, "host"))
@@ -370,8 +408,10 @@ class AttestationAuthority:
                 issued=result.issued,
                 expires=result.expires,
                 withdrawn=None,
-            )
+            ),
+            patience_until=self._patience_until,
         )
+        self._tell_readers()
         return wire.HostVerdict(ear=token, status=result.status.word, code=code)
 
 

@@ -7,8 +7,10 @@ results stays in the provider's token: the broker signs, for this verifier's ide
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
+import contextlib
 import dataclasses
 import secrets
 from collections.abc import Callable
@@ -37,7 +39,7 @@ from moorline.policy import reference_values
 from moorline.rats import EvidenceRoot
 from moorline.services import http, settings
 from moorline.services.attestation_authority import AttestationAuthority, Parts, PlatformLookup, Sign, Terms
-from moorline.services.process import announce_ready
+from moorline.services.process import announce_ready, serve_all
 from moorline.storage.verifier_store import VerifierStore
 from moorline.verification.anchors import AnchorSet, parse_anchor_file, production_anchors
 from moorline.verification.snp import endorsements_from_table, verify_snp
@@ -52,6 +54,11 @@ _HIGHEST: Final = "highest-checkpoint"
 _READERS: Final = (Role.ORCHESTRATOR, Role.HSM, Role.VERIFIER, Role.OPERATOR)
 _SPKI: Final = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 _ALL_BOOT: Final = tuple(range(11))
+_EVENT_READERS: Final = (Role.ORCHESTRATOR, Role.HSM, Role.OPERATOR)
+_WAIT_MAX_S: Final = 20
+_SWEEP_EVERY_S: Final = 1.0
+IDENTITY_REREAD_S: Final = 1200.0
+"""The certificate on disk is read again this often: it lives an hour at most, and whoever renews it replaces the files."""
 _CLOCK_REASON: Final = "a TPM that lost power says so until its clock is safe again; its counters are compared all the same"
 
 
@@ -237,7 +244,27 @@ def application(authority: AttestationAuthority, anchors: Anchors, *, trust_doma
         http.require(request, *_READERS, trust_domain=trust_domain)
         return appraise_evidence(body, anchors, now=clock.now())
 
+    _event_routes(app, authority, trust_domain)
     return app
+
+
+def _event_routes(app: FastAPI, authority: AttestationAuthority, trust_domain: str) -> None:
+    @app.get("/v1/events")
+    async def events(request: Request, after: int = 0, wait_s: float = 0) -> dict[str, object]:
+        http.require(request, *_EVENT_READERS, trust_domain=trust_domain)
+        if not (0 <= after < 1 << 63 and 0 <= wait_s <= _WAIT_MAX_S):
+            raise Malformed(
+                "events.request",
+                "after is a cursor and wait_s a short time",
+                expected=f"wait_s 0..{_WAIT_MAX_S}",
+                got=f"after {after}, wait_s {wait_s}",
+            )
+        found, newest = await authority.events(after=after, wait_s=wait_s)
+        return {
+            "events": [dataclasses.asdict(one) for one in found],
+            "next": found[-1].cursor if found else after,
+            "newest": newest,
+        }
 
 
 def appraise_evidence(body: dict[str, Any], anchors: Anchors, *, now: Instant) -> dict[str, object]:
@@ -352,13 +379,34 @@ async def run(configured: VerifierSettings, *, announce: Callable[..., None] = a
     async with LedgerClient(endpoints, roots_pem=roots_pem) as ledger:
         platforms = LedgerPlatforms(ledger, trust, store, provider=configured.provider, clock=clock)
         authority = compose(configured, anchors, verifier, store, platforms, _signer(configured, roots_pem), clock)
-        await http.serve(
-            application(authority, anchors, trust_domain=configured.trust_domain, clock=clock),
-            listen=configured.listen,
-            identity=http.TlsIdentity(chain_pem=identity.certificate_chain_pem, key_pem=identity.private_key_pem),
-            client_roots_pem=roots_pem,
-            ready=lambda address: announce("verifier", address=address),
-        )
+        app = application(authority, anchors, trust_domain=configured.trust_domain, clock=clock)
+        await serve_all(_serve(configured, app, roots_pem, announce), _sweep(authority))
+
+
+async def _serve(configured: VerifierSettings, app: FastAPI, roots_pem: bytes, announce: Callable[..., None]) -> None:
+    listen, announced = configured.listen, False
+
+    def ready(address: str) -> None:
+        nonlocal listen, announced
+        listen = address
+        if not announced:
+            announced = True
+            announce("verifier", address=address)
+
+    while True:
+        identity = _identity(configured)
+        require_identity(configured, identity.certificate_chain_pem)
+        shown = http.TlsIdentity(chain_pem=identity.certificate_chain_pem, key_pem=identity.private_key_pem)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(IDENTITY_REREAD_S):
+                await http.serve(app, listen=listen, identity=shown, client_roots_pem=roots_pem, ready=ready)
+
+
+async def _sweep(authority: AttestationAuthority) -> None:
+    """Tell of silent hosts, soon after their lease ran out."""
+    while True:
+        await asyncio.sleep(_SWEEP_EVERY_S)
+        authority.sweep()
 
 
 def compose(

@@ -16,9 +16,11 @@ import sqlalchemy as sa
 from moorline.clock import Instant
 from moorline.errors import Conflict, NotAuthentic, Refused
 from moorline.evidence.tpm_quote import ClockInfo
-from moorline.rats import EvidenceRoot
+from moorline.rats import EvidenceRoot, Tier
+from moorline.storage import verifier_events
 from moorline.storage.database import open_database
 from moorline.storage.steps import reached
+from moorline.storage.verifier_events import VerdictEvent
 
 MAX_OPEN: Final = 64
 """Challenges or enrolments open for one host at a time; more push out the oldest."""
@@ -221,8 +223,8 @@ class VerifierStore:
             event_log=row.event_log,
         )
 
-    def advance(self, host: str, progress: Progress, *, withdraw: str | None) -> None:
-        """Keep how far the host was read; with `withdraw`, end its standing result in the same transaction."""
+    def advance(self, host: str, progress: Progress, *, withdraw: str | None, at: Instant) -> None:
+        """Keep how far the host was read; with `withdraw`, end its standing result, and say so, in the same transaction."""
         clock = progress.clock
         values = {
             "host": host,
@@ -240,16 +242,18 @@ class VerifierStore:
             _upsert(connection, _PROGRESS, _PROGRESS.c.host == host, values)
             if withdraw is not None:
                 connection.execute(_withdrawal(host, withdraw))
+                verifier_events.lost(connection, host, withdraw, at=at)
         reached("verifier.progress.kept")
 
-    def withdraw(self, host: str, code: str) -> None:
-        """End the standing result of a host because of the problem `code`."""
+    def withdraw(self, host: str, code: str, *, at: Instant) -> None:
+        """End the standing result of a host because of the problem `code`, and say so."""
         with self._engine.begin() as connection:
             connection.execute(_withdrawal(host, code))
+            verifier_events.lost(connection, host, code, at=at)
         reached("verifier.verdict.withdrawn")
 
-    def put_result(self, result: StoredResult) -> None:
-        """The host's result from now on."""
+    def put_result(self, result: StoredResult, *, patience_until: Instant) -> None:
+        """The host's result from now on; the host stands by it if it affirms."""
         values = {
             "host": result.host,
             "ear": result.ear,
@@ -261,12 +265,37 @@ class VerifierStore:
         }
         with self._engine.begin() as connection:
             _upsert(connection, _RESULTS, _RESULTS.c.host == result.host, values)
+            if result.status == Tier.AFFIRMING.word and result.withdrawn is None:
+                verifier_events.gained(
+                    connection, result.host, result.expires, at=result.issued, patience_until=patience_until
+                )
+            else:
+                verifier_events.lost(connection, result.host, result.code or "result.not_affirming", at=result.issued)
         reached("verifier.verdict.stored")
 
     def results(self) -> dict[str, StoredResult]:
         """The last result of each host, also ended ones."""
         with self._engine.connect() as connection:
             return {row["host"]: StoredResult(**row) for row in connection.execute(sa.select(_RESULTS)).mappings()}
+
+    # Events ---------------------------------------------------------------------------------------------------------
+
+    def events(self, *, after: int, limit: int) -> tuple[tuple[VerdictEvent, ...], int]:
+        """Verdicts gained and lost after a cursor, and the newest cursor. Raises Conflict("events.cursor_unknown")."""
+        with self._engine.connect() as connection:
+            return verifier_events.page(connection, after=after, limit=limit)
+
+    def sweep(self, *, now: Instant) -> tuple[str, ...]:
+        """Tell of the hosts whose lease ran out since they were last heard of, each once; their names."""
+        with self._engine.connect() as connection:
+            if not verifier_events.ran_out(connection, at=now):  # the ordinary case, and no writer needs to wait for it
+                return ()
+        with self._engine.begin() as connection:
+            silent = verifier_events.ran_out(connection, at=now)
+            for host in silent:
+                verifier_events.lost(connection, host, verifier_events.RAN_OUT, at=now)
+        reached("verifier.silence.told")
+        return silent
 
     def standing_result(self, host: str, *, now: Instant) -> StoredResult:
         """The result that holds now. Raises Refused("result.none" | "result.withdrawn" | "result.expired")."""
