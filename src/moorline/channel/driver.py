@@ -50,6 +50,7 @@ __all__ = [
     "KemKey",
     "SessionFacts",
     "SessionServer",
+    "answered",
     "new_kem",
     "open_session",
     "serve_sessions",
@@ -61,6 +62,7 @@ _LOG: Final = logging.getLogger("moorline.channel.session")
 _CALL_DEADLINE_S: Final = 30.0
 _IDLE_DEADLINE_S: Final = 24 * 3600.0
 _PROBLEM_DEADLINE_S: Final = 1.0
+_ASK_AGAIN_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +195,22 @@ async def open_session(  # noqa: PLR0913 - a role is these things, and each must
     assert machine.activation is not None
     assert machine.challenge is not None
     return ClientSession(stream, machine, machine.activation, machine.challenge)
+
+
+async def answered(ask: Callable[[], Awaitable[ClientSession]], *, within_s: float) -> ClientSession:
+    """The session that `ask` opens, asked again while nobody answers: a refusal is an answer, a broken connection is not.
+
+    Raises the refusal at once, and what kept it from an answer once `within_s` seconds have passed.
+    """
+    ends = asyncio.get_running_loop().time() + within_s
+    while True:
+        try:
+            return await ask()
+        except MoorlineError as error:
+            unanswered = isinstance(error, Unavailable) or error.code == "frame.truncated"
+            if not unanswered or asyncio.get_running_loop().time() >= ends:
+                raise
+        await asyncio.sleep(_ASK_AGAIN_S)
 
 
 def new_kem() -> KemKey:

@@ -23,7 +23,7 @@ from typing import Final, Self
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from moorline.attesters.reports import report_source
-from moorline.channel.driver import ClientSession, Collected, open_session
+from moorline.channel.driver import ClientSession, Collected, answered, open_session
 from moorline.clock import SystemClock
 from moorline.errors import EXIT_UNDECIDED, EXIT_YES, Malformed, MoorlineError, Refused, Unavailable
 from moorline.ledger.light_client import LedgerTrust
@@ -38,6 +38,7 @@ from moorline.wire.session import Activation, Challenge, EvidenceFormat, Launche
 MAX_CONNECTIONS: Final = 32
 FRAME_DEADLINE_S: Final = 30.0
 MAX_CLOCK_DISAGREEMENT_S: Final = 300
+ADMISSION_S: Final = 10.0
 
 
 async def serve(shared: Path) -> None:
@@ -107,7 +108,7 @@ class _Link:
 
 
 async def _judged(connect: Callable[[], Awaitable[ClientSession]]) -> ClientSession:
-    session = await connect()
+    session = await answered(connect, within_s=ADMISSION_S)
     try:
         _judge_clock(session.activation.now)
     except BaseException:

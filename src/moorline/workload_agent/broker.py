@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final
 
@@ -16,10 +15,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from moorline.attesters.reports import ReportSource
-from moorline.channel.driver import ClientSession, Collected, new_kem, open_session
+from moorline.channel.driver import ClientSession, Collected, answered, new_kem, open_session
 from moorline.channel.tls import TlsIdentity
 from moorline.clock import Instant, SystemClock
-from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused, Unavailable
+from moorline.errors import Malformed, NotAuthentic, Refused, Unavailable
 from moorline.ledger import peers
 from moorline.ledger.light_client import LedgerTrust, ProvenState, verify_bundle
 from moorline.nfv import Role, SpiffeId
@@ -43,7 +42,6 @@ TIME_INTERVAL_S: Final = 20
 _TIME_TRUSTED_S: Final = 3 * TIME_INTERVAL_S
 MAX_CLOCK_DISAGREEMENT_S: Final = 300
 ATTEST_S: Final = 60.0
-_ASK_AGAIN_S: Final = 0.5
 
 
 class BrokerClock:
@@ -187,7 +185,7 @@ async def attest(address: str, launch: Launch, reports: ReportSource) -> BrokerL
             kem=kem,
         )
 
-    session = await _asked_again(ask)
+    session = await answered(ask, within_s=ATTEST_S)
     try:
         off = abs(session.activation.now - SystemClock().now())
         if off > MAX_CLOCK_DISAGREEMENT_S:
@@ -202,19 +200,6 @@ async def attest(address: str, launch: Launch, reports: ReportSource) -> BrokerL
     except BaseException:
         await session.aclose()
         raise
-
-
-async def _asked_again(ask: Callable[[], Awaitable[ClientSession]]) -> ClientSession:
-    """Ask until there is an answer, for `ATTEST_S`: a refusal is one, silence and a broken connection are not."""
-    ends = time.monotonic() + ATTEST_S
-    while True:
-        try:
-            return await ask()
-        except MoorlineError as error:
-            unanswered = isinstance(error, Unavailable) or error.code == "frame.truncated"
-            if not unanswered or time.monotonic() >= ends:
-                raise
-        await asyncio.sleep(_ASK_AGAIN_S)
 
 
 def judge_broker(
