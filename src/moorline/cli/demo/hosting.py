@@ -43,7 +43,7 @@ from moorline.wire import keys
 from moorline.wire.http import HttpClient
 
 _MONTH_S: Final = 30 * 24 * 3600
-PERIOD_S: Final = 5.0
+PERIOD_S: Final = 3.0
 LEASE_S: Final = 20
 STANDING_DEADLINE_S: Final = 25.0
 

@@ -197,7 +197,6 @@ async def _start_orchestrator(world: World, package_signers: bytes) -> None:
         hosts=tuple(
             NamedHost(id=one.name, url=f"https://{one.address}", server_name=world.alpha.name_of(Role.HOST, one.name))
             for one in hosts.values()
-            if one.name != "h4"
         ),
     )
     settings.write(configured, directory / "orchestrator.toml")
