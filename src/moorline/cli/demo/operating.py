@@ -208,11 +208,11 @@ async def explain_placement(world: World) -> str:
     async with orchestrator(world) as client:
         answer: Any = await client.post_json("/v1/placement/explain", {"package": world.facts["package"]})
     others = {verdict["host"]: verdict["code"] for verdict in answer["verdicts"] if not verdict["eligible"]}
-    if answer["chosen"] != "h1" or set(others) != {"h2", "h3"}:
+    if answer["chosen"] != "h1" or not {"h2", "h3"} <= set(others):
         raise Refused(
             "demo.placement_unexpected", "the orchestrator chose otherwise than the story goes", expected="h1", got=answer
         )
-    refused = ", ".join(f"{name} refused: {code}" for name, code in sorted(others.items()))
+    refused = ", ".join(f"{name} refused: {others[name]}" for name in ("h2", "h3"))
     return f"use case {USE_CASE} needs {len(answer['profile'])} capabilities of a host; chosen h1; {refused}"
 
 
