@@ -9,6 +9,7 @@ from moorline.errors import Conflict, MoorlineError, Refused, Unavailable
 from moorline.ledger.records import Status
 from moorline.orchestration import intent as intents
 from moorline.orchestration import package as packages
+from moorline.orchestration.clean_up import Retired
 from moorline.orchestration.launch import GuestReport, Identity, Launches, as_json
 from moorline.orchestration.placement import HostView, Platform
 from moorline.storage.orchestrator_store import FunctionRow, LaunchState, OrchestratorStore, PackageRow
@@ -81,6 +82,24 @@ class Hosts:
             raise self.fail[step].pop()
 
 
+class Broker:
+    """The broker's retirement as the saga sees it: the same answer each time, and it can be made to fail."""
+
+    def __init__(self):
+        self.asked, self.fail, self.order = [], [], []
+
+    async def retire(self, asked):
+        self.asked.append(asked)
+        if self.fail:
+            raise self.fail.pop(0)
+        self.order.append(("keys", asked.instance, asked.generation))
+        return Retired(destroyed=("storage-key",), not_proven=("enclave-memory",), revoked_at_height=40 + asked.generation)
+
+    @property
+    def retired(self):
+        return {(asked.instance, asked.generation) for asked in self.asked}
+
+
 @dataclasses.dataclass
 class Mano:
     """An orchestrator with everything around it; `process()` makes another one over the same database."""
@@ -90,6 +109,7 @@ class Mano:
     hosts: Hosts
     clock: Clock
     url: str
+    broker: Broker = dataclasses.field(default_factory=Broker)
 
     def process(self):
         self.store = OrchestratorStore.open(self.url)
@@ -108,6 +128,7 @@ class Mano:
             ledger=self.provider.ledger,
             hosts=self.hosts,
             launcher=self.enclave,
+            broker=self.broker,
             clock=self.clock,
         )
         return self
@@ -343,8 +364,10 @@ async def test_the_ledger_never_goes_back(mano):
 async def test_ending_a_function(mano):
     mano.request()
     await mano.launches.drive("records-1")
-    assert (await mano.launches.end("records-1")).state is LaunchState.ENDED
+    assert (await mano.launches.end("records-1")).state is LaunchState.HALTING
+    assert (await mano.launches.drive("records-1")).state is LaunchState.ENDED
     assert mano.hosts.guests == {}
+    assert mano.broker.retired == {("records-1", 1)}
     assert (await mano.launches.end("records-1")).state is LaunchState.ENDED
     assert mano.store.load() == {}
 

@@ -4,11 +4,13 @@
     intended  -> granted    the launcher answers the intent; the same intent has the same answer while the launcher lives
     granted   -> started    the host agent accepts the order; the same order twice is one guest
     started   -> active     the function says that it has its identity; from here on it serves
-    any       -> failed     a refusal ends it: the guest is stopped, secrets are erased, the reason is kept
+    any       -> failed     a refusal ends it: secrets are erased, the reason is kept
+    any on a host -> halting ...   what may already have an identity is ended by the clean-up saga (orchestration.clean_up)
 
 No effect happens before the intent is durable. Each step reads the row, does one thing outside that may be repeated without
 harm, and saves the row from the revision it read; so a process killed between effect and save repeats the effect, and two
-processes that resume one launch cannot both move it. What is only unavailable is tried again until the intent ends.
+processes that resume one launch cannot both move it. What is only unavailable is tried again until the intent ends. A later
+generation also waits for a host that fits: the others may just be renewing their results.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.asymmetric import x25519
 
@@ -31,8 +34,18 @@ from moorline.ledger.light_client import LedgerTrust, ProvenState, verify_bundle
 from moorline.ledger.records import PackageRule, ServiceRecord
 from moorline.orchestration import grant as grants
 from moorline.orchestration import intent as intents
+from moorline.orchestration.clean_up import LAUNCH_FAILED, OPERATOR, Broker, CleanUps
 from moorline.orchestration.placement import Demand, HostView, Placement, place
-from moorline.storage.orchestrator_store import TERMINAL, FunctionRow, LaunchState, OrchestratorStore, PackageRow
+from moorline.storage.orchestrator_store import (
+    CLEANING,
+    TERMINAL,
+    Afterwards,
+    FunctionRow,
+    Halt,
+    LaunchState,
+    OrchestratorStore,
+    PackageRow,
+)
 from moorline.wire import keys, launch, schema
 from moorline.wire.guest import FunctionConfiguration, FunctionLaunch
 from moorline.wire.launch import ChannelProfile
@@ -41,8 +54,9 @@ from moorline.wire.orchestration import GuestOrder, LaunchIntent, LaunchRequest
 FUNCTION_ENTRY: Final = "moorline.workload_agent"
 POLL_S: Final = 0.1
 RETRY_S: Final = 0.5
+CLEAN_UP_RETRY_S: Final = 2.0
 REQUEST_LIFE_S: Final = 60
-_GONE: Final = (LaunchState.FAILED, LaunchState.ENDED)
+_OVER: Final = (LaunchState.CLEANED, LaunchState.FAILED, LaunchState.ENDED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +123,7 @@ class Identity:
 
 
 class Launches:
-    """Drives launches. Any number may be under way; each is moved by one task at a time."""
+    """Drives functions through launch and clean-up. Any number may be under way; each is moved by one task at a time."""
 
     def __init__(
         self,
@@ -119,6 +133,7 @@ class Launches:
         ledger: Ledger,
         hosts: Hosts,
         launcher: LauncherPort,
+        broker: Broker,
         clock: Clock,
         new_reply_key: Callable[[], x25519.X25519PrivateKey] = x25519.X25519PrivateKey.generate,
     ) -> None:
@@ -129,69 +144,106 @@ class Launches:
         self._launcher = launcher
         self._clock = clock
         self._new_reply_key = new_reply_key
+        self._proving = asyncio.Lock()
+        self.clean_ups = CleanUps(store=store, broker=broker, hosts=hosts, clock=clock, locate=self._locate)
+        self.waiting: dict[str, MoorlineError] = {}
         self._steps = {
             LaunchState.REQUESTED: self._intend,
             LaunchState.INTENDED: self._obtain_grant,
             LaunchState.GRANTED: self._start,
             LaunchState.STARTED: self._await_active,
+            **self.clean_ups.steps,
         }
 
     async def drive(self, instance: str) -> FunctionRow:
-        """Move a function on until it is active, failed or ended. Refusals become its problem; none is raised."""
-        while True:
-            row = self._store.function(instance)
-            if row.state in TERMINAL:
-                return row
-            try:
-                await self._steps[row.state](row)
-            except Conflict as error:
-                if error.code != "launch.moved_on":
-                    await self._fail(row, error)
-                elif self._store.function(instance).state in _GONE:
-                    # It was ended while this step was doing its effect: undo what the step may have done.
-                    await self._stop_quietly(self._store.function(instance))
-            except Unavailable as error:
-                await self._wait_or_fail(row, error)
-            except MoorlineError as error:
-                await self._fail(row, error)
+        """Move a function on until it is active, failed or ended. Refusals become its problem; none is raised.
+
+        Cancelling this leaves the function at its last recorded step, as a crash would; `waiting` says what holds it up.
+        """
+        try:
+            while True:
+                row = await self._read(instance)
+                if row.state in TERMINAL:
+                    return row
+                await self._step(row)
+        finally:
+            self.waiting.pop(instance, None)
 
     async def advance(self, instance: str) -> FunctionRow:
         """Exactly one step; raises what it meets. For resuming by hand, and for tests of each step."""
-        row = self._store.function(instance)
+        row = await self._read(instance)
         if row.state not in TERMINAL:
             await self._steps[row.state](row)
-        return self._store.function(instance)
+        return await self._read(instance)
 
     async def end(self, instance: str) -> FunctionRow:
-        """Stop a function's guest and record that it ended. Idempotent."""
-        row = self._store.function(instance)
-        if row.state is not LaunchState.ENDED:
-            ended = _without_secrets(dataclasses.replace(row, state=LaunchState.ENDED))
-            row = self._store.save(ended, at=self._clock.now(), says="ended by an operator")
-        if row.host is not None:
-            await self._hosts.stop(row.host, row.instance)
-        return row
+        """Record that a function is to end; `drive` does the rest, and cleans up what is on a host. Idempotent."""
+        while True:
+            row = await self._read(instance)
+            try:
+                if row.state in (LaunchState.ACTIVE, LaunchState.GRANTED, LaunchState.STARTED):
+                    await self.clean_ups.begin(row, self._ended(), says="to be ended by an operator")
+                elif row.state in CLEANING and row.halt is not None and row.halt.afterwards is not Afterwards.END:
+                    halt = dataclasses.replace(row.halt, afterwards=Afterwards.END)
+                    await self._save(dataclasses.replace(row, halt=halt), "not to be launched again, says an operator")
+                elif row.state not in CLEANING and row.state is not LaunchState.ENDED:
+                    ended = _without_secrets(dataclasses.replace(row, state=LaunchState.ENDED))
+                    await self._save(ended, "ended by an operator")
+                else:
+                    return row
+            except Conflict:
+                continue
 
     async def explain(self, demand: Demand) -> Placement:
         """Where a function with this demand would go now, and why."""
         now = self._clock.now()
         state = await self.proven(self._platform_keys())
-        return place(await self._hosts.views(state, self._store.load(), now), demand, now=now)
+        load = await asyncio.to_thread(self._store.load)
+        return place(await self._hosts.views(state, load, now), demand, now=now)
 
     async def proven(self, asked: tuple[str, ...]) -> ProvenState:
         """A proven ledger state with these keys, never older than one seen before."""
-        known = self._store.checkpoint()
+        known = await asyncio.to_thread(self._store.checkpoint)
         highest = None if known is None else schema.decode(Checkpoint, known)
         state = verify_bundle(await self._ledger.prove(asked), self._me.trust, now=self._clock.now(), highest=highest)
-        if highest is None or state.height > highest.height:
-            self._store.remember_checkpoint(schema.encode(state.checkpoint))
+        async with self._proving:  # launches prove side by side, and the newest state seen must not go back
+            known = await asyncio.to_thread(self._store.checkpoint)
+            if known is None or state.height > schema.decode(Checkpoint, known).height:
+                await asyncio.to_thread(self._store.remember_checkpoint, schema.encode(state.checkpoint))
         return state
+
+    async def _step(self, row: FunctionRow) -> None:
+        """One step, with everything that can happen to it settled: moved on, waited for, or failed."""
+        try:
+            await self._steps[row.state](row)
+            self.waiting.pop(row.instance, None)
+        except Conflict as error:
+            if error.code == "launch.moved_on":
+                await self._undo_if_ended(row)
+            else:
+                await self._fail(row, error)
+        except Unavailable as error:
+            self.waiting[row.instance] = error
+            await self._wait_or_fail(row, error)
+        except MoorlineError as error:
+            if row.state in CLEANING:  # a clean-up never gives up: its own steps record what is refused to them
+                self.waiting[row.instance] = error
+                await asyncio.sleep(CLEAN_UP_RETRY_S)
+            else:
+                await self._fail(row, error)
+
+    async def _undo_if_ended(self, row: FunctionRow) -> None:
+        """The row was moved on while its step did the effect: end the guest that may have started after all."""
+        current = await self._read(row.instance)
+        replaced = current.generation > row.generation and current.host != row.host
+        if row.state is LaunchState.GRANTED and (current.state in _OVER or replaced):
+            await self._stop_quietly(row)
 
     # -- the steps ----------------------------------------------------------------------------------------------------
 
     async def _intend(self, row: FunctionRow) -> None:
         me, now = self._me, self._clock.now()
-        package, _ = self._store.package(row.package)
+        package, _ = await asyncio.to_thread(self._store.package, row.package)
         state = await self.proven(
             tuple(
                 dict.fromkeys(
@@ -208,10 +260,9 @@ class Launches:
         demand = Demand(
             use_case=package.use_case, jurisdiction=package.jurisdiction, simulated_allowed=me.trust.simulated_allowed
         )
-        placement = place(await self._hosts.views(state, self._store.load(), now), demand, now=now)
+        placement = place(await self._views(row, state, now), demand, now=now)
         if placement.chosen is None:
-            row = self._store.save(dataclasses.replace(row, placement=placement.as_json()), at=now, says=placement.says)
-            raise _none_fits(placement)
+            raise await self._nowhere(row, placement)
         platform = standing.active_platform(state, me.provider, placement.chosen)
         configuration = schema.encode(self._configuration(row))
         reply_key = self._new_reply_key()
@@ -238,12 +289,14 @@ class Launches:
             state=LaunchState.INTENDED,
             placement=placement.as_json(),
             host=placement.chosen,
+            placed=now,
             configuration=configuration,
             intent=intents.sign(intent, me.signer),
             reply_key=reply_key.private_bytes_raw(),
             broker=broker.address,
+            broker_url=origin_of(broker.est_url),
         )
-        self._store.save(intended, at=now, says=placement.says)
+        await self._save(intended, placement.says)
 
     async def _obtain_grant(self, row: FunctionRow) -> None:
         assert row.intent is not None
@@ -270,14 +323,13 @@ class Launches:
             token=granted.token,
             launcher=granted.launcher,
         )
-        says = f"token {granted.fields.epoch}/{granted.fields.sequence} by {granted.launcher}"
-        self._store.save(saved, at=now, says=says)
+        await self._save(saved, f"token {granted.fields.epoch}/{granted.fields.sequence} by {granted.launcher}")
 
     async def _start(self, row: FunctionRow) -> None:
         assert row.host is not None
-        report = await self._hosts.start(row.host, self._order(row))
+        report = await self._hosts.start(row.host, await asyncio.to_thread(self._order, row))
         saved = dataclasses.replace(row, state=LaunchState.STARTED, address=report.address)
-        self._store.save(saved, at=self._clock.now(), says=f"started on {row.host}, reachable at {report.address}")
+        await self._save(saved, f"started on {row.host}, reachable at {report.address}")
 
     async def _await_active(self, row: FunctionRow) -> None:
         assert row.host is not None
@@ -291,9 +343,41 @@ class Launches:
         active = dataclasses.replace(
             row, state=LaunchState.ACTIVE, address=report.address, spiffe_id=report.spiffe_id
         )
-        self._store.save(_without_secrets(active), at=self._clock.now(), says=f"serves as {report.spiffe_id}")
+        await self._save(_without_secrets(active), f"serves as {report.spiffe_id}")
 
     # -- parts --------------------------------------------------------------------------------------------------------
+
+    async def _read(self, instance: str) -> FunctionRow:
+        return await asyncio.to_thread(self._store.function, instance)
+
+    async def _save(self, row: FunctionRow, says: str) -> FunctionRow:
+        return await asyncio.to_thread(self._store.save, row, at=self._clock.now(), says=says)
+
+    async def _views(self, row: FunctionRow, state: ProvenState, now: Instant) -> tuple[HostView, ...]:
+        load, left = await asyncio.to_thread(lambda: (self._store.load(), self._store.left_guests(row.instance)))
+        avoided = {one.host for one in left}
+        views = await self._hosts.views(state, load, now)
+        return tuple(dataclasses.replace(view, guest_left=view.host in avoided) for view in views)
+
+    async def _nowhere(self, row: FunctionRow, placement: Placement) -> MoorlineError:
+        """No host fits: the end of a first launch, and for a while something to wait out for a later generation."""
+        refusal = _none_fits(placement)
+        if _verdicts(placement.as_json()) != _verdicts(row.placement or {}):
+            await self._save(dataclasses.replace(row, placement=placement.as_json()), placement.says)
+        if row.generation == 1 or self._clock.now() >= row.requested + REQUEST_LIFE_S:
+            return refusal
+        return Unavailable("launch.waiting_for_host", refusal.says, got=refusal.got, retry_after_s=RETRY_S)
+
+    async def _locate(self, hsm: str) -> str:
+        """Where the broker of an HSM speaks HTTPS, from the HSM's record on the ledger."""
+        state = await self.proven(standing.hsm_keys(self._me.provider, hsm))
+        return origin_of(standing.active_hsm(state, self._me.provider, hsm).est_url)
+
+    def _ended(self) -> Halt:
+        problem = Refused("launch.ended", "an operator ended this function").as_problem()
+        return Halt(
+            cause=OPERATOR, code="launch.ended", problem=problem, afterwards=Afterwards.END, noticed=self._clock.now()
+        )
 
     def _order(self, row: FunctionRow) -> GuestOrder:
         assert row.launch_fields is not None
@@ -329,6 +413,9 @@ class Launches:
         return tuple(dict.fromkeys(found))
 
     async def _wait_or_fail(self, row: FunctionRow, error: Unavailable) -> None:
+        if row.state in CLEANING:
+            await asyncio.sleep(max(RETRY_S, min(error.retry_after_s, CLEAN_UP_RETRY_S)))
+            return
         ends = row.requested + REQUEST_LIFE_S if row.intent is None else intents.parse(row.intent).not_after
         if self._clock.now() >= ends:
             await self._fail(row, error)
@@ -336,14 +423,24 @@ class Launches:
             await asyncio.sleep(min(error.retry_after_s, RETRY_S))
 
     async def _fail(self, row: FunctionRow, error: MoorlineError) -> None:
-        current = self._store.function(row.instance)
-        if current.state in TERMINAL:
+        current = await self._read(row.instance)
+        if current.state in TERMINAL or current.state in CLEANING or current.generation != row.generation:
             return
         if current.state in (LaunchState.GRANTED, LaunchState.STARTED):
-            await self._stop_quietly(current)
-        failed = _without_secrets(dataclasses.replace(current, state=LaunchState.FAILED, problem=error.as_problem()))
+            halt = Halt(
+                cause=LAUNCH_FAILED,
+                code=error.code,
+                problem=dict(error.as_problem()),
+                afterwards=Afterwards.FAIL,
+                noticed=self._clock.now(),
+            )
+            await self.clean_ups.begin(current, halt, says=str(error))
+            return
+        failed = _without_secrets(
+            dataclasses.replace(current, state=LaunchState.FAILED, problem=dict(error.as_problem()))
+        )
         with contextlib.suppress(Conflict):  # somebody else moved it on; the next round of `drive` sees where to
-            self._store.save(failed, at=self._clock.now(), says=str(error))
+            await self._save(failed, str(error))
 
     async def _stop_quietly(self, row: FunctionRow) -> None:
         # A host that cannot be reached now may keep a guest that will never get an identity: its token ends by itself.
@@ -373,6 +470,12 @@ def permitted_package(service: ServiceRecord, package: PackageRow) -> PackageRul
     )
 
 
+def origin_of(url: str) -> str:
+    """Scheme and authority of an `https` URL: where its server is, whatever path the record names."""
+    parts = urlsplit(url)
+    return f"https://{parts.netloc}"
+
+
 def as_json(row: FunctionRow) -> dict[str, Any]:
     """A function for the HTTP interface. Nothing in it is secret."""
     return {
@@ -388,7 +491,13 @@ def as_json(row: FunctionRow) -> dict[str, Any]:
         "launcher": row.launcher,
         "placement": row.placement,
         "problem": row.problem,
+        "halt": None if row.halt is None else dataclasses.asdict(row.halt),
+        "clean_ups": [dataclasses.asdict(one) for one in row.clean_ups],
     }
+
+
+def _verdicts(placement: dict[str, Any]) -> dict[str, object]:
+    return {verdict["host"]: verdict["code"] for verdict in placement.get("verdicts", ())}
 
 
 def _none_fits(placement: Placement) -> Refused:

@@ -3,7 +3,8 @@
 A host qualifies if, in this order:
 
 1. it is a registered, active platform of the provider (`placement.no_platform`);
-2. somebody runs a host agent there that this orchestrator can ask (`placement.no_agent`);
+2. somebody runs a host agent there that this orchestrator can ask (`placement.no_agent`), and no guest of an earlier
+   generation of the same function may still be there (`placement.guest_left`);
 3. it has a standing Attestation Result (`placement.no_result`) that has not ended (`placement.result_expired`);
 4. that result affirms (`placement.host_contraindicated`, with the first rule that was not met);
 5. it does not rest on simulated anchors, unless the ledger's genesis allows them (`placement.simulated_root`);
@@ -43,6 +44,7 @@ class HostView:
     result: AttestationResult | None
     reachable: bool
     functions: int
+    guest_left: bool = False
     problem: tuple[str, str] | None = None  # code, in words
 
 
@@ -146,6 +148,8 @@ def _standing(view: HostView, now: Instant) -> tuple[str, str] | None:
         return "placement.no_platform", _because(view, "it is not an active platform on the ledger")
     if not view.reachable:
         return "placement.no_agent", "this orchestrator knows no host agent there"
+    if view.guest_left:
+        return "placement.guest_left", "it never confirmed that an earlier generation of this function stopped"
     if view.result is not None:
         return _affirmed(view.result, view.host, now)
     if view.problem is not None and view.problem[0].partition(".")[0] not in ("result", "peer"):

@@ -193,11 +193,13 @@ async def serve(
     identity: TlsIdentity | None,
     client_roots_pem: bytes | None,
     ready: Callable[[str], None],
+    on_context: Callable[[ssl.SSLContext], None] = lambda _: None,
 ) -> None:
     """Serve until cancelled. `listen` is "host:port" (port 0: the kernel chooses) or "unix:/path" (mode 0600).
 
     `ready` is called once with the address really bound. With `client_roots_pem` a client may show a certificate, which must
-    then chain to these roots; routes decide by `require` who must.
+    then chain to these roots; routes decide by `require` who must. `on_context` is handed the TLS context in use: whoever
+    loads the next identity into it (wire.http.load_identity) renews it for new connections and disturbs none that is open.
     """
     config = uvicorn.Config(
         app,
@@ -217,6 +219,7 @@ async def serve(
         if client_roots_pem is not None:
             config.ssl.load_verify_locations(cadata=client_roots_pem.decode("ascii"))
             config.ssl.verify_mode = ssl.CERT_OPTIONAL
+        on_context(config.ssl)
     elif not listen.startswith("unix:"):
         raise Refused("http.no_tls", "this service does not speak HTTP without TLS over TCP", remedy="give it an identity")
     sock, address = _bind(listen)

@@ -1,15 +1,17 @@
-"""The orchestrator's process (MANO): packages in, functions placed and launched, all of it over mutual TLS.
+"""The orchestrator's process (MANO): packages in, functions placed, launched, watched and cleaned up, over mutual TLS.
 
-Composition only: decisions are orchestration's, memory is storage.orchestrator_store. Identity files are read again for
-every connection, since an SVID lives an hour at most and is renewed by replacing them. At start every unfinished launch goes
-on from its recorded intent.
+Composition only: decisions are orchestration's, memory is storage.orchestrator_store, never asked on the event loop.
+Identity files are read again for every connection, since an SVID lives an hour at most and is renewed by replacing them. At
+start every unfinished launch and clean-up goes on from its last recorded step.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import secrets
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,18 +30,21 @@ from moorline.ledger.client import Endpoint, LedgerClient
 from moorline.ledger.light_client import LedgerTrust
 from moorline.nfv import Role, parse_name
 from moorline.orchestration import package as packages
+from moorline.orchestration.compliance import Compliance, Reactions
 from moorline.orchestration.launch import Identity, Launches, as_json
 from moorline.orchestration.placement import Demand
 from moorline.policy import sec009
 from moorline.services import http
-from moorline.services.orchestrator_peers import HostAgents, LauncherLink, NamedHost, Peer
+from moorline.services.orchestrator_peers import Brokers, HostAgents, LauncherLink, NamedHost, Peer
 from moorline.services.process import announce_ready, serve_all
-from moorline.storage.orchestrator_store import FunctionRow, OrchestratorStore, PackageRow
+from moorline.storage.orchestrator_store import Afterwards, FunctionRow, OrchestratorStore, PackageRow
 from moorline.wire import keys
-from moorline.wire.http import ClientIdentity
+from moorline.wire.http import ClientIdentity, load_identity
 from moorline.wire.orchestration import MAX_PACKAGE_BYTES
 
 IDENTITY_REREAD_S: Final = 600.0
+END_WAIT_S: Final = 20.0
+STORE_RETRY_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +89,18 @@ class OrchestratorSettings:
     """Oldest ledger proof that is acted upon, in seconds."""
     launch_life_s: int = 300
     """Seconds within which a launch must be consumed at the broker."""
+    on_host_lost: str = "relaunch"
+    """What becomes of a function whose host lost its verdict: relaunch, or fail."""
+    on_guest_ended: str = "relaunch"
+    """What becomes of a function whose guest ended by itself: relaunch, or fail."""
+    relaunches: int = 3
+    """How often a function may be launched again within relaunch_window_s before it fails."""
+    relaunch_window_s: int = 600
+    """Seconds over which relaunches are counted."""
+    supervise_s: float = 3.0
+    """Seconds between two looks at verdicts and guests; events of the verifier are acted upon at once."""
+    silent_s: int = 30
+    """Seconds after which a result that is only missing counts as lost, where no event of the verifier said so before."""
 
 
 class FunctionRequest(BaseModel):
@@ -131,6 +148,7 @@ class Orchestrator:
         self._clock = clock
         self._log = log
         self._under_way: dict[str, asyncio.Task[None]] = {}
+        self._closing = False
         self.store = store
         self.launches = launches
         self.hosts = hosts
@@ -155,8 +173,21 @@ class Orchestrator:
         self.store.onboard(row, csar)
         return row
 
-    def create(self, asked: FunctionRequest) -> FunctionRow:
+    async def create(self, asked: FunctionRequest) -> FunctionRow:
         """Record a function and begin its launch. The same request with the same id again is the same function."""
+        recorded = await asyncio.to_thread(self._record, asked)
+        self.resume(recorded.instance)
+        return recorded
+
+    async def end(self, instance: str) -> FunctionRow:
+        """End a function; its row once it ended, or as far as it is after a while."""
+        await self.launches.end(instance)
+        task = self.interrupt(instance)
+        if task is not None:
+            await asyncio.wait([task], timeout=END_WAIT_S)
+        return await asyncio.to_thread(self.store.function, instance)
+
+    def _record(self, asked: FunctionRequest) -> FunctionRow:
         package, _ = self.store.package(parse_digest(asked.package))
         if package.service != asked.service:
             raise Refused(
@@ -172,29 +203,46 @@ class Orchestrator:
             settings=dict(asked.settings),
             requested=self._clock.now(),
         )
-        recorded = self.store.request(row)
-        self.resume(recorded.instance)
-        return recorded
+        return self.store.request(row)
 
     def resume(self, instance: str) -> None:
-        """Drive a launch on in the background, once."""
+        """Drive a function on in the background, by one task at a time."""
         if instance not in self._under_way:
-            task = asyncio.ensure_future(self._drive(instance))
-            self._under_way[instance] = task
-            task.add_done_callback(lambda _: self._under_way.pop(instance, None))
+            self._begin(instance, after=None)
 
-    def resume_all(self) -> None:
+    def interrupt(self, instance: str) -> asyncio.Task[None] | None:
+        """Leave the step a function is in, which may take long, and drive it on from what is recorded now."""
+        if self._closing:
+            return None
+        before = self._under_way.get(instance)
+        if before is not None:
+            before.cancel()
+        return self._begin(instance, after=before)
+
+    async def resume_all(self) -> None:
         """Drive on whatever a former process left unfinished."""
-        for instance in self.store.unfinished():
-            self._log.info("launch resumed", instance=instance)
+        for instance in await asyncio.to_thread(self.store.unfinished):
+            self._log.info("resumed", instance=instance)
             self.resume(instance)
 
     async def aclose(self) -> None:
-        """Leave launches where they are; they resume from the store."""
+        """Leave everything where it is; it resumes from the store."""
+        self._closing = True
         tasks = tuple(self._under_way.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _begin(self, instance: str, *, after: asyncio.Task[None] | None) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(self._drive(instance, after=after))
+        self._under_way[instance] = task
+
+        def done(ended: asyncio.Task[None]) -> None:
+            if self._under_way.get(instance) is ended:
+                del self._under_way[instance]
+
+        task.add_done_callback(done)
+        return task
 
     def demand(self, asked: DemandRequest) -> Demand:
         """The demand of a package, or the one spelled out."""
@@ -206,12 +254,19 @@ class Orchestrator:
             raise Malformed("http.request_malformed", "name a package, or a use case and a jurisdiction")
         return Demand(use_case=use_case, jurisdiction=jurisdiction, simulated_allowed=self._trust.simulated_allowed)
 
-    async def _drive(self, instance: str) -> None:
-        try:
-            row = await self.launches.drive(instance)
-            self._log.info("launch ended", instance=instance, state=row.state.value, problem=row.problem)
-        except MoorlineError as error:  # the store itself is away: the launch resumes at the next start
-            self._log.error("launch stopped", instance=instance, **error.as_problem())
+    async def _drive(self, instance: str, *, after: asyncio.Task[None] | None) -> None:
+        if after is not None:
+            await asyncio.wait([after])
+        while True:
+            try:
+                row = await self.launches.drive(instance)
+            except MoorlineError as error:  # the store itself is away
+                self._log.error("not driven on", instance=instance, **error.as_problem())
+                await asyncio.sleep(STORE_RETRY_S)
+            else:
+                facts = {"generation": row.generation, "host": row.host, "problem": row.problem}
+                self._log.info("settled", instance=instance, state=row.state.value, **facts)
+                return
 
 
 def application(settings: OrchestratorSettings, orchestrator: Orchestrator) -> FastAPI:
@@ -230,30 +285,32 @@ def application(settings: OrchestratorSettings, orchestrator: Orchestrator) -> F
     @app.get("/v1/packages")
     async def onboarded(request: Request) -> JSONResponse:
         operator(request)
-        return JSONResponse({"packages": [package_json(row) for row in orchestrator.store.packages()]})
+        rows = await asyncio.to_thread(orchestrator.store.packages)
+        return JSONResponse({"packages": [package_json(row) for row in rows]})
 
     @app.post("/v1/functions")
     async def create(request: Request, asked: FunctionRequest) -> JSONResponse:
         operator(request)
-        return JSONResponse(as_json(orchestrator.create(asked)), status_code=202)
+        return JSONResponse(as_json(await orchestrator.create(asked)), status_code=202)
 
     @app.get("/v1/functions")
     async def functions(request: Request) -> JSONResponse:
         operator(request)
-        return JSONResponse({"functions": [as_json(row) for row in orchestrator.store.functions()]})
+        return JSONResponse({"functions": [as_json(row) for row in await asyncio.to_thread(orchestrator.store.functions)]})
 
     @app.get("/v1/functions/{instance}")
     async def function(request: Request, instance: str) -> JSONResponse:
         operator(request)
-        row = orchestrator.store.function(instance)
-        told = orchestrator.store.events(instance)
-        events = [{"at": event.at, "state": event.state, "says": event.says} for event in told]
-        return JSONResponse({**as_json(row), "events": events})
+        row = await asyncio.to_thread(orchestrator.store.function, instance)
+        events = [dataclasses.asdict(event) for event in await asyncio.to_thread(orchestrator.store.events, instance)]
+        waiting = orchestrator.launches.waiting.get(instance)
+        held_up = None if waiting is None else waiting.as_problem()
+        return JSONResponse({**as_json(row), "waiting": held_up, "events": events})
 
     @app.delete("/v1/functions/{instance}")
     async def end(request: Request, instance: str) -> JSONResponse:
         operator(request)
-        return JSONResponse(as_json(await orchestrator.launches.end(instance)))
+        return JSONResponse(as_json(await orchestrator.end(instance)))
 
     @app.get("/v1/hosts")
     async def hosts(request: Request) -> JSONResponse:
@@ -263,7 +320,7 @@ def application(settings: OrchestratorSettings, orchestrator: Orchestrator) -> F
     @app.post("/v1/placement/explain")
     async def explain(request: Request, asked: DemandRequest) -> JSONResponse:
         operator(request)
-        demand = orchestrator.demand(asked)
+        demand = await asyncio.to_thread(orchestrator.demand, asked)
         placement = await orchestrator.launches.explain(demand)
         needs = [
             {"capability": need.capability, "minimum": need.minimum.word, "requirements": list(need.requirements)}
@@ -276,19 +333,24 @@ def application(settings: OrchestratorSettings, orchestrator: Orchestrator) -> F
 
 async def run(settings: OrchestratorSettings, log: structlog.stdlib.BoundLogger) -> None:
     """Serve until cancelled."""
+    reactions = reactions_of(settings)
     settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     trust = LedgerTrust.parse(settings.trust.read_bytes())
     roots = settings.roots.read_bytes()
     store = OrchestratorStore.open(f"sqlite:///{settings.state / 'orchestrator.db'}")
     clock = SystemClock()
+
+    def identity() -> ClientIdentity:
+        return ClientIdentity(
+            certificate_chain_pem=settings.certificate_chain.read_bytes(), private_key_pem=settings.private_key.read_bytes()
+        )
+
     hosts = HostAgents(
         hosts=settings.hosts,
         verifier=settings.verifier,
         verifier_key=load_public(settings.verifier_key),
         roots_pem=roots,
-        identity=lambda: ClientIdentity(
-            certificate_chain_pem=settings.certificate_chain.read_bytes(), private_key_pem=settings.private_key.read_bytes()
-        ),
+        identity=identity,
         provider=settings.provider,
         trust_domain=settings.trust_domain,
         clock=clock,
@@ -309,6 +371,7 @@ async def run(settings: OrchestratorSettings, log: structlog.stdlib.BoundLogger)
             ledger=ledger,
             hosts=hosts,
             launcher=LauncherLink(settings.launcher),
+            broker=Brokers(roots_pem=roots, identity=identity, trust_domain=settings.trust_domain),
             clock=clock,
         )
         orchestrator = Orchestrator(
@@ -321,31 +384,66 @@ async def run(settings: OrchestratorSettings, log: structlog.stdlib.BoundLogger)
             clock=clock,
             log=log,
         )
-        orchestrator.resume_all()
+        compliance = Compliance(
+            store=store,
+            clean_ups=launches.clean_ups,
+            verdicts=hosts,
+            guests=hosts,
+            clock=clock,
+            reactions=reactions,
+            interrupt=orchestrator.interrupt,
+            on_error=lambda error: log.warning("compliance", **error.as_problem()),
+        )
+        await orchestrator.resume_all()
         try:
-            await serve_all(_serve(settings, application(settings, orchestrator), roots))
+            serving = _serve(settings, application(settings, orchestrator), roots)
+            await serve_all(serving, compliance.follow(), compliance.supervise())
         finally:
             await orchestrator.aclose()
             store.close()
 
 
 async def _serve(settings: OrchestratorSettings, app: FastAPI, roots: bytes) -> None:
-    listen, announced = settings.listen, False
+    def files() -> tuple[bytes, bytes]:
+        return settings.certificate_chain.read_bytes(), settings.private_key.read_bytes()
 
-    def ready(address: str) -> None:
-        nonlocal listen, announced
-        listen = address
-        if not announced:
-            announced = True
-            announce_ready("orchestrator", address=address)
+    renewing: list[asyncio.Task[None]] = []
 
-    while True:
-        identity = http.TlsIdentity(
-            chain_pem=settings.certificate_chain.read_bytes(), key_pem=settings.private_key.read_bytes()
+    async def renew(context: ssl.SSLContext) -> None:
+        while True:
+            await asyncio.sleep(IDENTITY_REREAD_S)
+            with contextlib.suppress(OSError):  # half replaced: what is in use stays, and is read again
+                load_identity(context, *await asyncio.to_thread(files))
+
+    chain, key = files()
+    try:
+        await http.serve(
+            app,
+            listen=settings.listen,
+            identity=http.TlsIdentity(chain_pem=chain, key_pem=key),
+            client_roots_pem=roots,
+            ready=lambda address: announce_ready("orchestrator", address=address),
+            on_context=lambda context: renewing.append(asyncio.ensure_future(renew(context))),
         )
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(IDENTITY_REREAD_S):
-                await http.serve(app, listen=listen, identity=identity, client_roots_pem=roots, ready=ready)
+    finally:
+        for task in renewing:
+            task.cancel()
+
+
+def reactions_of(settings: OrchestratorSettings) -> Reactions:
+    """What the settings say about functions that are halted. Raises Misconfigured("orchestrator.reaction")."""
+    words = {one.value: one for one in (Afterwards.RELAUNCH, Afterwards.FAIL)}
+    for key, word in (("on_host_lost", settings.on_host_lost), ("on_guest_ended", settings.on_guest_ended)):
+        if word not in words:
+            raise Misconfigured("orchestrator.reaction", f"{key} is neither of the two", expected="relaunch, fail", got=word)
+    return Reactions(
+        host_lost=words[settings.on_host_lost],
+        guest_ended=words[settings.on_guest_ended],
+        relaunches=settings.relaunches,
+        within_s=settings.relaunch_window_s,
+        supervise_s=settings.supervise_s,
+        silent_s=settings.silent_s,
+    )
 
 
 def package_json(row: PackageRow) -> dict[str, Any]:

@@ -13,11 +13,15 @@ from moorline.clock import Clock, Instant, rendered
 from moorline.errors import Malformed, MoorlineError, Refused, Unavailable, from_problem
 from moorline.ledger import standing
 from moorline.ledger.light_client import ProvenState
+from moorline.nfv import Role, SpiffeId
+from moorline.orchestration.clean_up import Retired, Retirement
+from moorline.orchestration.compliance import EventPage, Loss, parse_events
 from moorline.orchestration.launch import GuestReport
 from moorline.orchestration.placement import HostView, Platform
 from moorline.policy import ear
-from moorline.rats import AttestationResult
+from moorline.rats import AttestationResult, Tier
 from moorline.wire import keys, schema
+from moorline.wire.certificates import dns_name
 from moorline.wire.frames import read_frame, write_frame
 from moorline.wire.http import ClientIdentity, HttpClient
 from moorline.wire.orchestration import LAUNCH_FRAME_CAP, GuestOrder
@@ -78,7 +82,7 @@ class HostAgents:
 
     async def views(self, state: ProvenState, load: dict[str, int], now: Instant) -> tuple[HostView, ...]:
         """What is known about each host. A host whose result cannot be had or believed has the reason instead."""
-        results = await self._results(now)
+        results = await self._results(now, self.names())
         views = []
         for host in self.names():
             result, problem = results[host]
@@ -102,8 +106,20 @@ class HostAgents:
 
     async def standing_results(self) -> list[dict[str, Any]]:
         """The standing result of each host, for people."""
-        found = await self._results(self._clock.now())
+        found = await self._results(self._clock.now(), self.names())
         return [_result_json(host, *found[host]) for host in self.names()]
+
+    async def events(self, after: int, wait_s: int) -> EventPage:
+        """The verifier's events after a cursor; the connection waits with it."""
+        async with self._client(self._verifier) as client:
+            answer = await client.get_json("/v1/events", {"after": str(after), "wait_s": str(wait_s)})
+        return parse_events(answer, after=after)
+
+    async def lost(self, hosts: frozenset[str]) -> tuple[Loss, ...]:
+        """Those of `hosts` of which the verifier says that they have no verdict. Answers that cannot be had say nothing."""
+        found = await self._results(self._clock.now(), tuple(sorted(hosts)))
+        judged = ((host, _loss_code(host, *told)) for host, told in found.items())
+        return tuple(Loss(host=host, code=code) for host, code in judged if code is not None)
 
     async def start(self, host: str, order: GuestOrder) -> GuestReport:
         """Start a guest there."""
@@ -124,7 +140,9 @@ class HostAgents:
                 if error.code != "host.no_such_guest":
                     raise
 
-    async def _results(self, now: Instant) -> dict[str, tuple[AttestationResult | None, tuple[str, str] | None]]:
+    async def _results(
+        self, now: Instant, names: tuple[str, ...]
+    ) -> dict[str, tuple[AttestationResult | None, tuple[str, str] | None]]:
         turn = asyncio.Semaphore(_MAX_AT_ONCE)
 
         async with self._client(self._verifier) as client:
@@ -136,7 +154,6 @@ class HostAgents:
                     except MoorlineError as error:
                         return None, (error.code, error.says)
 
-            names = self.names()
             return dict(zip(names, await asyncio.gather(*(one(host) for host in names)), strict=True))
 
     async def _result(self, client: HttpClient, host: str, now: Instant) -> AttestationResult:
@@ -156,6 +173,28 @@ class HostAgents:
         return HttpClient(
             peer.url, server_name=peer.server_name, roots_pem=self._roots_pem, identity=self._identity(), timeout_s=30.0
         )
+
+
+class Brokers:
+    """The provider's brokers, by the names their HSMs have in this trust domain."""
+
+    def __init__(self, *, roots_pem: bytes, identity: Callable[[], ClientIdentity], trust_domain: str) -> None:
+        self._roots_pem, self._identity, self._trust_domain = roots_pem, identity, trust_domain
+
+    async def retire(self, asked: Retirement) -> Retired:
+        """The broker's answer. Raises what it answers, and Malformed("peer.answer_malformed")."""
+        hsm = SpiffeId(trust_domain=self._trust_domain, role=Role.HSM, segments=(asked.hsm,))
+        async with HttpClient(
+            asked.url,
+            server_name=dns_name(hsm),
+            roots_pem=self._roots_pem,
+            identity=await asyncio.to_thread(self._identity),
+            timeout_s=30.0,
+        ) as client:
+            answer = await client.post_json(
+                f"/v1/instances/{asked.instance}/retire", {"generation": asked.generation, "reason": asked.reason}
+            )
+        return _retired(answer, asked)
 
 
 class LauncherLink:
@@ -196,7 +235,8 @@ def _report(answer: bytes) -> GuestReport:
     try:
         state = json.loads(answer)
         events = [event for event in state["events"] if isinstance(event, dict)]
-        refusal = next((event.get("problem") for event in reversed(events) if event.get("event") == "refused"), None)
+        given_up = (event.get("problem") for event in reversed(events) if event.get("event") in ("refused", "halted"))
+        refusal = next(given_up, None)
         active = next((event for event in reversed(events) if event.get("event") == "active"), {})
         spiffe_id = active.get("spiffe_id")
         return GuestReport(
@@ -209,6 +249,32 @@ def _report(answer: bytes) -> GuestReport:
         raise Malformed(
             "peer.answer_malformed", "the host agent's answer is not a guest's state", got=type(error).__name__
         ) from None
+
+
+def _retired(answer: object, asked: Retirement) -> Retired:
+    try:
+        assert isinstance(answer, dict)
+        destroyed, not_proven, height = answer["destroyed"], answer["not_proven"], answer["revoked_at_height"]
+        assert (answer["instance"], answer["generation"]) == (asked.instance, asked.generation)
+        assert isinstance(destroyed, list)
+        assert isinstance(not_proven, list)
+        assert all(isinstance(item, str) for item in (*destroyed, *not_proven))
+        assert height is None or type(height) is int
+        return Retired(destroyed=tuple(destroyed), not_proven=tuple(not_proven), revoked_at_height=height)
+    except (AssertionError, KeyError, TypeError):
+        raise Malformed("peer.answer_malformed", "the broker's answer does not say what it destroyed") from None
+
+
+def _loss_code(host: str, result: AttestationResult | None, problem: tuple[str, str] | None) -> str | None:
+    """The rule by which a host has no verdict; None if it has one, or if nobody could say."""
+    if result is None:
+        return problem[0] if problem is not None and problem[0].startswith("result.") else None
+    refusal = result.first_refusal()
+    if result.subject != f"host/{host}":
+        return "result.other_subject"
+    if result.status is Tier.AFFIRMING:
+        return None
+    return "result.not_affirming" if refusal is None else refusal.code
 
 
 def _result_json(host: str, result: AttestationResult | None, problem: tuple[str, str] | None) -> dict[str, Any]:

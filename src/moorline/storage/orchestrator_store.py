@@ -1,8 +1,9 @@
-"""What an orchestrator must not forget: packages, functions and how far each launch is, and the newest ledger state seen.
+"""What an orchestrator must not forget: packages, functions and how far each is, events read, ledger seen, its secure log.
 
-A function's row is the saga's memory. It moves from state to state by `save`, one durable transaction each, and only from
-the revision that was read: two workers, or one that came back from the dead, cannot both move it. The one-time token and the
-reply key are in it for as long as the launch needs them and are erased when it ends.
+A function's row is the memory of both sagas, launch and clean-up. It moves from state to state by `save`, one durable
+transaction each, and only from the revision that was read: two workers, or one that came back from the dead, cannot both
+move it. The same transaction writes the step into the history and into the secure log (moorline.audit.log). The one-time
+token and the reply key are in a row for as long as the launch needs them and are erased when it ends.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
@@ -18,24 +20,83 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from moorline.audit.log import LogEntry, SecureLog, entry_digest
 from moorline.clock import Instant
 from moorline.errors import Conflict, Refused, Unavailable
 from moorline.storage.database import open_database
+from moorline.storage.steps import reached
+from moorline.wire import schema
+
+AUDIT_DOMAIN: Final = "orchestrator"
+_SAYS_CHARS: Final = 2000
 
 
 class LaunchState(StrEnum):
-    """How far a launch is. Each name says what is durably true."""
+    """How far a function is, in its launch or in its clean-up. Each name says what is durably true."""
 
     REQUESTED = "requested"  # somebody asked; nothing was decided
     INTENDED = "intended"  # placed; the intent is recorded and signed; nothing happened outside
     GRANTED = "granted"  # the launcher's grant is recorded
     STARTED = "started"  # the host agent accepted the order
     ACTIVE = "active"  # the function said it has its identity and serves
+    HALTING = "halting"  # this generation is to end; `halt` says why and what comes after; nothing is destroyed yet
+    STOPPING = "stopping"  # the broker answered: what it destroyed and revoked is recorded
+    CLEANED = "cleaned"  # the guest was stopped, or could not be; the clean-up is recorded, proven or not
     FAILED = "failed"  # it will not run; `problem` says why
     ENDED = "ended"  # it was stopped
 
 
 TERMINAL: Final = (LaunchState.ACTIVE, LaunchState.FAILED, LaunchState.ENDED)
+ON_A_HOST: Final = (LaunchState.INTENDED, LaunchState.GRANTED, LaunchState.STARTED, LaunchState.ACTIVE)
+CLEANING: Final = (LaunchState.HALTING, LaunchState.STOPPING, LaunchState.CLEANED)
+
+
+class Afterwards(StrEnum):
+    """What a function becomes once its generation is cleaned up."""
+
+    RELAUNCH = "relaunch"
+    FAIL = "fail"
+    END = "end"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Halt:
+    """Why a generation ends: `code` is the rule that was broken, `problem` what to show if the function fails for it.
+
+    `lost_at` and `cursor` are the verifier's, where it reported the loss as an event.
+    """
+
+    cause: str
+    code: str
+    problem: dict[str, Any]
+    afterwards: Afterwards
+    noticed: int
+    lost_at: int | None = None
+    cursor: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CleanUp:
+    """What ending one generation destroyed, and what nobody could prove. Words, in the order in which it happened."""
+
+    generation: int
+    host: str
+    cause: str
+    code: str
+    destroyed: tuple[str, ...] = ()
+    not_proven: tuple[str, ...] = ()
+    revoked_at_height: int | None = None
+    stopped: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftGuest:
+    """A guest whose host did not confirm that it ended. It holds no standing identity; it is asked for again."""
+
+    instance: str
+    host: str
+    generation: int
+    since: Instant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,24 +132,31 @@ class FunctionRow:
     requested: Instant
     placement: dict[str, Any] | None = None
     host: str | None = None
+    placed: Instant | None = None
     configuration: bytes | None = None
     intent: bytes | None = None
     reply_key: bytes | None = field(default=None, repr=False)
     broker: str | None = None
+    broker_url: str | None = None
     launch_fields: bytes | None = None
     token: bytes | None = field(default=None, repr=False)
     launcher: str | None = None
     address: str | None = None
     spiffe_id: str | None = None
     problem: dict[str, Any] | None = None
+    halt: Halt | None = None
+    clean_ups: tuple[CleanUp, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One step of one launch, for people."""
+    """One step of one function, for people. `at_ms` is this machine's clock when it was written, to measure with."""
 
     at: Instant
+    at_ms: int | None
+    generation: int
     state: str
+    host: str | None
     says: str
 
 
@@ -104,8 +172,11 @@ def _table(name: str, *columns: str) -> sa.TableClause:
 _FACTS = _table("facts", "name", "value")
 _PACKAGES = _table("packages", "csar", *_PACKAGE_COLUMNS)
 _FUNCTIONS = _table("functions", *_FUNCTION_COLUMNS)
-_EVENTS = _table("events", "number", "instance", "at", "state", "says")
+_EVENTS = _table("events", "number", "instance", "at", "state", "says", "generation", "host", "at_ms")
+_LEFT = _table("left_guests", "instance", "host", "generation", "since")
+_AUDIT = _table("audit", "number", "data")
 _CHECKPOINT: Final = "checkpoint"
+_CURSOR: Final = "verifier-cursor"
 
 
 class OrchestratorStore:
@@ -131,6 +202,7 @@ class OrchestratorStore:
             found = connection.execute(sa.select(_PACKAGES.c.digest).where(_PACKAGES.c.digest == row.digest)).first()
             if found is None:
                 connection.execute(sa.insert(_PACKAGES).values(csar=csar, **dataclasses.asdict(row)))
+        reached("orchestrator.package.onboarded")
 
     def packages(self) -> tuple[PackageRow, ...]:
         """All packages, oldest first."""
@@ -160,6 +232,7 @@ class OrchestratorStore:
             if any(getattr(found, name) != getattr(row, name) for name in asked):
                 raise Conflict("launch.name_taken", "another function has this name", got=row.instance) from None
             return found
+        reached("orchestrator.launch.requested")
         return row
 
     def function(self, instance: str) -> FunctionRow:
@@ -190,12 +263,65 @@ class OrchestratorStore:
             if done.rowcount != 1:
                 raise Conflict("launch.moved_on", "somebody else moved this launch on", got=row.instance)
             _note(connection, moved, at, says)
+            if moved.state is LaunchState.CLEANED and not moved.clean_ups[-1].stopped:
+                _remember_left(connection, moved, at)
+        _say_reached(moved.state)
         return moved
 
     def events(self, instance: str) -> tuple[Event, ...]:
         """What happened to a function, oldest first."""
-        query = sa.select(_EVENTS.c.at, _EVENTS.c.state, _EVENTS.c.says).where(_EVENTS.c.instance == instance)
+        columns = [_EVENTS.c[item.name] for item in dataclasses.fields(Event)]
+        query = sa.select(*columns).where(_EVENTS.c.instance == instance)
         return tuple(Event(**row) for row in self._rows(query.order_by(_EVENTS.c.number)))
+
+    def halts_since(self, instance: str, since: Instant) -> int:
+        """How often a function was halted at or after `since`."""
+        query = sa.select(sa.func.count().label("halts")).where(
+            _EVENTS.c.instance == instance, _EVENTS.c.state == LaunchState.HALTING.value, _EVENTS.c.at >= since
+        )
+        return int(self._rows(query)[0]["halts"])
+
+    def on_hosts(self) -> tuple[FunctionRow, ...]:
+        """Functions that run on a host, or are about to: those whom a lost verdict concerns."""
+        query = sa.select(_FUNCTIONS).where(_FUNCTIONS.c.state.in_([state.value for state in ON_A_HOST]))
+        return tuple(_loaded(row) for row in self._rows(query.order_by(_FUNCTIONS.c.requested)))
+
+    # -- guests that may be left --------------------------------------------------------------------------------------
+
+    def left_guests(self, instance: str | None = None) -> tuple[LeftGuest, ...]:
+        """Guests that no host confirmed to have ended, of one function or of all."""
+        query = sa.select(_LEFT).order_by(_LEFT.c.since)
+        found = query if instance is None else query.where(_LEFT.c.instance == instance)
+        return tuple(LeftGuest(**row) for row in self._rows(found))
+
+    def guest_is_gone(self, left: LeftGuest, *, at: Instant) -> None:
+        """The host confirmed it after all. Once only."""
+        with self._transaction() as connection:
+            where = (_LEFT.c.instance == left.instance, _LEFT.c.host == left.host, _LEFT.c.generation == left.generation)
+            if connection.execute(sa.delete(_LEFT).where(*where)).rowcount:
+                details = {"instance": left.instance, "generation": left.generation, "host": left.host}
+                _append(connection, at, "guest-gone", left.instance, details)
+
+    # -- the verifier's events ----------------------------------------------------------------------------------------
+
+    def cursor(self) -> int:
+        """Up to which of the verifier's events everything was done; 0 before the first."""
+        rows = self._rows(sa.select(_FACTS.c.value).where(_FACTS.c.name == _CURSOR))
+        return int(bytes(rows[0]["value"])) if rows else 0
+
+    def remember_cursor(self, cursor: int) -> None:
+        """All of the verifier's events up to `cursor` were acted upon."""
+        with self._transaction() as connection:
+            connection.execute(sa.delete(_FACTS).where(_FACTS.c.name == _CURSOR))
+            connection.execute(sa.insert(_FACTS).values(name=_CURSOR, value=str(cursor).encode("ascii")))
+        reached("orchestrator.cursor.kept")
+
+    # -- the secure log -----------------------------------------------------------------------------------------------
+
+    def audit(self, *, first: int = 0, limit: int = 1000) -> tuple[bytes, ...]:
+        """Encoded entries of the secure log (moorline.audit.log, domain AUDIT_DOMAIN), in order."""
+        query = sa.select(_AUDIT.c.data).where(_AUDIT.c.number >= first).order_by(_AUDIT.c.number).limit(limit)
+        return tuple(bytes(row["data"]) for row in self._rows(query))
 
     def load(self) -> dict[str, int]:
         """How many functions each host runs or is about to run."""
@@ -252,6 +378,8 @@ def _stored(row: FunctionRow) -> dict[str, object]:
     for name in _JSON:
         values[name] = None if values[name] is None else json.dumps(values[name])
     values["state"] = row.state.value
+    values["halt"] = None if row.halt is None else json.dumps(dataclasses.asdict(row.halt))
+    values["clean_ups"] = json.dumps([dataclasses.asdict(one) for one in row.clean_ups])
     return values
 
 
@@ -259,8 +387,88 @@ def _loaded(row: Any) -> FunctionRow:  # noqa: ANN401 - a row mapping
     values = dict(row)
     for name in _JSON:
         values[name] = None if values[name] is None else json.loads(values[name])
-    return FunctionRow(**{**values, "contracts": tuple(values["contracts"]), "state": LaunchState(values["state"])})
+    typed: dict[str, Any] = {
+        "contracts": tuple(values["contracts"]),
+        "state": LaunchState(values["state"]),
+        "halt": None if values["halt"] is None else _halt(json.loads(values["halt"])),
+        "clean_ups": tuple(_clean_up(one) for one in json.loads(values["clean_ups"])),
+    }
+    return FunctionRow(**{**values, **typed})
+
+
+def _halt(kept: dict[str, Any]) -> Halt:
+    return Halt(**{**kept, "afterwards": Afterwards(kept["afterwards"])})
+
+
+def _clean_up(kept: dict[str, Any]) -> CleanUp:
+    return CleanUp(**{**kept, "destroyed": tuple(kept["destroyed"]), "not_proven": tuple(kept["not_proven"])})
+
+
+# Steps inside a transaction ---------------------------------------------------------------------------------------------
 
 
 def _note(connection: sa.Connection, row: FunctionRow, at: Instant, says: str) -> None:
-    connection.execute(sa.insert(_EVENTS).values(instance=row.instance, at=at, state=row.state.value, says=says))
+    """The step, in the history for people and in the secure log."""
+    step = {"state": row.state.value, "generation": row.generation, "host": row.host}
+    at_ms = time.time_ns() // 1_000_000
+    connection.execute(sa.insert(_EVENTS).values(instance=row.instance, at=at, says=says, at_ms=at_ms, **step))
+    _append(connection, at, f"function-{row.state.value}", row.instance, {**step, "says": says, **_proof(row)})
+
+
+def _proof(row: FunctionRow) -> dict[str, object]:
+    """What the log holds of a clean-up that just ended, field by field."""
+    if row.state is not LaunchState.CLEANED:
+        return {}
+    done = row.clean_ups[-1]
+    return {
+        "cause": done.cause,
+        "code": done.code,
+        "destroyed": "; ".join(done.destroyed),
+        "not_proven": "; ".join(done.not_proven),
+        "revoked_at_height": done.revoked_at_height,
+    }
+
+
+def _remember_left(connection: sa.Connection, row: FunctionRow, at: Instant) -> None:
+    connection.execute(sa.delete(_LEFT).where(_LEFT.c.instance == row.instance, _LEFT.c.host == row.host))
+    values = {"instance": row.instance, "host": row.host, "generation": row.generation, "since": at}
+    connection.execute(sa.insert(_LEFT).values(**values))
+
+
+def _append(connection: sa.Connection, at: Instant, event: str, subject: str, facts: Mapping[str, object]) -> None:
+    """One entry of the secure log. Facts that are None are left out."""
+    newest = sa.select(_AUDIT.c.number, _AUDIT.c.data).order_by(_AUDIT.c.number.desc()).limit(1)
+    last = connection.execute(newest).one_or_none()
+    entry = LogEntry(
+        number=0 if last is None else last.number + 1,
+        previous=SecureLog(domain=AUDIT_DOMAIN).head if last is None else entry_digest(last.data),
+        time=at,
+        event=event,
+        subject=subject,
+        details={name: str(value)[:_SAYS_CHARS] for name, value in facts.items() if value is not None},
+    )
+    connection.execute(sa.insert(_AUDIT).values(number=entry.number, data=schema.encode(entry)))
+
+
+def _say_reached(state: LaunchState) -> None:  # noqa: C901 - one literal name a state, so that all can be enumerated
+    match state:
+        case LaunchState.REQUESTED:
+            reached("orchestrator.relaunch.requested")
+        case LaunchState.INTENDED:
+            reached("orchestrator.launch.intended")
+        case LaunchState.GRANTED:
+            reached("orchestrator.launch.granted")
+        case LaunchState.STARTED:
+            reached("orchestrator.launch.started")
+        case LaunchState.ACTIVE:
+            reached("orchestrator.launch.active")
+        case LaunchState.HALTING:
+            reached("orchestrator.cleanup.halting")
+        case LaunchState.STOPPING:
+            reached("orchestrator.cleanup.stopping")
+        case LaunchState.CLEANED:
+            reached("orchestrator.cleanup.cleaned")
+        case LaunchState.FAILED:
+            reached("orchestrator.launch.failed")
+        case LaunchState.ENDED:
+            reached("orchestrator.launch.ended")
