@@ -16,6 +16,7 @@ from moorline.errors import NotAuthentic
 EMPTY_ROOT: Final = hashlib.sha256(b"").digest()
 HASH_BYTES: Final = 32
 MAX_PROOF: Final = 64
+_sha256: Final = hashlib.sha256  # the loops below run millions of times
 
 
 def leaf_hash(data: bytes) -> bytes:
@@ -30,10 +31,10 @@ def inner_hash(left: bytes, right: bytes) -> bytes:
 
 def root(leaves: Sequence[bytes]) -> bytes:
     """The Merkle tree hash of these leaf hashes; SHA-256 of nothing for none."""
-    frontier = Frontier()
+    growing = Growing()
     for leaf in leaves:
-        frontier = frontier.appended(leaf)
-    return frontier.root()
+        growing.append(leaf)
+    return growing.root()
 
 
 class Frontier:
@@ -61,6 +62,33 @@ class Frontier:
         for subtree in reversed(self.subtrees[:-1]):
             result = inner_hash(subtree, result)
         return result
+
+
+class Growing:
+    """As Frontier, grown in place: for millions of leaves that nobody wants to branch off from."""
+
+    __slots__ = ("_subtrees", "size")
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._subtrees: list[bytes] = []
+
+    def append(self, leaf: bytes) -> None:
+        """Add a leaf hash."""
+        subtrees, bits = self._subtrees, self.size
+        while bits & 1:
+            leaf = _sha256(b"\x01" + subtrees.pop() + leaf).digest()
+            bits >>= 1
+        subtrees.append(leaf)
+        self.size += 1
+
+    def root(self) -> bytes:
+        """The Merkle tree hash of everything appended."""
+        return self.frontier().root()
+
+    def frontier(self) -> Frontier:
+        """The same as it stands now."""
+        return Frontier(self.size, tuple(self._subtrees))
 
 
 def inclusion_proof(leaves: Sequence[bytes], index: int) -> tuple[bytes, ...]:

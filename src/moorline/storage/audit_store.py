@@ -1,0 +1,53 @@
+"""The secure log of a service, in the table `audit` of its own database.
+
+An entry is written in the transaction of the thing it records, on that transaction's connection: what happened and that it
+happened become durable together, or not at all. Rows are only ever added. What protects them against whoever may write to
+the database file is not here: checkpoints signed by the HSM key, and the ledger (services.broker_audit).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import sqlalchemy as sa
+
+from moorline.audit.log import encode_entry, entry_digest, first_head
+from moorline.clock import Instant
+
+AUDIT: Final = sa.table("audit", sa.column("number"), sa.column("data"))
+_SUBJECT_CHARS: Final = 512
+_VALUE_CHARS: Final = 4096
+
+
+def append(connection: sa.Connection, domain: str, *, at: Instant, event: str, body: Mapping[str, object]) -> None:
+    """One entry, in the caller's transaction. Bytes are written in hex; the first of `body` is the entry's subject.
+
+    `body` is public facts, never a secret; a long text is cut. `domain` is the service's, and the same for every entry.
+    """
+    # Nothing is deleted: this takes SQLite's write lock before the last entry is read, so that two threads which began
+    # their transactions at once do not both continue from it.
+    connection.execute(sa.delete(AUDIT).where(AUDIT.c.number < 0))
+    last = connection.execute(sa.select(AUDIT).order_by(AUDIT.c.number.desc()).limit(1)).one_or_none()
+    details = {name: _text(value) for name, value in body.items()}
+    number = 0 if last is None else last.number + 1
+    data = encode_entry(
+        number=number,
+        previous=first_head(domain) if last is None else entry_digest(last.data),
+        time=at,
+        event=event,
+        subject=next(iter(details.values()), "")[:_SUBJECT_CHARS],
+        details=details,
+    )
+    connection.execute(sa.insert(AUDIT).values(number=number, data=data))
+
+
+def entries(connection: sa.Connection, *, first: int = 0, limit: int = 1000) -> tuple[bytes, ...]:
+    """Encoded entries (audit.log.LogEntry) from number `first` on, in order. Numbers may lack if rows were removed."""
+    query = sa.select(AUDIT.c.data).where(AUDIT.c.number >= first).order_by(AUDIT.c.number).limit(limit)
+    return tuple(bytes(row.data) for row in connection.execute(query))
+
+
+def _text(value: object) -> str:
+    text = value.hex() if isinstance(value, bytes) else str(value)
+    return text if len(text) <= _VALUE_CHARS else text[: _VALUE_CHARS - 1] + "…"
