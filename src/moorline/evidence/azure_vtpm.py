@@ -24,6 +24,7 @@ from moorline.errors import Malformed
 _HEADER: Final = struct.Struct("<4s7I")
 _RUNTIME: Final = struct.Struct("<5I")
 _HARDWARE_BYTES: Final = 0x4A0
+_REPORT_REQUEST: Final = 2
 _CLAIMS_AT: Final = _HEADER.size + _HARDWARE_BYTES + _RUNTIME.size
 _MAX_REPORT: Final = 16 * 1024
 _MAX_ENVELOPE: Final = 256 * 1024
@@ -87,13 +88,17 @@ def parse_hcl_report(data: bytes) -> HclReport:
     """The HCL report in `data`, untrusted. Raises only Malformed (`azure.hcl_*`)."""
     if not _CLAIMS_AT < len(data) <= _MAX_REPORT:
         raise Malformed("azure.hcl_size", "not an HCL report", expected=f"more than {_CLAIMS_AT} bytes", got=len(data))
-    magic, version, size, *_ = _HEADER.unpack_from(data)
+    magic, version, size, request, status, *reserved = _HEADER.unpack_from(data)
     if magic != b"HCLA" or version not in (1, 2):
         raise Malformed("azure.hcl_header", "not an HCL report", expected="HCLA, version 1 or 2", got=f"{magic!r} {version}")
-    data_size, _, kind, claims_hash, claims_size = _RUNTIME.unpack_from(data, _HEADER.size + _HARDWARE_BYTES)
+    if request != _REPORT_REQUEST or status or any(reserved):
+        raise Malformed("azure.hcl_header", "the HCL report is no report, or a reserved field is not zero", got=status)
+    data_size, runtime_version, kind, claims_hash, claims_size = _RUNTIME.unpack_from(data, _HEADER.size + _HARDWARE_BYTES)
     end = _CLAIMS_AT + claims_size
     if end > len(data) or data_size != _RUNTIME.size + claims_size or size != end:
         raise Malformed("azure.hcl_size", "the sizes in the HCL report disagree", expected=end, got=f"{size} {data_size}")
+    if runtime_version != 1:
+        raise Malformed("azure.hcl_header", "unknown version of the runtime data", expected=1, got=runtime_version)
     if any(data[end:]):
         raise Malformed("azure.hcl_trailing", "bytes follow the claims of the HCL report")
     try:

@@ -51,6 +51,8 @@ def parse_gotpm(data: bytes) -> QuotedEvidence:
     for number, value in _fields(data):
         if not isinstance(value, bytes):
             continue
+        if (number == 1 and public is not None) or (number == 3 and log is not None):
+            raise Malformed("tpm.envelope", "the attestation has a part twice", got=number)
         if number == 1:
             public = value
         elif number == 2:
@@ -121,7 +123,7 @@ def parse_trustee(data: bytes) -> QuotedEvidence:
 
 
 def parse_keylime(data: bytes) -> QuotedEvidence:
-    """Keylime's quote string: `r`, then quote, signature and PCR values (as tpm2-tools writes them) in base64, with colons."""
+    """Keylime's quote string: `r`, then quote, signature and PCR values in base64, with colons between."""
     parts = data.strip().split(b":")
     if len(data) > _MAX or len(parts) != 3 or not parts[0].startswith(b"r"):
         raise Malformed("tpm.envelope", "not a quote of Keylime", expected="r<quote>:<signature>:<PCRs>")

@@ -10,6 +10,8 @@
 4.  qualifyingData is the nonce, all of it.
 5.  Where PCR values came with it, they are exactly those selected, of one bank, and hash to the digest in the quote.
 
+The TD report inside the HCL report of a TDX guest is not used: the TD quote is, and only its report data counts.
+
 A vTPM is only as good as what it rests on: `root` is virtual for a cloud's certificate, and that of the hardware
 evidence for a bound key. Not established here: what the PCRs mean.
 """
