@@ -10,12 +10,13 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar, cast
 
 import typer
 
-from moorline.errors import MoorlineError, Unavailable, from_problem
+from moorline.errors import EXIT_UNDECIDED, MoorlineError, Unavailable, from_problem
 
 if TYPE_CHECKING:
     from moorline.wire.http import HttpClient
@@ -109,7 +110,7 @@ def create(  # noqa: PLR0913 - one parameter an option
 def show(
     function: Annotated[str, typer.Argument(help="Name of the instance.")], operator: Operator, *, as_json: AsJson = False
 ) -> None:
-    """Show a function: where it is, why there, and every step of its launch."""
+    """Show a function: where it is, why there, and every step of its launches and clean-ups, with times."""
     _show_function(_ask(operator, lambda client: client.get_json(f"/v1/functions/{function}")), as_json=as_json)
 
 
@@ -117,19 +118,23 @@ def show(
 def functions(operator: Operator, *, as_json: AsJson = False) -> None:
     """List functions."""
     answer = _ask(operator, lambda client: client.get_json("/v1/functions"))
-    _table(answer, "functions", ("id", "service", "state", "host", "address", "spiffe_id"), as_json=as_json)
+    columns = ("id", "service", "state", "generation", "host", "address", "spiffe_id")
+    _table(answer, "functions", columns, as_json=as_json)
 
 
 @app.command()
 def end(
     function: Annotated[str, typer.Argument(help="Name of the instance.")], operator: Operator, *, as_json: AsJson = False
 ) -> None:
-    """Stop a function."""
+    """End a function: its keys are destroyed first, then its guest is stopped. Exit code 2: it is not done yet."""
 
     async def work(client: HttpClient) -> Any:  # noqa: ANN401 - JSON
         return json.loads(await client.send("DELETE", f"/v1/functions/{function}", headers={"accept": "application/json"}))
 
-    _show_function(_ask(operator, work), as_json=as_json)
+    answer = _ask(operator, work)
+    _show_function(answer, as_json=as_json)
+    if answer["state"] != "ended":
+        raise typer.Exit(EXIT_UNDECIDED)
 
 
 @app.command()
@@ -189,13 +194,35 @@ def _show_function(answer: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(answer))
         return
-    _show(answer, as_json=False, names=("id", "service", "tenant", "state", "host", "address", "spiffe_id", "launcher"))
+    names = ("id", "service", "tenant", "state", "generation", "host", "address", "spiffe_id", "launcher")
+    _show(answer, as_json=False, names=names)
     if answer.get("placement"):
         _placement(answer["placement"])
+    if answer.get("events"):
+        typer.echo("history:")
     for event in answer.get("events", []):
-        typer.echo(f"  {event['state']:<10} {event['says']}")
+        typer.echo(f"  {_time(event)}  {event['generation']:>2}  {event['state']:<10} {event['says']}")
+    for done in answer.get("clean_ups", []):
+        _clean_up(done)
+    if answer.get("waiting"):
+        typer.echo(f"waiting: {from_problem(answer['waiting'])}")
     if answer.get("problem"):
         typer.echo(f"problem: {_why_not(answer)}")
+
+
+def _time(event: dict[str, Any]) -> str:
+    """UTC, to the millisecond where the record has it."""
+    at = (event.get("at_ms") or event["at"] * 1000) / 1000
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+
+
+def _clean_up(done: dict[str, Any]) -> None:
+    typer.echo(f"clean-up of generation {done['generation']} on {done['host']}: {done['cause']}, {done['code']}")
+    typer.echo(f"  destroyed: {', '.join(done['destroyed']) or 'nothing'}")
+    if done["revoked_at_height"] is not None:
+        typer.echo(f"  identity revoked at ledger height {done['revoked_at_height']}")
+    for unproven in done["not_proven"]:
+        typer.echo(f"  not proven: {unproven}")
 
 
 def _placement(placement: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from moorline.errors import Conflict, MoorlineError, Refused, from_problem
+from moorline.errors import Conflict, MoorlineError, Refused, Unavailable, from_problem
 from moorline.host_agent import relay
 from moorline.nfv import parse_name
 from moorline.storage.steps import reached
@@ -147,14 +147,24 @@ class Guests:
         )
 
     async def adopt(self) -> tuple[str, ...]:
-        """Put the relays of guests from before a restart back; the names of those that run."""
-        running = []
-        for state in await self.states():
-            if state.state == "running" and state.instance not in self._relays:
-                record = self._known(state.instance)
-                await self._open(state.instance, record["relays"], bool(record["address"]), record["address"])
-                running.append(state.instance)
-        return tuple(running)
+        """Put the relays of guests from before a restart back; the names of those adopted now. Idempotent.
+
+        Raises Unavailable if the silicon cannot be asked, or a guest's port is taken: those already adopted stay adopted.
+        """
+        adopted, taken = [], None
+        async with self._turn:
+            for state in await self.states():
+                if state.state == "running" and state.instance not in self._relays:
+                    record = self._known(state.instance)
+                    try:
+                        await self._open(state.instance, record["relays"], bool(record["address"]), record["address"])
+                    except Unavailable as error:  # one guest that cannot be reached is no reason to leave the others alone
+                        taken = error
+                        continue
+                    adopted.append(state.instance)
+        if taken is not None:
+            raise taken
+        return tuple(adopted)
 
     async def aclose(self) -> None:
         """Close all relays. Guests go on; a later process adopts them."""
@@ -183,14 +193,18 @@ class Guests:
     ) -> dict[str, Any]:
         shared = self.shared(instance)
         opened: list[relay.Relay] = []
-        for name, destination in sorted(relays.items()):
-            parse_name(name, "relay")
-            opened.append(await relay.relay(relay.listen_in(shared, f"out-{name}"), relay.to_address(destination)))
-        published = ""
-        if publish:
-            inbound = await relay.relay(self._published(address), relay.to_guest(shared, INBOUND_SOCKET))
-            opened.append(inbound)
-            published = inbound.address or str(address)
+        async with contextlib.AsyncExitStack() as undo:
+            for name, destination in sorted(relays.items()):
+                parse_name(name, "relay")
+                outbound = await relay.relay(relay.listen_in(shared, f"out-{name}"), relay.to_address(destination))
+                opened.append(outbound)
+                undo.push_async_callback(outbound.aclose)
+            published = ""
+            if publish:
+                inbound = await relay.relay(self._published(address), relay.to_guest(shared, INBOUND_SOCKET))
+                opened.append(inbound)
+                published = inbound.address or str(address)
+            undo.pop_all()
         self._relays[instance] = opened
         return {"relays": relays, "address": published}
 

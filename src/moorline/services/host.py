@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ from moorline.orchestration.broker import judge_broker
 from moorline.services import http
 from moorline.services.process import announce_ready, serve_all
 from moorline.wire import keys, schema
-from moorline.wire.http import HttpClient
+from moorline.wire.http import HttpClient, load_identity
 from moorline.wire.orchestration import MAX_ORDER_BYTES
 from moorline.wire.session import Challenge, EvidenceFormat, HostFields, SessionRole
 
@@ -158,8 +159,8 @@ async def run(settings: HostSettings, log: structlog.stdlib.BoundLogger) -> None
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(guests.aclose)
         server = _Server(settings, application(settings, guests), log)
-        with contextlib.suppress(MoorlineError):  # a silicon that is not up yet has no guests to adopt
-            log.info("guests adopted", guests=await guests.adopt())
+        adopting = asyncio.ensure_future(_adopt(guests, log))
+        stack.callback(adopting.cancel)
         if settings.certificate_chain is not None and settings.private_key is not None:
             files = (settings.certificate_chain, settings.private_key)
             obtain: Obtain = _from_files(*files)
@@ -175,44 +176,67 @@ async def run(settings: HostSettings, log: structlog.stdlib.BoundLogger) -> None
         await serve_all(_attest(attestation, log, judged), server.serve(obtain, after=judged))
 
 
+async def _adopt(guests: Guests, log: structlog.stdlib.BoundLogger) -> None:
+    """Take over the guests of a former process as soon as the silicon answers, and their ports are free."""
+    while True:
+        try:
+            log.info("guests adopted", guests=await guests.adopt())
+        except MoorlineError as error:
+            log.warning("guests not adopted yet", **error.as_problem())
+            await asyncio.sleep(RETRY_S)
+        else:
+            return
+
+
 class _Server:
-    """Serves under the current identity and starts again under the next one, on the same port."""
+    """Serves under the current identity; the next one is loaded into the running server, and disturbs no request."""
 
     def __init__(self, settings: HostSettings, app: FastAPI, log: structlog.stdlib.BoundLogger) -> None:
         self._settings = settings
         self._app = app
         self._log = log
-        self._listen = settings.listen
         self._announced = False
 
     async def serve(self, obtain: Obtain, *, after: asyncio.Event | None = None) -> None:
         if after is not None:
             await after.wait()
         roots = self._settings.roots.read_bytes()
-        standing: Standing | None = None
+        standing = await self._first(obtain)
+        bound: asyncio.Future[ssl.SSLContext] = asyncio.get_running_loop().create_future()
+        serving = http.serve(
+            self._app,
+            listen=self._settings.listen,
+            identity=standing.identity,
+            client_roots_pem=roots,
+            ready=self._bound,
+            on_context=bound.set_result,
+        )
+        await serve_all(serving, self._renew(obtain, standing.renew_after_s, bound))
+
+    async def _first(self, obtain: Obtain) -> Standing:
         while True:
+            try:
+                return await obtain()
+            except MoorlineError as error:
+                self._log.warning("no identity", **error.as_problem())
+                self._announce(address="", code=error.code)
+                await asyncio.sleep(RETRY_S)
+
+    async def _renew(self, obtain: Obtain, wait_s: float, bound: asyncio.Future[ssl.SSLContext]) -> None:
+        context = await bound
+        while True:
+            await asyncio.sleep(wait_s)
             try:
                 standing = await obtain()
             except MoorlineError as error:
-                self._log.warning("no identity", **error.as_problem())
-                if standing is None:
-                    self._announce(address="", code=error.code)
-                    await asyncio.sleep(RETRY_S)
-                    continue
-                # The broker is away: what we have is good until it expires, and TLS says when that is.
-                standing = Standing(identity=standing.identity, renew_after_s=RENEW_RETRY_S)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(standing.renew_after_s):
-                    await http.serve(
-                        self._app,
-                        listen=self._listen,
-                        identity=standing.identity,
-                        client_roots_pem=roots,
-                        ready=self._bound,
-                    )
+                # The broker is away, or this host lost its verdict: what it has is good until it expires, as TLS will say.
+                self._log.warning("no new identity", **error.as_problem())
+                wait_s = RENEW_RETRY_S
+            else:
+                load_identity(context, standing.identity.chain_pem, standing.identity.key_pem)
+                wait_s = standing.renew_after_s
 
     def _bound(self, address: str) -> None:
-        self._listen = address  # the next identity is served on the port that the first one got
         self._log.info("serving", address=address)
         self._announce(address=address, code="")
 
