@@ -124,6 +124,11 @@ def leaves_of(entries: Sequence[bytes]) -> list[bytes]:
     return [_sha256(b"\x00" + data).digest() for data in entries]
 
 
+def reached(entries: Sequence[bytes]) -> bytes:
+    """The Merkle root over these entries, to compare with one that was anchored."""
+    return merkle.root(leaves_of(entries))
+
+
 def verify(
     entries: Sequence[bytes], *, domain: str, checkpoints: Sequence[LogCheckpoint] = (), name: str = "the log"
 ) -> LogCheckpoint:
