@@ -93,9 +93,11 @@ class ClientSession:
         self._machine = machine
         self._turn = asyncio.Lock()
         self._next = 0
+        self._awaited: asyncio.Future[Reply] | None = None
         self.secrets = machine.secrets
         self.activation = activation
         self.challenge = challenge
+        self._reading = asyncio.ensure_future(self._read())
 
     @property
     def closed(self) -> bool:
@@ -105,26 +107,30 @@ class ClientSession:
     async def call(self, operation: str, body: bytes, *, deadline_s: float = _CALL_DEADLINE_S) -> bytes:
         """The broker's answer. One call at a time; others wait their turn.
 
-        Raises the error the broker reported; the session goes on after it. Raises Unavailable("session.closed") when the
-        session is gone, and anything that breaks the stream closes it: an answer that comes too late must never be taken
-        for the answer to the next question.
+        Raises the error the broker reported; the session goes on after it. Raises Unavailable("session.closed"), or the
+        reason the broker gave, when the session is gone. Anything that breaks the stream closes it: an answer that comes too
+        late must never be taken for the answer to the next question.
         """
         async with self._turn:
             if self.closed:
-                raise Unavailable("session.closed", "the session with the broker is gone", remedy="open a new one")
+                raise self._reading.result() if self._reading.done() else _closed()
             try:
                 reply = await self._exchange(operation, body, deadline_s)
             except BaseException:
-                self._machine.end()
-                await self._stream.aclose()
+                await self.aclose()
                 raise
         if reply.problem is not None:
             raise reported(reply.problem)
         return reply.body
 
+    async def ended(self) -> MoorlineError:
+        """Waits until the session is gone; why it is: what the broker said at the end, or how the connection broke."""
+        return await asyncio.shield(self._reading)
+
     async def aclose(self) -> None:
         """End the session."""
         self._machine.end()
+        self._reading.cancel()
         await self._stream.aclose()
 
     async def __aenter__(self) -> Self:
@@ -133,16 +139,48 @@ class ClientSession:
     async def __aexit__(self, *_exc: object) -> None:
         await self.aclose()
 
+    async def _read(self) -> MoorlineError:
+        """Take what the broker sends as it comes, so that its last word is heard at once and not at the next call."""
+        why: MoorlineError = _closed()
+        try:
+            while True:
+                body = await read_frame(self._stream, cap=RECORD_CAP, deadline_s=_IDLE_DEADLINE_S)
+                reply = self._machine.open(Reply, body)
+                assert isinstance(reply, Reply)
+                if self._awaited is None or self._awaited.done():
+                    raise NotAuthentic("session.record_invalid", "an answer came that nobody asked for", got=reply.id)
+                self._awaited.set_result(reply)
+        except MoorlineError as error:
+            why = _closed() if error.code == "frame.truncated" else error
+        except asyncio.CancelledError:
+            pass  # closed from this end, and this task ends with it
+        self._machine.end()
+        if self._awaited is not None and not self._awaited.done():
+            self._awaited.set_exception(why)
+        return why
+
     async def _exchange(self, operation: str, body: bytes, deadline_s: float) -> Reply:
         call = Call(id=self._next, operation=operation, body=body)
         self._next += 1
-        await write_frame(self._stream, self._machine.seal(call), deadline_s=deadline_s)
-        answer = await read_frame(self._stream, cap=RECORD_CAP, deadline_s=deadline_s)
-        reply = self._machine.open(Reply, answer)
-        assert isinstance(reply, Reply)
+        awaited: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._awaited = awaited
+        try:
+            await write_frame(self._stream, self._machine.seal(call), deadline_s=deadline_s)
+            async with asyncio.timeout(deadline_s):
+                reply = await awaited
+        except TimeoutError:
+            raise Unavailable("peer.timeout", "the broker did not answer in time", expected=f"{deadline_s} s") from None
+        finally:
+            self._awaited = None
+            if not awaited.cancel() and not awaited.cancelled():
+                awaited.exception()  # also when sending failed first: nobody else will ask for it
         if reply.id != call.id:
             raise NotAuthentic("session.record_invalid", "the answer is to another call", expected=call.id, got=reply.id)
         return reply
+
+
+def _closed() -> Unavailable:
+    return Unavailable("session.closed", "the session with the broker is gone", remedy="open a new one")
 
 
 async def open_session(  # noqa: PLR0913 - a role is these things, and each must be said
@@ -270,9 +308,14 @@ class _Broker:
 class SessionServer:
     """A broker's session port, already listening."""
 
-    def __init__(self, server: tls.TlsServer) -> None:
+    def __init__(self, server: tls.TlsServer, reception: _Reception) -> None:
         self._server = server
+        self._reception = reception
         self.address = server.address
+
+    def end(self, nonce: bytes, reason: MoorlineError) -> bool:
+        """End the session whose claim has this nonce; its peer is told why. False if there is none (any more)."""
+        return self._reception.end(nonce, reason)
 
     async def serve_forever(self) -> None:
         """Until cancelled."""
@@ -333,15 +376,59 @@ async def serve_sessions(  # noqa: PLR0913 - one port, and everything that a bro
         max_connections=max_sessions,
         handshake_deadline_s=step_deadline_s,
     )
-    return SessionServer(server)
+    return SessionServer(server, reception)
+
+
+class _Cut:
+    """How one session is ended from outside, at any point after its connection was taken."""
+
+    def __init__(self, machine: Responder) -> None:
+        self.machine = machine
+        self._reason: MoorlineError | None = None
+        self._until: asyncio.Timeout | None = None
+
+    def now(self, reason: MoorlineError) -> None:
+        """End it; the first reason stands."""
+        if self._reason is None and self._until is not None:
+            self._reason = reason
+            self._until.reschedule(asyncio.get_running_loop().time())
+
+    async def around(self, work: Awaitable[None]) -> None:
+        """`work`, until it ends or is cut: then the reason is raised."""
+        try:
+            async with asyncio.timeout(None) as self._until:
+                await work
+        except TimeoutError:
+            if self._reason is None:
+                raise
+            raise self._reason from None
+        finally:
+            self._until = None
 
 
 class _Reception:
-    """Counts the handshakes under way."""
+    """Counts the handshakes under way, and knows every session there is."""
 
     def __init__(self, broker: _Broker) -> None:
         self._broker = broker
         self._greeting = 0
+        self._cuts: set[_Cut] = set()
+
+    def end(self, nonce: bytes, reason: MoorlineError) -> bool:
+        """End the session of this claim, if there is one."""
+        for cut in self._cuts:
+            if cut.machine.claim is not None and cut.machine.claim.nonce == nonce:
+                cut.now(reason)
+                return True
+        return False
+
+    async def _attend(self, session: _ServedSession) -> None:
+        self._greeting += 1
+        try:
+            await session.handshake()
+        finally:
+            self._greeting -= 1
+        await session.serve()
 
     async def accept(self, stream: tls.TlsStream) -> None:
         """One connection, from its first frame to its end."""
@@ -349,14 +436,10 @@ class _Reception:
             await _tell(stream, Unavailable("session.busy", "too many sessions are being opened", retry_after_s=2))
             return
         machine = Responder(facts=self._broker.facts, export=stream.export, peer_address=stream.peer_address)
-        session = _ServedSession(self._broker, stream, machine)
+        cut = _Cut(machine)
+        self._cuts.add(cut)
         try:
-            self._greeting += 1
-            try:
-                await session.handshake()
-            finally:
-                self._greeting -= 1
-            await session.serve()
+            await cut.around(self._attend(_ServedSession(self._broker, stream, machine)))
         except MoorlineError as error:
             code, role = error.code, machine.claim.role.value if machine.claim else None
             _LOG.info("session ended", extra={"code": code, "role": role, "peer": stream.peer_address})
@@ -365,6 +448,7 @@ class _Reception:
             _LOG.exception("session failed")
             await _tell(stream, Unavailable("session.internal", "the broker could not go on with this session"))
         finally:
+            self._cuts.discard(cut)
             machine.end()
             if machine.claim is not None and self._broker.ended is not None:
                 await asyncio.shield(self._broker.ended(machine.claim))
