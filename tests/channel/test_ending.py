@@ -1,11 +1,15 @@
 """How sessions end from the broker's side: the attester hears why at once, also in the middle of a call or a handshake."""
 
 import asyncio
-
-from test_driver import Broker, attester, broker, refusal  # noqa: F401 - a fixture
+import sys
+from pathlib import Path
 
 from moorline.channel.driver import open_session
 from moorline.errors import Refused
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from test_driver import Broker, attester, broker, refusal  # noqa: F401 - a fixture
 
 REVOKED = Refused("renewal.instance_revoked", "this instance was revoked")
 
