@@ -60,10 +60,8 @@ def names() -> frozenset[str]:
 def _names_in(source: str, where: str) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
-            called = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
-            if called == "reached":
-                found.add(_literal(node, where))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("reached", "steps.reached"):
+            found.add(_literal(node, where))
     return found
 
 
