@@ -238,14 +238,16 @@ async def open_session(  # noqa: PLR0913 - a role is these things, and each must
 async def answered(ask: Callable[[], Awaitable[ClientSession]], *, within_s: float) -> ClientSession:
     """The session that `ask` opens, asked again while nobody answers: a refusal is an answer, a broken connection is not.
 
-    Raises the refusal at once, and what kept it from an answer once `within_s` seconds have passed.
+    Raises the refusal at once, and what kept it from an answer once `within_s` seconds have passed, or at once if the broker
+    says to come back later than that.
     """
     ends = asyncio.get_running_loop().time() + within_s
     while True:
         try:
             return await ask()
         except MoorlineError as error:
-            unanswered = isinstance(error, Unavailable) or error.code == "frame.truncated"
+            soon = isinstance(error, Unavailable) and error.retry_after_s <= within_s
+            unanswered = soon or error.code == "frame.truncated"
             if not unanswered or asyncio.get_running_loop().time() >= ends:
                 raise
         await asyncio.sleep(_ASK_AGAIN_S)
