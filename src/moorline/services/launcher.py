@@ -22,7 +22,7 @@ from typing import Final, Self
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from moorline.attesters.reports import report_source
+from moorline.attesters.reports import ReportSource, report_source
 from moorline.channel.driver import ClientSession, Collected, answered, open_session
 from moorline.clock import SystemClock
 from moorline.errors import EXIT_UNDECIDED, EXIT_YES, Malformed, MoorlineError, Refused, Unavailable
@@ -46,7 +46,8 @@ async def serve(shared: Path) -> None:
     launch = schema.decode(LauncherLaunch, (shared / LAUNCH_FILE).read_bytes())
     trust = LedgerTrust.parse(launch.trust)
     signer = keys.KeySigner(ec.generate_private_key(ec.SECP256R1()))
-    async with await _Link.open(lambda: _session(shared, launch, trust, signer)) as link:
+    reports = report_source(os.environ)  # once: the descriptor it takes over is closed with it
+    async with await _Link.open(lambda: _session(shared, launch, trust, signer, reports)) as link:
         session = link.session
         launcher = Launcher(
             trust=trust,
@@ -123,8 +124,9 @@ def tell(shared: Path, event: Mapping[str, object]) -> None:
         file.write(json.dumps(event) + "\n")
 
 
-async def _session(shared: Path, launch: LauncherLaunch, trust: LedgerTrust, signer: keys.Signer) -> ClientSession:
-    source = report_source(os.environ)
+async def _session(
+    shared: Path, launch: LauncherLaunch, trust: LedgerTrust, signer: keys.Signer, reports: ReportSource
+) -> ClientSession:
     clock = SystemClock()
 
     async def judge(challenge: Challenge, certificates: tuple[bytes, ...]) -> None:
@@ -134,7 +136,7 @@ async def _session(shared: Path, launch: LauncherLaunch, trust: LedgerTrust, sig
         return None
 
     async def collect(binding: bytes, _: Challenge) -> Collected:
-        report = await asyncio.to_thread(source.report, binding)
+        report = await asyncio.to_thread(reports.report, binding)
         return Collected(format=EvidenceFormat.SNP, evidence=report.outblob, endorsements=report.auxblob)
 
     return await open_session(
