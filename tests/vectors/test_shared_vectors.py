@@ -1,10 +1,12 @@
 """Verifies that this build agrees with every case of real evidence beside the checkout."""
 
+import dataclasses
 import json
 
 import pytest
 
 from moorline.cli.evidence_cases import compare, families
+from moorline.cli.evidence_cases.case import read_case
 from moorline.errors import Malformed, NotAuthentic
 from moorline.evidence import cca, corim
 
@@ -61,3 +63,57 @@ def test_keys_in_corim_are_read_and_nothing_but_malformed_is_raised(shared, fami
         except (Malformed, NotAuthentic) as error:
             assert isinstance(error, Malformed)
     assert found
+
+
+AUTHENTICATED = {"cca-token", "cca-platform-token", "psa-token", "nitro-document", "snp-report"}
+"""Kinds in which every bit is either signed, a signature, or judged by its form."""
+
+
+def accepted(shared):
+    """Every case that is accepted, with its files in memory and its runner."""
+    for folder in compare.find_folders(shared / "vectors"):
+        case = read_case(folder)
+        run = families.family_of(case) if case.kind == "evidence" and case.expected.outcome == "accept" else None
+        if run is not None:
+            names = {entry.file for entry in (*case.evidence, *case.endorsements, *case.reference)}
+            names |= {str(value) for key, value in case.inputs.items() if key.endswith("_file")}
+            names |= set(case.files("trust_anchor_files"))
+            inputs = {key: value for key, value in case.inputs.items() if key != "alternates"}
+            yield dataclasses.replace(case, contents={name: case.read(name) for name in names}, inputs=inputs), run
+
+
+def outcome(case, run):
+    return compare._run(case, run)
+
+
+def test_no_accepted_case_survives_another_nonce_or_report_data(shared):
+    judged = 0
+    for case, run in accepted(shared):
+        for name in {"nonce_hex", "report_data_hex"} & set(case.inputs):
+            wrong = case.inputs[name][:-2] + "ee" if case.inputs[name] else "ee"
+            result = outcome(dataclasses.replace(case, inputs={**case.inputs, name: wrong}), run)
+            assert (case.name, result.got) == (case.name, "refuse")
+            assert result.code_classes & {"nonce", "report_data"}
+            judged += 1
+    assert judged
+
+
+def test_no_accepted_case_survives_a_cut_or_a_flipped_bit(shared):
+    """Spread over each file with a fixed stride, so that a failure is found again."""
+    judged = 0
+    for case, run in accepted(shared):
+        entry = case.evidence[0]
+        if entry.hint not in AUTHENTICATED:
+            continue
+        whole = case.contents[entry.file]
+        spoiled = [whole[:-1], whole[: len(whole) // 2], whole + b"\x00", b""]
+        for position in range(3, len(whole), max(1, len(whole) // 12)):
+            flipped = bytearray(whole)
+            flipped[position] ^= 1 << position % 8
+            spoiled.append(bytes(flipped))
+        for data in spoiled:
+            result = outcome(dataclasses.replace(case, contents={**case.contents, entry.file: data}), run)
+            assert result.got != "accept", (case.name, len(data))
+            assert not result.crashed, (case.name, result.says)
+            judged += 1
+    assert judged > 300

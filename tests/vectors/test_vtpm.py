@@ -21,6 +21,7 @@ from moorline.errors import Malformed, NotAuthentic
 from moorline.evidence import azure_vtpm, tpm_envelopes
 from moorline.evidence import tpm_structures as tpm
 from moorline.evidence.ima import ImaEntry
+from moorline.evidence.tdx_quote import TdReport
 from moorline.evidence.tpm_quote import ClockInfo, Quote, serialize_quote
 from moorline.rats import EvidenceRoot
 from moorline.verification import ima_signature, vtpm
@@ -239,6 +240,36 @@ def test_each_rule_of_an_hcl_report(changes, code):
     with pytest.raises(Malformed) as refused:
         azure_vtpm.parse_hcl_report(hcl(b"{}", **changes))
     assert refused.value.code == code
+
+
+def test_a_td_report_and_a_td_quote_are_of_one_domain():
+    fields = {
+        name: bytes([number]) * 48 for number, name in enumerate(("mr_td", "mr_config_id", "mr_owner", "mr_owner_config"))
+    }
+    quoted = TdReport(
+        tee_tcb_svn=bytes(16),
+        mr_seam=bytes(48),
+        mr_signer_seam=bytes(48),
+        seam_attributes=bytes(8),
+        td_attributes=1 << 28,
+        xfam=3,
+        **fields,
+        rtmrs=(b"\x05" * 48, b"\x06" * 48, b"\x07" * 48, b"\x08" * 48),
+        report_data=b"\x09" * 64,
+        tee_tcb_svn_2=None,
+        mr_service_td=None,
+    )
+    info = struct.pack("<QQ", quoted.td_attributes, quoted.xfam) + b"".join(fields.values()) + b"".join(quoted.rtmrs)
+    hardware = bytes(128) + quoted.report_data + bytes(320) + info + bytes(112)
+    report = azure_vtpm.HclReport(
+        kind=azure_vtpm.ReportKind.TDX, claims_hash=azure_vtpm.ClaimsHash.SHA256, hardware=hardware, claims=b"{}"
+    )
+    vtpm.require_same_domain(report, quoted)
+    for position in (128, 191, 512, 528, 911):
+        changed = bytearray(hardware)
+        changed[position] ^= 1
+        with pytest.raises(NotAuthentic, match="vtpm.td_report_mismatch"):
+            vtpm.require_same_domain(dataclasses.replace(report, hardware=bytes(changed)), quoted)
 
 
 @pytest.mark.parametrize("kids", [(), ("HCLEkPub",), ("HCLAkPub", "HCLAkPub")])

@@ -191,7 +191,7 @@ def _text(value: object) -> str:
 def _line(row: compare.Row) -> str:
     mark = "skip" if row.got == "skipped" else "ok  " if row.match else "FAIL"
     got = row.reason if row.got == "skipped" else row.got
-    line = f"{mark} {row.family + '/' + row.case:<52} expected {row.expected:<24} got {got:<10} {row.code or ''}"
+    line = f"{mark} {row.family + '/' + row.case:<52} expected {row.expected:<10} got {got:<10} {row.code or ''}"
     return line.rstrip() if row.match or row.got == "skipped" else f"{line.rstrip()}\n     {row.reason}"
 
 

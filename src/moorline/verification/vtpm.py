@@ -10,7 +10,8 @@
 4.  qualifyingData is the nonce, all of it.
 5.  Where PCR values came with it, they are exactly those selected, of one bank, and hash to the digest in the quote.
 
-The TD report inside the HCL report of a TDX guest is not used: the TD quote is, and only its report data counts.
+The TD report inside the HCL report of a TDX guest has no signature; the TD quote has, and both must be of one domain
+(`require_same_domain`).
 
 A vTPM is only as good as what it rests on: `root` is virtual for a cloud's certificate, and that of the hardware
 evidence for a bound key. Not established here: what the PCRs mean.
@@ -36,6 +37,7 @@ from moorline.digest import same
 from moorline.errors import Misconfigured, NotAuthentic
 from moorline.evidence import tpm_structures as tpm
 from moorline.evidence.azure_vtpm import ClaimsHash, HclReport, RuntimeClaims
+from moorline.evidence.tdx_quote import TdReport
 from moorline.evidence.tpm_quote import Quote, parse_quote
 from moorline.rats import EvidenceRoot
 from moorline.verification import certificate_path
@@ -157,6 +159,16 @@ def bound_key(hcl: HclReport, claims: RuntimeClaims, *, report_data: bytes, root
         root=root,
         collateral_digest=hashlib.sha256(hcl.claims).digest(),
     )
+
+
+def require_same_domain(hcl: HclReport, quoted: TdReport) -> None:
+    """Returns if the TD report in `hcl` is the one that was quoted: report data and TDINFO (Intel TDX module ABI, TDREPORT).
+
+    Raises NotAuthentic("vtpm.td_report_mismatch"). The parts about the TDX module are not compared: the quote has its own.
+    """
+    body = quoted.serialized()
+    if hcl.hardware[128:192] != quoted.report_data or hcl.hardware[512:912] != body[120:520]:
+        raise NotAuthentic("vtpm.td_report_mismatch", "the HCL report is of another domain than the TD quote")
 
 
 def verify_foreign_quote(

@@ -151,6 +151,7 @@ _CODES: Final = {
     "ak.certificate_mismatch": "binding",
     "ak.chain": "chain",
     "vtpm.claims_mismatch": "binding",
+    "vtpm.td_report_mismatch": "binding",
     "vtpm.user_data_mismatch": "report_data",
     "vtpm.td_quote_missing": "key",
     "tpm.log_unproven": "replay",

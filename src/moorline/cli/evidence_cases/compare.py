@@ -140,7 +140,7 @@ def _row(case: Case, family: Family) -> Row:
     return Row(
         family=case.family,
         case=case.name,
-        expected=_shown(case.expected),
+        expected=case.expected.outcome,
         got=result.got,
         code=result.code,
         reason=trouble if trouble is not None else result.says,

@@ -14,6 +14,7 @@ from moorline.clock import Instant
 from moorline.errors import Malformed, NotAuthentic, Unavailable
 from moorline.evidence import azure_vtpm, corim, eventlog, snp, tpm_envelopes
 from moorline.evidence import tpm_structures as tpm
+from moorline.evidence.tdx_quote import parse_tdx_quote
 from moorline.evidence.tpm_envelopes import QuotedEvidence, SignedQuote
 from moorline.evidence.tpm_quote import Quote, parse_quote
 from moorline.policy import intel_case
@@ -250,7 +251,7 @@ def _azure(case: Case, facts: Facts) -> None:
     if hcl.kind is azure_vtpm.ReportKind.SNP:
         report_data = _snp(case, hcl, evidence.vcek, facts)
     else:
-        report_data = _tdx(case, evidence.td_quote, facts)
+        report_data = _tdx(case, hcl, evidence.td_quote, facts)
     key = vtpm.bound_key(hcl, claims, report_data=report_data, root=EvidenceRoot.HARDWARE)
     nonce = case.octets("nonce_hex")
     if nonce is None:
@@ -305,7 +306,7 @@ def _snp(case: Case, hcl: azure_vtpm.HclReport, vcek: bytes | None, facts: Facts
     return report.report_data
 
 
-def _tdx(case: Case, td_quote: bytes | None, facts: Facts) -> bytes:
+def _tdx(case: Case, hcl: azure_vtpm.HclReport, td_quote: bytes | None, facts: Facts) -> bytes:
     if td_quote is None:
         raise Unavailable("vtpm.td_quote_missing", "the evidence of a TDX guest brings no TD quote")
     outcome = intel_case.run_case(
@@ -320,4 +321,5 @@ def _tdx(case: Case, td_quote: bytes | None, facts: Facts) -> bytes:
         anchors=production_intel_anchors(),
     )
     facts.update(outcome.facts)
+    vtpm.require_same_domain(hcl, parse_tdx_quote(td_quote).report)
     return bytes.fromhex(str(outcome.facts["report_data"]))
