@@ -20,15 +20,13 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from moorline.audit.log import LogEntry, SecureLog, entry_digest
 from moorline.clock import Instant
 from moorline.errors import Conflict, Refused, Unavailable
+from moorline.storage import audit_store
 from moorline.storage.database import open_database
 from moorline.storage.steps import reached
-from moorline.wire import schema
 
 AUDIT_DOMAIN: Final = "orchestrator"
-_SAYS_CHARS: Final = 2000
 
 
 class LaunchState(StrEnum):
@@ -174,7 +172,6 @@ _PACKAGES = _table("packages", "csar", *_PACKAGE_COLUMNS)
 _FUNCTIONS = _table("functions", *_FUNCTION_COLUMNS)
 _EVENTS = _table("events", "number", "instance", "at", "state", "says", "generation", "host", "at_ms")
 _LEFT = _table("left_guests", "instance", "host", "generation", "since")
-_AUDIT = _table("audit", "number", "data")
 _CHECKPOINT: Final = "checkpoint"
 _CURSOR: Final = "verifier-cursor"
 
@@ -300,7 +297,7 @@ class OrchestratorStore:
             where = (_LEFT.c.instance == left.instance, _LEFT.c.host == left.host, _LEFT.c.generation == left.generation)
             if connection.execute(sa.delete(_LEFT).where(*where)).rowcount:
                 details = {"instance": left.instance, "generation": left.generation, "host": left.host}
-                _append(connection, at, "guest-gone", left.instance, details)
+                _append(connection, at, "guest-gone", details)
 
     # -- the verifier's events ----------------------------------------------------------------------------------------
 
@@ -320,8 +317,8 @@ class OrchestratorStore:
 
     def audit(self, *, first: int = 0, limit: int = 1000) -> tuple[bytes, ...]:
         """Encoded entries of the secure log (moorline.audit.log, domain AUDIT_DOMAIN), in order."""
-        query = sa.select(_AUDIT.c.data).where(_AUDIT.c.number >= first).order_by(_AUDIT.c.number).limit(limit)
-        return tuple(bytes(row["data"]) for row in self._rows(query))
+        with self._transaction() as connection:
+            return audit_store.entries(connection, first=first, limit=limit)
 
     def load(self) -> dict[str, int]:
         """How many functions each host runs or is about to run."""
@@ -412,7 +409,7 @@ def _note(connection: sa.Connection, row: FunctionRow, at: Instant, says: str) -
     step = {"state": row.state.value, "generation": row.generation, "host": row.host}
     at_ms = time.time_ns() // 1_000_000
     connection.execute(sa.insert(_EVENTS).values(instance=row.instance, at=at, says=says, at_ms=at_ms, **step))
-    _append(connection, at, f"function-{row.state.value}", row.instance, {**step, "says": says, **_proof(row)})
+    _append(connection, at, f"function-{row.state.value}", {"instance": row.instance, **step, "says": says, **_proof(row)})
 
 
 def _proof(row: FunctionRow) -> dict[str, object]:
@@ -435,19 +432,11 @@ def _remember_left(connection: sa.Connection, row: FunctionRow, at: Instant) -> 
     connection.execute(sa.insert(_LEFT).values(**values))
 
 
-def _append(connection: sa.Connection, at: Instant, event: str, subject: str, facts: Mapping[str, object]) -> None:
-    """One entry of the secure log. Facts that are None are left out."""
-    newest = sa.select(_AUDIT.c.number, _AUDIT.c.data).order_by(_AUDIT.c.number.desc()).limit(1)
-    last = connection.execute(newest).one_or_none()
-    entry = LogEntry(
-        number=0 if last is None else last.number + 1,
-        previous=SecureLog(domain=AUDIT_DOMAIN).head if last is None else entry_digest(last.data),
-        time=at,
-        event=event,
-        subject=subject,
-        details={name: str(value)[:_SAYS_CHARS] for name, value in facts.items() if value is not None},
-    )
-    connection.execute(sa.insert(_AUDIT).values(number=entry.number, data=schema.encode(entry)))
+def _append(connection: sa.Connection, at: Instant, event: str, body: Mapping[str, object]) -> None:
+    """One entry of the secure log; the first of `body` is its subject. What is None is left out."""
+    told = {name: value for name, value in body.items() if value is not None}
+    audit_store.append(connection, AUDIT_DOMAIN, at=at, event=event, body=told)
+
 
 
 def _say_reached(state: LaunchState) -> None:  # noqa: C901 - one literal name a state, so that all can be enumerated
