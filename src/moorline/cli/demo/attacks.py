@@ -12,64 +12,32 @@ import io
 import secrets
 import ssl
 import zipfile
-from collections.abc import Awaitable
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, x25519
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from moorline.attesters.tpm import Tpm
 from moorline.channel.messages import pack, reported, unpack_any
 from moorline.cli.demo import federating, founding, hosting, operating
-from moorline.cli.demo.world import CONTRACT, HSM, ORCHESTRATOR, SERVICE, VERIFIER, World, der, free_addresses, now
+from moorline.cli.demo.attack_tools import Minted, Outcome, collect, mint, order_of, refused_with, tried
+from moorline.cli.demo.world import HSM, VERIFIER, World, der, free_addresses, now
 from moorline.clock import Instant, Validity
-from moorline.errors import MoorlineError, Unavailable, from_problem
 from moorline.host_agent.attestation import FileLogs, HostAttestation
-from moorline.host_agent.guests import Guests
-from moorline.host_agent.silicon import SiliconClient
 from moorline.hsm import ceremony as hsm_ceremony
 from moorline.hsm.provider import certify_hsm
 from moorline.ledger import transactions as tx
 from moorline.nfv import Role
-from moorline.orchestration import grant as grants
-from moorline.orchestration import intent as intents
 from moorline.orchestration.descriptor import FUNCTION_FILE
 from moorline.rats import Outcome as RuleOutcome
 from moorline.rats import Tier
 from moorline.services import settings
-from moorline.services.orchestrator_peers import LauncherLink
 from moorline.simulators import firmware
-from moorline.wire import frames, keys, launch, schema
+from moorline.wire import frames, keys, schema
 from moorline.wire import host as host_wire
-from moorline.wire.guest import FunctionConfiguration, FunctionLaunch
 from moorline.wire.http import HttpClient
-from moorline.wire.launch import ChannelProfile, LaunchFields
-from moorline.wire.orchestration import GuestOrder, LaunchIntent, LaunchRequest
+from moorline.wire.launch import ChannelProfile
 from moorline.wire.session import EvidenceFormat, Hello, Problem, SessionRole
-
-GUEST_DEADLINE_S: Final = 20.0
-LAUNCH_LIFE_S: Final = 120
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What came of an attempt: the victim's code (None: it did not refuse), and whether the control succeeded."""
-
-    code: str | None
-    control: bool
-    says: str
-    unfinished: bool = False
-
-
-async def refused_with(request: Awaitable[object]) -> str | None:
-    """The code with which the request was refused, or None if it went through."""
-    try:
-        await request
-    except MoorlineError as error:
-        return error.code
-    return None
-
 
 # Ledger and HSMs -------------------------------------------------------------------------------------------------------
 
@@ -220,7 +188,7 @@ class Overheard(HttpClient):
 async def simulated_root_in_production(world: World) -> Outcome:
     """Evidence of simulated silicon for a verifier under the shipped production configuration. Control: alpha's own."""
     report_data = secrets.token_bytes(64)
-    outblob, auxblob = await _collect(world, report_data)
+    outblob, auxblob = await collect(world, "h1", report_data=report_data)
     request = {
         "format": "snp",
         "evidence": base64.b64encode(outblob).decode(),
@@ -255,36 +223,6 @@ async def _start_production_verifier(world: World) -> str:
     return process.address
 
 
-async def _collect(world: World, report_data: bytes) -> tuple[bytes, bytes]:
-    """What h1's silicon says about a guest that asks for a report over `report_data`; run by the host's administrator."""
-    shared = world.stage.path("attacker", "collect")
-    (shared / "report_data.bin").write_bytes(report_data)
-    client = SiliconClient(hosting.silicon_socket(world, "h1"))
-    from moorline.wire.silicon import LaunchGuest
-
-    await client.launch(
-        LaunchGuest(
-            op="launch",
-            name="collector",
-            entry="moorline.attesters.collect",
-            host_data=bytes(32),
-            shared=str(shared),
-            debug=False,
-            memory_mib=256,
-            pids=32,
-        )
-    )
-    deadline = asyncio.get_running_loop().time() + GUEST_DEADLINE_S
-    while (status := await client.status("collector")).state == "running":
-        if asyncio.get_running_loop().time() > deadline:
-            raise Unavailable("demo.guest_slow", "the collecting guest did not end")
-        await asyncio.sleep(0.05)
-    if status.exit_code != 0:
-        log = (shared / "guest.log").read_text("utf-8", errors="replace")[-300:]
-        raise Unavailable("demo.guest_failed", "the collecting guest failed", got=log)
-    return (shared / "outblob.bin").read_bytes(), (shared / "auxblob.bin").read_bytes()
-
-
 # Packages --------------------------------------------------------------------------------------------------------------
 
 
@@ -311,28 +249,20 @@ async def package_signed_by_stranger(world: World) -> Outcome:
 # Launches: the administrator of h1, who has root, the silicon's socket and everything the host was ever given -------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Minted:
-    """A genuine launch for one more instance on h1, as the host gets to see it."""
-
-    fields: LaunchFields
-    token: bytes
-    configuration: bytes
-
-
 async def rogue_vnf_without_token(world: World) -> Outcome:
     """The genuine function, genuine fields and commitment, but a token nobody minted. Control: the minted token."""
-    minted = await _mint(world, "records-rogue")
+    minted = await mint(world, "records-rogue")
     world.facts["minted"] = minted
-    code = await _started_with(world, minted, secrets.token_bytes(32), "rogue-1")
-    control = await _started_with(world, minted, minted.token, "rogue-2")
+    guessed = dataclasses.replace(minted, token=secrets.token_bytes(32))
+    code = await tried(world, order_of(world, guessed, "rogue-1"))
+    control = await tried(world, order_of(world, minted, "rogue-2"))
     return Outcome(code=code, control=control is None, says="with the minted token the same guest gets its identity")
 
 
 async def token_replayed(world: World) -> Outcome:
     """A second guest with a token that was used. Control: its first use, which succeeded; and the broker raised an alarm."""
     minted: Minted = world.facts["minted"]
-    code = await _started_with(world, minted, minted.token, "replay-1")
+    code = await tried(world, order_of(world, minted, "replay-1"))
     async with world.alpha.admin() as admin:
         alarms: Any = await admin.get_json("/v1/alarms")
         launches: Any = await admin.get_json("/v1/launches")
@@ -340,90 +270,6 @@ async def token_replayed(world: World) -> Outcome:
     raised = [alarm for alarm in alarms["alarms"] if alarm["code"] == code and alarm["first"] and alarm["second"]]
     says = f"alarm {raised[0]['id']} names both sessions" if raised else "NO ALARM was raised"
     return Outcome(code=code if raised else None, control=len(used) == 1, says=says)
-
-
-async def _mint(world: World, instance: str) -> Minted:
-    """A launch of `instance` on h1, intended by alpha's orchestrator key and granted by the launcher enclave."""
-    trust = world.consortium.trust
-    configuration = schema.encode(
-        FunctionConfiguration(
-            trust=trust.encode(),
-            provider="alpha",
-            hsm=HSM,
-            service=SERVICE,
-            contracts=(CONTRACT,),
-            max_age_s=trust.max_age_s,
-            settings={},
-        )
-    )
-    chip = hosting.host(world, "h1").chip
-    assert chip is not None
-    reply_key = x25519.X25519PrivateKey.generate()
-    intent = LaunchIntent(
-        ledger_id=trust.ledger_id,
-        provider="alpha",
-        orchestrator=ORCHESTRATOR,
-        tenant=operating.TENANT,
-        service=SERVICE,
-        package_digest=world.facts["package_digest"],
-        configuration_digest=_sha256(configuration),
-        measurement=world.facts["measurement"],
-        instance=instance,
-        generation=1,
-        host="h1",
-        chip=chip.chip_id,
-        hsm=HSM,
-        profile=ChannelProfile.TLS,
-        not_after=now() + LAUNCH_LIFE_S,
-        reply_key=reply_key.public_key().public_bytes_raw(),
-    )
-    signed = intents.sign(intent, keys.KeySigner(world.facts["intent_key"]))
-    bundle = await world.ledger.prove(intents.keys_to_prove(intent))
-    link = LauncherLink(world.facts["launcher_address"])
-    reply = await link.exchange(schema.encode(LaunchRequest(intent=signed, bundle=bundle)))
-    granted = grants.verify_reply(
-        reply, signed, intent, reply_key, roots=trust.roots, trust_domain=world.alpha.trust_domain, now=now()
-    )
-    return Minted(fields=granted.fields, token=granted.token, configuration=configuration)
-
-
-async def _started_with(world: World, minted: Minted, token: bytes, name: str) -> str | None:
-    """Start the guest on h1's silicon with this token; the code the broker refused it with, None if it went active."""
-    guests = Guests(
-        world.stage.path("attacker", "guests"), SiliconClient(hosting.silicon_socket(world, "h1")), publish="127.0.0.1"
-    )
-    order = GuestOrder(
-        instance=name,
-        entry=operating.FUNCTION_ENTRY,
-        host_data=launch.commitment(minted.fields),
-        launch=schema.encode(FunctionLaunch(launch_fields=launch.encode_fields(minted.fields), token=token)),
-        package=world.facts["csar"],
-        configuration=minted.configuration,
-        memory_mib=256,
-        pids=64,
-        relays={"broker": world.alpha.sessions},
-        publish=False,
-    )
-    await guests.start(order)
-    try:
-        deadline = asyncio.get_running_loop().time() + GUEST_DEADLINE_S
-        while asyncio.get_running_loop().time() < deadline:
-            state = await guests.state(name)
-            for event in state.events:
-                if event["event"] == "active":
-                    return None
-                if event["event"] == "refused":
-                    return from_problem(event["problem"]).code
-            await asyncio.sleep(0.05)
-    finally:
-        await guests.stop(name)
-    raise Unavailable("demo.guest_silent", "the guest said nothing", remedy="read guest.log", got=name)
-
-
-def _sha256(data: bytes) -> bytes:
-    import hashlib
-
-    return hashlib.sha256(data).digest()
 
 
 # Devices ---------------------------------------------------------------------------------------------------------------

@@ -8,11 +8,12 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from moorline.channel import device as channel
+from moorline.channel.tls import TlsIdentity
 from moorline.cli.demo import founding
 from moorline.cli.demo.world import AUTHORITIES, CONTRACT, HSM, SERVICE, World, since
 from moorline.clock import SystemClock
@@ -33,17 +34,25 @@ async def use_function(world: World) -> str:
     """`moor device` in processes of its own: enrol over EST, store a record, read it back."""
     identity = await enrol(world, "device-1")
     content = f"pulse {60 + secrets.randbelow(40)}"
-    await moor(*_connect(world, "device-1", "put"), "--data", content)
-    answer = await moor(*_connect(world, "device-1", "get"))
+    await moor(*_connect(world, "put"), "--data", content)
+    answer = await moor(*_connect(world, "get"))
     if answer["data"] != content:
         raise Refused("demo.record_differs", "the record came back changed", expected=content, got=answer["data"])
     return f"{identity['spiffe_id']} stored {RECORD} at alpha's function over mutual TLS 1.3 and read it back unchanged"
 
 
+async def reconnect(world: World) -> None:
+    """The same device at the function's new address: a new generation has new storage, so it stores first."""
+    await moor(*_connect(world, "put"), "--data", "after the move")
+    answer = await moor(*_connect(world, "get"))
+    if answer["data"] != "after the move":
+        raise Refused("demo.record_differs", "the record came back changed", got=answer["data"])
+
+
 async def suspend_and_reinstate(world: World) -> str:
     """Beta is suspended while its device is connected: refused and cut off within the bound; reinstated, it connects."""
     max_age_s = world.consortium.trust.max_age_s
-    store = DeviceStore(directory=_directory(world, "device-1"))
+    store = DeviceStore(directory=device_directory(world, "device-1"))
     wanted = Wanted(provider="alpha", service=SERVICE, contract=CONTRACT)
     read = cbor.encode({"op": "get", "name": RECORD})
     async with connected(store, world.facts["function"]["address"], wanted, clock=SystemClock()) as connection:
@@ -53,7 +62,7 @@ async def suspend_and_reinstate(world: World) -> str:
         # A proof made just before the decision is good for max_age, and a live peer is judged again within max_age.
         bound_s = commit_ms / 1000 + 2 * max_age_s
         cut_s, cut = await _seconds_until_refused(connection.request(read) for _ in iter(int, 1))
-    new_s, new = await _seconds_until_refused(moor(*_connect(world, "device-1", "get")) for _ in iter(int, 1))
+    new_s, new = await _seconds_until_refused(moor(*_connect(world, "get")) for _ in iter(int, 1))
     refused_s = asyncio.get_running_loop().time() - suspended
     if cut_s > bound_s or refused_s > bound_s:
         raise Refused(
@@ -95,7 +104,7 @@ async def _until_admitted(world: World, bound_s: float) -> None:
     deadline = asyncio.get_running_loop().time() + bound_s
     while True:
         try:
-            await moor(*_connect(world, "device-1", "get"))
+            await moor(*_connect(world, "get"))
         except MoorlineError:
             if asyncio.get_running_loop().time() > deadline:
                 raise
@@ -110,7 +119,7 @@ async def enrol(world: World, name: str) -> dict[str, Any]:
         made: Any = await admin.post_json("/v1/enrolment-codes", {"device": name, "ttl_s": 300})
     authorities = [url.replace("|", "=") for url in world.ledger_urls()]
     return await moor(
-        *("device", "enrol", "--dir", str(_directory(world, name)), "--name", name),
+        *("device", "enrol", "--dir", str(device_directory(world, name)), "--name", name),
         *("--url", f"https://{world.beta.https}", "--server-name", world.beta.name_of(Role.HSM, HSM)),
         *("--trust", str(world.trust_file)),
         *(word for authority in authorities for word in ("--ledger", authority)),
@@ -119,14 +128,23 @@ async def enrol(world: World, name: str) -> dict[str, Any]:
 
 
 async def store_and_read(world: World, name: str) -> None:
-    """The device in the hands of somebody who judges nobody: whatever refuses here is the function. Raises its refusal."""
-    store = DeviceStore(directory=_directory(world, name))
-    trust, clock = store.trust(), SystemClock()
+    """A device's identity and standing in the hands of somebody who judges nobody, used as they are. Raises as `visit`."""
+    store = DeviceStore(directory=device_directory(world, name))
     identity = store.identity()
-    own = verify_chain(identity.chain[0], identity.chain[1:], trust.roots, clock.now())
+    own = verify_chain(identity.chain[0], identity.chain[1:], store.trust().roots, SystemClock().now())
 
     async def bundle() -> bytes:
         return await world.ledger.prove(peers.device_keys(own))
+
+    await visit(world, identity, bundle)
+
+
+async def visit(world: World, identity: TlsIdentity, bundle: Callable[[], Awaitable[bytes]]) -> None:
+    """Store a record at alpha's function and read it, by somebody who judges nobody: whatever refuses is the function.
+
+    `bundle` is what is shown as the ledger's proof of the device's standing. Raises the function's refusal.
+    """
+    trust = world.consortium.trust
 
     async def judge(_chain: VerifiedChain, _bundle: bytes) -> None:
         return None
@@ -135,7 +153,7 @@ async def store_and_read(world: World, name: str) -> None:
         world.facts["function"]["address"],
         identity=identity,
         roots=trust.roots,
-        clock=clock,
+        clock=SystemClock(),
         bundle=bundle,
         judge=judge,
         max_age_s=trust.max_age_s,
@@ -171,13 +189,19 @@ async def moor(*arguments: str, environment: dict[str, str] | None = None) -> di
     return answer
 
 
-def _connect(world: World, name: str, verb: str) -> tuple[str, ...]:
+def _connect(world: World, verb: str) -> tuple[str, ...]:
+    return connect_command(device_directory(world, "device-1"), world.facts["function"]["address"], verb)
+
+
+def connect_command(directory: Path, address: str, verb: str) -> tuple[str, ...]:
+    """`moor device connect` with the records function at an address."""
     return (
-        *("device", "connect", verb, "--dir", str(_directory(world, name))),
-        *("--address", world.facts["function"]["address"], "--provider", "alpha", "--service", SERVICE),
+        *("device", "connect", verb, "--dir", str(directory)),
+        *("--address", address, "--provider", "alpha", "--service", SERVICE),
         *("--contract", CONTRACT, "--name", RECORD),
     )
 
 
-def _directory(world: World, name: str) -> Path:
+def device_directory(world: World, name: str) -> Path:
+    """Where a device of beta keeps what it has."""
     return world.stage.path("beta", "devices") / name

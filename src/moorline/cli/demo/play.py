@@ -9,13 +9,26 @@ import signal
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import typer
 
-from moorline.cli.demo import attacks, federating, founding, hosting, keeping, operating
+from moorline.cli.demo import (
+    attacks,
+    attacks_broker,
+    attacks_certificates,
+    attacks_launches,
+    attacks_ledger,
+    attacks_sessions,
+    federating,
+    founding,
+    hosting,
+    keeping,
+    operating,
+)
+from moorline.cli.demo.attack_tools import Outcome
 from moorline.cli.demo.report import ATTACKS, STEPS, Report
 from moorline.cli.demo.stage import Stage
 from moorline.cli.demo.view import View
@@ -23,30 +36,41 @@ from moorline.cli.demo.world import World, since
 from moorline.errors import EXIT_REFUSED, EXIT_UNDECIDED, EXIT_YES, Misconfigured, MoorlineError
 
 Act = Callable[[World], Awaitable[str]]
-Attempt = Callable[[World], Awaitable[attacks.Outcome]]
+Attempt = Callable[[World], Awaitable[Outcome]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """A step, and the attacks whose victims stand once it is done."""
+    """A step, and the attacks whose victims stand once it is done: some in order, others `at_once` beside them."""
 
     step: str
     act: Act
-    attacks: dict[str, Attempt]
+    attacks: dict[str, Attempt] = field(default_factory=dict)
+    at_once: dict[str, Attempt] = field(default_factory=dict)
 
 
 SCENES: Final = (
     Scene(step="ledger", act=founding.admit_providers, attacks={"provider_not_admitted": attacks.provider_not_admitted}),
-    Scene(step="hsms", act=founding.start_brokers, attacks={"oversized_message": attacks.oversized_message}),
+    Scene(
+        step="hsms",
+        act=founding.start_brokers,
+        attacks={"oversized_message": attacks.oversized_message},
+        at_once={"evidence_reflected": attacks_sessions.evidence_reflected},
+    ),
     Scene(
         step="hosts",
         act=hosting.start_hosts,
         attacks={"host_kernel_changed": attacks.host_kernel_changed, "quote_replayed": attacks.quote_replayed},
+        at_once={"evidence_relayed_from_other_session": attacks_sessions.evidence_relayed_from_other_session},
     ),
     Scene(
         step="launcher",
         act=operating.start_launcher,
         attacks={"simulated_root_in_production": attacks.simulated_root_in_production},
+        at_once={
+            "launcher_wrong_measurement": attacks_sessions.launcher_wrong_measurement,
+            "launcher_without_ticket": attacks_sessions.launcher_without_ticket,
+        },
     ),
     Scene(
         step="package",
@@ -56,7 +80,7 @@ SCENES: Final = (
             "package_signed_by_stranger": attacks.package_signed_by_stranger,
         },
     ),
-    Scene(step="placement", act=operating.explain_placement, attacks={}),
+    Scene(step="placement", act=operating.explain_placement),
     Scene(
         step="launch",
         act=operating.launch_function,
@@ -65,14 +89,31 @@ SCENES: Final = (
             "token_replayed": attacks.token_replayed,
             "device_of_ungranted_provider": attacks.device_before_contract,
         },
+        at_once={
+            "token_expired": attacks_launches.token_expired,
+            "token_for_other_package": attacks_launches.token_for_other_package,
+            "chip_not_registered": attacks_launches.chip_not_registered,
+            "debug_guest": attacks_launches.debug_guest,
+            "configuration_swapped_by_host": attacks_launches.configuration_swapped_by_host,
+            "launch_on_other_host": attacks_launches.launch_on_other_host,
+        },
     ),
-    Scene(step="contract", act=operating.agree_contract, attacks={}),
+    Scene(step="contract", act=operating.agree_contract),
     Scene(
         step="device",
         act=federating.use_function,
         attacks={"device_of_ungranted_provider": attacks.device_after_contract},
+        at_once={
+            "ledger_proof_stale": attacks_ledger.ledger_proof_stale,
+            "ledger_head_without_quorum": attacks_ledger.ledger_head_without_quorum,
+            "ledger_rollback": attacks_ledger.ledger_rollback,
+            "instance_revoked": attacks_ledger.instance_revoked,
+            "issuing_ca_not_registered": attacks_certificates.issuing_ca_not_registered,
+            "certificate_outside_name_constraint": attacks_certificates.certificate_outside_name_constraint,
+            "broker_database_restored": attacks_broker.broker_database_restored,
+        },
     ),
-    Scene(step="revocation", act=federating.suspend_and_reinstate, attacks={}),
+    Scene(step="revocation", act=federating.suspend_and_reinstate),
 )
 
 
@@ -142,12 +183,19 @@ async def _scenes(stage: Stage, report: Report, view: View) -> None:
             view.done(scene.step, ok=ok, ms=step.ms, says=says)
             if not ok or world is None:
                 return
-            for name, attempt in scene.attacks.items():
-                await _attempt(world, report, view, name, attempt)
+            await _attacked(world, report, view, scene)
     finally:
         if world is not None:
             keeping.how_to_talk(world)
             await world.aclose()
+
+
+async def _attacked(world: World, report: Report, view: View, scene: Scene) -> None:
+    async with asyncio.TaskGroup() as group:
+        for name, attempt in scene.at_once.items():
+            group.create_task(_attempt(world, report, view, name, attempt))
+        for name, attempt in scene.attacks.items():
+            await _attempt(world, report, view, name, attempt)
 
 
 async def _attempt(world: World, report: Report, view: View, name: str, attempt: Attempt) -> None:

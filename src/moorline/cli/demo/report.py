@@ -65,6 +65,49 @@ ATTACKS: Final = {
     "oversized_message": Registered(
         by="broker alpha", code="frame.too_large", tries="announce a message larger than the broker takes"
     ),
+    "token_for_other_package": Registered(
+        by="broker alpha", code="launch.token_mismatch", tries="launch another package with a token minted for this one"
+    ),
+    "token_expired": Registered(by="broker alpha", code="launch.expired", tries="use a launch after its time"),
+    "evidence_relayed_from_other_session": Registered(
+        by="broker alpha", code="tpm.nonce_mismatch", tries="show in one session the evidence made for another"
+    ),
+    "evidence_reflected": Registered(
+        by="broker alpha", code="exchange.proof_invalid", tries="show a broker the proof it gave itself"
+    ),
+    "chip_not_registered": Registered(
+        by="launcher enclave", code="launch.chip_not_registered", tries="intend a launch on a chip nobody registered"
+    ),
+    "debug_guest": Registered(
+        by="broker alpha", code="snp.policy_not_met", tries="start the function so that its memory can be read"
+    ),
+    "launcher_wrong_measurement": Registered(
+        by="broker alpha", code="launcher.measurement_mismatch", tries="show a launcher's ticket with evidence of other code"
+    ),
+    "launcher_without_ticket": Registered(
+        by="broker alpha", code="launcher.ticket_not_authentic", tries="start a launcher with a ticket its host wrote"
+    ),
+    "configuration_swapped_by_host": Registered(
+        by="function", code="workload.configuration_mismatch", tries="hand the function another configuration"
+    ),
+    "launch_on_other_host": Registered(
+        by="broker alpha", code="launch.chip_mismatch", tries="start a launch on another host than it was placed on"
+    ),
+    "ledger_head_without_quorum": Registered(
+        by="function", code="ledger.quorum_missing", tries="prove a device's standing by a head two authorities signed"
+    ),
+    "ledger_proof_stale": Registered(by="function", code="ledger.proof_stale", tries="show a proof again after max_age"),
+    "ledger_rollback": Registered(by="device", code="ledger.rollback", tries="give a device an older head than it has seen"),
+    "instance_revoked": Registered(by="device", code="ledger.revoked", tries="serve devices as a revoked instance"),
+    "certificate_outside_name_constraint": Registered(
+        by="function", code="chain.name_constraint", tries="certify a device of alpha under a CA of beta"
+    ),
+    "issuing_ca_not_registered": Registered(
+        by="function", code="ledger.issuing_ca_not_active", tries="certify a device under a CA that is not on the ledger"
+    ),
+    "broker_database_restored": Registered(
+        by="broker beta", code="launch.halted", tries="give a broker back the database of before its last lease"
+    ),
 }
 
 
