@@ -132,11 +132,11 @@ def test_options_that_are_not_understood(capsys, document, options):
 
 def test_a_file_of_no_kind_or_of_several_is_an_error(monkeypatch):
     with pytest.raises(Unavailable, match="evidence.kind_unknown"):
-        detect.kind_of(b"nothing that anybody knows")
+        detect.kind_of("it", b"nothing that anybody knows")
     monkeypatch.setattr(detect, "candidates", lambda _data: {"one", "another"})
     with pytest.raises(Unavailable, match=r"evidence.ambiguous") as refused:
-        detect.kind_of(b"")
-    assert refused.value.got == "another, one"
+        detect.kind_of("it", b"")
+    assert refused.value.got == "it: another, one"
 
 
 # ---------------------------------------------------------------- the policy file

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from moorline.cli.evidence_cases import compare
     from moorline.cli.evidence_cases.appraisal import Verdict
 
-app = typer.Typer(no_args_is_help=True, help="Inspect and appraise evidence, offline")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Inspect and appraise evidence, offline")
 
 _MAX_FILE: Final = 16 * 1024 * 1024
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

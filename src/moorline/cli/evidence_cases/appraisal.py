@@ -62,7 +62,7 @@ class Asked:
 
 def kinds_of(files: dict[str, bytes]) -> dict[str, str]:
     """The kind of each file. Raises Unavailable (`evidence.*`), naming the file."""
-    return {name: _kind(name, data) for name, data in files.items()}
+    return {name: detect.kind_of(name, data) for name, data in files.items()}
 
 
 def appraise(files: dict[str, bytes], asked: Asked) -> Verdict:
@@ -142,13 +142,6 @@ def _not_appraised(family: str, asked: Asked) -> tuple[str, ...]:
     if needed is not None and given[needed] is None:
         gaps.append("freshness and binding: no --nonce or --report-data was given")
     return tuple(gaps)
-
-
-def _kind(name: str, data: bytes) -> str:
-    try:
-        return detect.kind_of(data)
-    except Unavailable as error:
-        raise Unavailable(error.code, f"{error.says}: {name}", got=error.got, remedy=error.remedy) from None
 
 
 def _case(files: dict[str, bytes], kinds: dict[str, str], asked: Asked) -> Case:

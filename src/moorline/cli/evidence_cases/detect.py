@@ -88,18 +88,20 @@ _JSON_PARSERS: Final[dict[str, _Parser]] = {
 }
 
 
-def kind_of(data: bytes) -> str:
-    """The kind, a hint of the case schema. Raises Unavailable (`evidence.*`)."""
+def kind_of(name: str, data: bytes) -> str:
+    """The kind of the file `name`, a hint of the case schema. Raises Unavailable (`evidence.*`)."""
     found = candidates(data)
     if not found:
         raise Unavailable(
             "evidence.kind_unknown",
             "no kind of evidence or endorsement that is known here parses",
-            got=f"{len(data)} bytes",
+            got=f"{name}, {len(data)} bytes",
             remedy="a file that was cut or changed is of no kind; see docs for the kinds",
         )
     if len(found) > 1:
-        raise Unavailable("evidence.ambiguous", "a file could be of more than one kind", got=", ".join(sorted(found)))
+        raise Unavailable(
+            "evidence.ambiguous", "a file could be of more than one kind", got=f"{name}: {', '.join(sorted(found))}"
+        )
     return found.pop()
 
 
