@@ -189,7 +189,11 @@ class Guests:
             _write(shared / CONFIGURATION_FILE, order.configuration)
 
     async def _open(
-        self, instance: str, relays: dict[str, str], publish: bool, address: str | None  # noqa: FBT001 - from the order
+        self,
+        instance: str,
+        relays: dict[str, str],
+        publish: bool,
+        address: str | None,  # noqa: FBT001 - from the order
     ) -> dict[str, Any]:
         shared = self.shared(instance)
         opened: list[relay.Relay] = []

@@ -340,9 +340,7 @@ class Launches:
             raise Unavailable("launch.not_active_yet", "the function has not attested yet", retry_after_s=POLL_S)
         if report.spiffe_id is None:
             raise Refused("launch.guest_ended", "the guest ended before it had its identity", remedy="read its guest.log")
-        active = dataclasses.replace(
-            row, state=LaunchState.ACTIVE, address=report.address, spiffe_id=report.spiffe_id
-        )
+        active = dataclasses.replace(row, state=LaunchState.ACTIVE, address=report.address, spiffe_id=report.spiffe_id)
         await self._save(_without_secrets(active), f"serves as {report.spiffe_id}")
 
     # -- parts --------------------------------------------------------------------------------------------------------
@@ -436,9 +434,7 @@ class Launches:
             )
             await self.clean_ups.begin(current, halt, says=str(error))
             return
-        failed = _without_secrets(
-            dataclasses.replace(current, state=LaunchState.FAILED, problem=dict(error.as_problem()))
-        )
+        failed = _without_secrets(dataclasses.replace(current, state=LaunchState.FAILED, problem=dict(error.as_problem())))
         with contextlib.suppress(Conflict):  # somebody else moved it on; the next round of `drive` sees where to
             await self._save(failed, str(error))
 

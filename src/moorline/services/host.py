@@ -291,9 +291,7 @@ def _from_files(chain: Path, key: Path) -> Obtain:
             chain_pem, key_pem = await asyncio.to_thread(lambda: (chain.read_bytes(), key.read_bytes()))
         except OSError as error:
             raise Misconfigured("host.no_identity", "the identity files cannot be read", got=error) from None
-        return Standing(
-            identity=http.TlsIdentity(chain_pem=chain_pem, key_pem=key_pem), renew_after_s=FILES_REREAD_S
-        )
+        return Standing(identity=http.TlsIdentity(chain_pem=chain_pem, key_pem=key_pem), renew_after_s=FILES_REREAD_S)
 
     return obtain
 
@@ -349,6 +347,4 @@ def _pem(chain: tuple[bytes, ...]) -> bytes:
 
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())

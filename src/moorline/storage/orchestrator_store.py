@@ -438,7 +438,6 @@ def _append(connection: sa.Connection, at: Instant, event: str, body: Mapping[st
     audit_store.append(connection, AUDIT_DOMAIN, at=at, event=event, body=told)
 
 
-
 def _say_reached(state: LaunchState) -> None:  # noqa: C901 - one literal name a state, so that all can be enumerated
     match state:
         case LaunchState.REQUESTED:
