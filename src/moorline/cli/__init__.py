@@ -19,8 +19,11 @@ from moorline.errors import EXIT_UNDECIDED, EXIT_USAGE, EXIT_YES, MoorlineError
 
 NOUNS: Final = {
     "demo": "Tell the whole story on this machine: two providers, one function, one device, and an attacker who fails",
-    "authority": "Run a ledger node",
+    "init": "Write commented settings for a service, and make what belongs to it",
+    "authority": "Run a ledger node, certify and admit providers",
+    "provider": "Admit, suspend and show providers; register what belongs to one",
     "ledger": "Read and prove what the consortium agreed on",
+    "hsm": "Set up an HSM, issue identities, look after launches and peers",
     "broker": "Run a provider's HSM broker",
     "verifier": "Run an attestation authority",
     "orchestrator": "Run the orchestrator (MANO)",
@@ -28,6 +31,7 @@ NOUNS: Final = {
     "host": "Run the agent of a host",
     "package": "Build, verify and measure function packages (SOL004)",
     "vnf": "Create and watch functions",
+    "contract": "What one provider lets devices of another do",
     "evidence": "Inspect and appraise evidence, offline",
     "device": "Enrol a device and talk to a function",
     "simulate": "Simulated processors, under roots that say SIMULATED",

@@ -1,11 +1,16 @@
-"""`moor broker`: run a provider's broker."""
+"""`moor broker`: run a provider's broker. What its people do with it is `moor hsm`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
 import typer
+
+from moorline.cli import running
+
+if TYPE_CHECKING:
+    from moorline.services.broker import BrokerSettings
 
 app = typer.Typer(no_args_is_help=True, help="The process in front of a provider's HSM.")
 
@@ -16,12 +21,27 @@ def noun() -> None:
 
 
 @app.command()
-def run(config: Annotated[Path, typer.Option(help="Settings file (broker.toml).")]) -> None:
+def run(config: running.Config, *, background: running.Background = False) -> None:
     """Serve attested sessions, enrolment and the admin socket until stopped."""
-    from moorline.services import broker, process, settings
 
-    async def main(_: object) -> None:
-        loaded = settings.load(broker.BrokerSettings, config)
-        await broker.run(loaded, ready=lambda bound: process.announce_ready("broker", **bound))
+    def serve() -> int:
+        from moorline.services import broker, process
 
-    raise typer.Exit(process.run("broker", main))
+        loaded = _settings(config)
+
+        async def main(_: object) -> None:
+            await broker.run(loaded, ready=lambda bound: process.announce_ready("broker", **bound))
+
+        return process.run("broker", main)
+
+    running.start(config, background=background, serve=serve, words=["broker", "run", "--config", str(config)])
+
+
+def _settings(config: Path) -> BrokerSettings:
+    from moorline.services import settings
+    from moorline.services.broker import BrokerSettings
+
+    return settings.load(BrokerSettings, config, service="broker")
+
+
+running.register(app, check=_settings)

@@ -9,9 +9,12 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from moorline.cli import render
+
 app = typer.Typer(no_args_is_help=True)
 
 _YEAR_S: Final = 365 * 86400
+_SAMPLE: Final = "records/function.py"
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
@@ -149,6 +152,28 @@ def measure(
     if csar is not None:
         facts["package"] = packages.package_digest(csar.read_bytes()).hex()
     _say(facts, as_json=as_json)
+
+
+@app.command()
+def digest(csar: Annotated[Path, typer.Argument(help="The package.")], *, as_json: AsJson = False) -> None:
+    """Print the digest by which a package is named, hex."""
+    from moorline.orchestration.package import package_digest
+
+    found = package_digest(render.read(csar)).hex()
+    typer.echo(json.dumps({"digest": found}) if as_json else found)
+
+
+@app.command()
+def example(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write it.")], *, as_json: AsJson = False
+) -> None:
+    """Write the sample function, a small records service, to start from."""
+    import moorline
+
+    inside = Path(moorline.__file__).parent / "examples" / _SAMPLE
+    source = inside if inside.exists() else Path(moorline.__file__).parents[2] / "examples" / _SAMPLE
+    render.new_file(output, render.read(source))
+    render.files([output], as_json=as_json, then=[f"moor package build {output} --output FILE ..."])
 
 
 def _say(facts: dict[str, Any], *, as_json: bool) -> None:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from moorline.cli import running
+
+if TYPE_CHECKING:
+    from moorline.services.silicon import SiliconSettings
 
 app = typer.Typer(no_args_is_help=True, help="SIMULATED hardware: manufacturer, chips, silicon.")
 
@@ -34,14 +39,15 @@ def manufacturer(
 
 
 @app.command()
-def silicon(
-    config: Annotated[Path, typer.Option("--config", help="TOML: listen, chip, state, report_version, warm.")],
-) -> None:
+def silicon(config: running.Config, *, background: running.Background = False) -> None:
     """Run the SIMULATED secure processor of one machine until it is stopped."""
-    from moorline.services import settings
-    from moorline.services.silicon import SiliconSettings, run
 
-    raise typer.Exit(run(settings.load(SiliconSettings, config)))
+    def serve() -> int:
+        from moorline.services.silicon import run
+
+        return run(_settings(config))
+
+    running.start(config, background=background, serve=serve, words=["simulate", "silicon", "--config", str(config)])
 
 
 @app.command()
@@ -52,3 +58,13 @@ def measure(
     from moorline.simulators import guest_image
 
     typer.echo(guest_image.measure(entry).hex())
+
+
+def _settings(config: Path) -> SiliconSettings:
+    from moorline.services import settings
+    from moorline.services.silicon import SiliconSettings
+
+    return settings.load(SiliconSettings, config, service="silicon")
+
+
+running.register(app, check=_settings)

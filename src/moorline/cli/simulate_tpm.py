@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from moorline.cli import render, running
+
+if TYPE_CHECKING:
+    from moorline.simulators.tpm import SimulatedTpm
+
+_DAY_S: Final = 24 * 3600
 app = typer.Typer(no_args_is_help=True, help="SIMULATED TPMs, boots and file executions.")
 
 
@@ -32,6 +38,50 @@ def manufacturer(
             SimulatedTpm.manufacture(where, maker)
         made[name] = str(where)
     typer.echo(json.dumps({"anchor": str(maker.root_path), "tpms": made}))
+
+
+@app.command()
+def run(
+    directory: Annotated[Path, typer.Option("--dir", help="The TPM's directory (moor simulate-tpm manufacturer).")],
+    *,
+    background: running.Background = False,
+) -> None:
+    """Power a SIMULATED TPM on, until stopped. A TPM that starts again has booted: its PCRs are reset."""
+
+    def serve() -> int:
+        from moorline.services import process
+        from moorline.simulators.tpm import SimulatedTpm
+
+        return process.run("tpm", lambda _: _powered(SimulatedTpm(directory)))
+
+    words = ["simulate-tpm", "run", "--dir", str(directory)]
+    running.start(directory / "tpm", background=background, serve=serve, words=words)
+
+
+@app.command()
+def stop(directory: Annotated[Path, typer.Option("--dir", help="The TPM's directory.")]) -> None:
+    """Power off a TPM that `run --background` left on."""
+    running.stop(directory / "tpm")
+
+
+@app.command("reference-values")
+def reference_values(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the set, unsigned.")],
+    *,
+    name: Annotated[str, typer.Option(help="Name of the set.")] = "good",
+    days: Annotated[int, typer.Option(min=1, max=366, help="How long it is valid.")] = 30,
+    as_json: render.AsJson = False,
+) -> None:
+    """Write what a host measures that boots the SIMULATED good profile: for `moor verifier sign-reference-values`."""
+    from moorline.clock import Instant, SystemClock
+    from moorline.simulators import firmware
+    from moorline.wire import schema
+
+    now = SystemClock().now()
+    ends = Instant(now + days * _DAY_S)
+    values = firmware.reference_values(firmware.GOOD, name=name, not_before=Instant(now - 60), not_after=ends)
+    render.new_file(output, schema.encode(values))
+    render.files([output], as_json=as_json, then=[f"moor verifier sign-reference-values {output} --key FILE --output FILE"])
 
 
 @app.command()
@@ -63,3 +113,16 @@ def execute(
 
     with Tpm.open(tcti) as tpm:
         firmware.execute(tpm, logs, path, content.read_bytes())
+
+
+async def _powered(tpm: SimulatedTpm) -> None:
+    import asyncio
+
+    from moorline.services import process
+
+    await asyncio.to_thread(tpm.start)
+    try:
+        process.announce_ready("tpm", tcti=tpm.tcti)
+        await asyncio.to_thread(tpm.wait)
+    finally:
+        tpm.stop()

@@ -5,34 +5,67 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from moorline.cli import render, running
+
+if TYPE_CHECKING:
+    from moorline.services.verifier import VerifierSettings
 
 app = typer.Typer(no_args_is_help=True, help="The attestation authority of a provider.")
 
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Option("--config", help="verifier.toml")],
-    production: Annotated[  # noqa: FBT002 - a command-line flag
+    config: running.Config,
+    *,
+    production: Annotated[
         bool,
         typer.Option("--production", help="Use the shipped production policy: makers' own roots and nothing simulated."),
     ] = False,
     listen: Annotated[str | None, typer.Option("--listen", help="host:port instead of the configured one.")] = None,
     database: Annotated[Path | None, typer.Option("--database", help="SQLite file instead of the configured one.")] = None,
+    background: running.Background = False,
 ) -> None:
     """Run the verifier until it is stopped."""
-    from moorline.services import process, settings, verifier
 
-    configured = settings.load(verifier.VerifierSettings, config)
-    if production:
-        configured = verifier.production(configured)
-    if listen is not None:
-        configured = dataclasses.replace(configured, listen=listen)
-    if database is not None:
-        configured = dataclasses.replace(configured, database=database)
-    raise typer.Exit(process.run("verifier", lambda _: verifier.run(configured)))
+    def serve() -> int:
+        from moorline.services import process, verifier
+
+        configured = _settings(config)
+        if production:
+            configured = verifier.production(configured)
+        if listen is not None:
+            configured = dataclasses.replace(configured, listen=listen)
+        if database is not None:
+            configured = dataclasses.replace(configured, database=database)
+        return process.run("verifier", lambda _: verifier.run(configured))
+
+    words = ["verifier", "run", "--config", str(config), *(["--production"] if production else [])]
+    words += [] if listen is None else ["--listen", listen]
+    words += [] if database is None else ["--database", str(database)]
+    running.start(config, background=background, serve=serve, words=words)
+
+
+@app.command("sign-reference-values")
+def sign_reference_values(
+    values: Annotated[Path, typer.Argument(help="An unsigned set of reference values.")],
+    key: Annotated[Path, typer.Option(help="The reference signer's private key (PEM).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the signed set.")],
+    *,
+    as_json: render.AsJson = False,
+) -> None:
+    """Sign a set of reference values: from then on the verifier accepts what it lists, while it is valid."""
+    from moorline.policy import reference_values
+    from moorline.services.orchestrator import load_signer
+    from moorline.wire import schema
+
+    found = schema.decode(reference_values.ReferenceValues, render.read(values), max_bytes=reference_values.MAX_BYTES)
+    render.new_file(output, reference_values.sign(found, load_signer(key)))
+    then = [f"moor provider register reference-values {found.name} --file {output} --as DIR"]
+    render.files([output], as_json=as_json, then=then, name=found.name, serial=str(found.serial))
 
 
 @app.command("show-reference-values")
@@ -53,3 +86,12 @@ def show_reference_values(
             shown[name] = [digest.hex() for digest in held]
     shown["files"] = {path: [digest.hex() for digest in digests] for path, digests in values.files.items()}
     typer.echo(json.dumps(shown, indent=1, sort_keys=True))
+
+
+def _settings(config: Path) -> VerifierSettings:
+    from moorline.services import settings, verifier
+
+    return settings.load(verifier.VerifierSettings, config, service="verifier")
+
+
+running.register(app, check=_settings)

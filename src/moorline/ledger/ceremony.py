@@ -155,6 +155,28 @@ def load_authority(directory: Path) -> AuthorityKeys:
     )
 
 
+def join_authority(directory: Path, *, genesis: bytes, root: Path, address: str, now: Instant) -> AuthorityKeys:
+    """The folder of an authority that joins later, named as the folder, certified by the root of a ceremony.
+
+    It counts once the authorities in force admitted it. Raises Misconfigured("ledger.authority_folder") if the root's folder
+    cannot be read or the new folder holds keys.
+    """
+    found = genesis_module.parse(genesis)
+    if (directory / "ca.key.pem").exists():
+        raise Misconfigured("ledger.authority_folder", "there are an authority's keys already", got=directory)
+    try:
+        certificate = x509.load_pem_x509_certificate((root / "root.pem").read_bytes())
+        key = serialization.load_pem_private_key((root / "root.key.pem").read_bytes(), None)
+    except (OSError, ValueError) as error:
+        raise Misconfigured("ledger.authority_folder", "the root's folder cannot be read", got=error) from None
+    if _der(certificate) not in found.roots or not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise Misconfigured("ledger.authority_folder", "this root is not the genesis's", got=root)
+    made = _authority(directory.absolute().name, Issuer(certificate=certificate, key=key), now)
+    _write_keys(directory, made, genesis)
+    write_public(directory / "authority.toml", _settings(made.name, address).encode())
+    return made
+
+
 def issue_provider(
     authority: Issuer, public: keys.PublicKey, *, name: str, trust_domain: str, now: Instant
 ) -> x509.Certificate:
@@ -236,13 +258,17 @@ def _public(authority: AuthorityKeys, address: str) -> GenesisAuthority:
     )
 
 
-def _write_authority(directory: Path, authority: AuthorityKeys, genesis: Genesis) -> None:
+def _write_keys(directory: Path, authority: AuthorityKeys, genesis: bytes) -> None:
     assert isinstance(authority.ca.key, ec.EllipticCurvePrivateKey)
     write_private(directory / "ca.key.pem", key_pem(authority.ca.key))
     write_private(directory / "transaction.key.pem", key_pem(authority.transaction))
     write_private(directory / "checkpoint.key.pem", key_pem(authority.checkpoint))
     write_public(directory / "ca.pem", pem_of([_der(authority.ca.certificate)]))
-    write_public(directory / "genesis.cbor", genesis.encode())
+    write_public(directory / "genesis.cbor", genesis)
+
+
+def _write_authority(directory: Path, authority: AuthorityKeys, genesis: Genesis) -> None:
+    _write_keys(directory, authority, genesis.encode())
     listen = next(found.address for found in genesis.authorities if found.name == authority.name)
     write_public(directory / "authority.toml", _settings(authority.name, listen).encode())
 

@@ -172,6 +172,11 @@ class SimulatedTpm:
         self.stop()
         raise Unavailable("simulator.tpm_not_started", "swtpm did not start", remedy=f"read {self.directory}/swtpm.log")
 
+    def wait(self) -> None:
+        """Return when the process has ended, whoever ended it."""
+        if self._process is not None:
+            self._process.wait()
+
     def stop(self) -> None:
         """End the process; harmless if it does not run."""
         process, self._process = self._process, None

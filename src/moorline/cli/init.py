@@ -1,0 +1,551 @@
+"""`moor init`: write a service's commented settings file, and make what belongs to it. Nothing is ever overwritten.
+
+Each command says what to do next. Keys that it makes are PEM files of mode 0600 in the directory it is given.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from moorline.cli import acting, render
+from moorline.errors import Misconfigured
+from moorline.nfv import Role
+
+if TYPE_CHECKING:
+    from moorline.cli.acting import Provider
+    from moorline.services.broker import BrokerSettings
+    from moorline.services.orchestrator_peers import NamedHost
+
+app = typer.Typer(no_args_is_help=True)
+
+Directory = Annotated[Path, typer.Option("--dir", help="Its directory; made (0700) if it is not there.")]
+Listen = Annotated[str, typer.Option(help="Where it serves, address:port.")]
+Silicon = Annotated[Path, typer.Option(help="Socket of the machine's secure processor.")]
+Domain = Annotated[str, typer.Option(help="A DNS name that nobody else uses, such as consortium.test.")]
+_PAIR: Final = "NAME=ADDRESS:PORT"
+
+
+@app.callback()
+def init() -> None:
+    """Write commented settings and make what belongs to them; never overwrite."""
+
+
+@app.command()
+def consortium(
+    directory: Directory,
+    domain: Domain,
+    authority: Annotated[list[str], typer.Option(help=f"A founding authority, {_PAIR}; repeat it. The first makes blocks.")],
+    *,
+    max_age_s: Annotated[int, typer.Option("--max-age", min=1, help="How old a ledger proof may be, in seconds.")] = 30,
+    simulated: Annotated[
+        bool, typer.Option("--simulated", help="Allow SIMULATED hardware, for ever. For tests only.")
+    ] = False,
+    as_json: render.AsJson = False,
+) -> None:
+    """Hold the genesis ceremony: a root, the founding authorities, the genesis, and the trust file for everybody."""
+    from moorline.clock import SystemClock
+    from moorline.ledger.ceremony import genesis_ceremony
+    from moorline.ledger.genesis import Parameters
+
+    addresses = dict(_pair(text, "--authority") for text in authority)
+    made = genesis_ceremony(
+        directory,
+        names=tuple(addresses),
+        consortium_domain=domain,
+        simulated_allowed=simulated,
+        parameters=Parameters(max_age_s=max_age_s),
+        addresses=addresses,
+        now=SystemClock().now(),
+    )
+    folders = [directory / "authorities" / name for name in addresses]
+    for folder in folders:
+        _authority_file(folder, addresses[folder.name])
+    render.files(
+        [directory / name for name in ("genesis.cbor", "trust.cbor", "roots.pem")] + folders,
+        as_json=as_json,
+        then=[
+            f"take {directory / 'root'} offline, and give each authority its folder",
+            f"moor authority run --config {folders[0] / 'authority.toml'}, and so for each",
+        ],
+        ledger=made.genesis.ledger_id.hex(),
+        quorum=str(made.trust.quorum),
+    )
+
+
+@app.command()
+def authority(
+    directory: Directory,
+    listen: Listen,
+    genesis: Annotated[Path, typer.Option(help="The ledger's genesis.cbor.")],
+    root: Annotated[Path, typer.Option(help="The root's folder, which the genesis ceremony made.")],
+    *,
+    as_json: render.AsJson = False,
+) -> None:
+    """Make the folder of an authority that joins a running ledger, named as its directory. It must be admitted."""
+    from moorline.clock import SystemClock
+    from moorline.ledger.ceremony import join_authority
+
+    join_authority(directory, genesis=render.read(genesis), root=root, address=listen, now=SystemClock().now())
+    _authority_file(directory, listen)
+    render.files(
+        [directory / "authority.toml"],
+        as_json=as_json,
+        then=[
+            f"moor authority admit {directory} --address {listen} --by FOLDER, and enough others approve",
+            f"moor authority run --config {directory / 'authority.toml'}",
+        ],
+    )
+
+
+@app.command()
+def provider(
+    directory: Directory,
+    name: Annotated[str, typer.Option(help="Its name on the ledger.")],
+    trust_domain: Domain,
+    consortium: Annotated[
+        Path, typer.Option(help="Directory with genesis.cbor, trust.cbor and roots.pem of the consortium.")
+    ],
+    *,
+    as_json: render.AsJson = False,
+) -> None:
+    """Make a provider: its key, its certificate request, and the consortium as it was given to it."""
+    from moorline.hsm.provider import make_provider_key
+    from moorline.nfv import parse_domain, parse_name
+    from moorline.services import settings
+
+    parse_name(name, "provider")
+    parse_domain(trust_domain, "trust domain")
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    given = directory / "consortium"
+    configured = acting.ProviderSettings(
+        name=name,
+        trust_domain=trust_domain,
+        key=directory / "provider.key.pem",
+        certificate=directory / "provider.pem",
+        genesis=given / "genesis.cbor",
+        trust=given / "trust.cbor",
+        roots=given / "roots.pem",
+    )
+    key = make_provider_key(configured.key)
+    for file in ("genesis.cbor", "trust.cbor", "roots.pem"):
+        render.new_file(given / file, render.read(consortium / file))
+    request = render.new_file(directory / "request.pem", _certificate_request(key, name, trust_domain))
+    settings.write_commented(configured, directory / acting.PROVIDER_FILE, head=f"Provider {name}.")
+    render.files(
+        [directory / acting.PROVIDER_FILE, configured.key, request],
+        as_json=as_json,
+        then=[
+            f"an authority certifies it: moor authority issue {request} --by FOLDER --output {configured.certificate}",
+            f"and proposes it: moor provider admit --certificate {configured.certificate} --by FOLDER",
+        ],
+    )
+
+
+@app.command()
+def broker(  # noqa: PLR0913 - one parameter an option
+    provider: acting.As,
+    directory: Directory,
+    sessions: Annotated[str, typer.Option(help="Where attested sessions are taken, address:port.")],
+    https: Annotated[str, typer.Option(help="Where HTTPS is served, address:port.")],
+    *,
+    hsm: Annotated[str, typer.Option(help="The HSM's id.")] = "hsm-1",
+    issuing_ca: Annotated[str, typer.Option(help="The issuing CA's id.")] = "ca-1",
+    verifier: Annotated[
+        str | None, typer.Option(help="The attestation authority, ID=ADDRESS:PORT; none without hosts.")
+    ] = None,
+    snp_anchors: Annotated[Path | None, typer.Option(help="SIMULATED anchors of processors.")] = None,
+    minimum_tcb: Annotated[str | None, typer.Option(help="Least TCB of processors, such as 4,0,24,219.")] = None,
+    pool: Annotated[list[str] | None, typer.Option(help="A service to make key pairs ahead for; may be repeated.")] = None,
+    as_json: render.AsJson = False,
+) -> None:
+    """Make a SoftHSM token with a provider's keys, the broker's settings, and what the provider must certify."""
+    from moorline.cli import hsm_request
+    from moorline.hsm.ceremony import initialise
+    from moorline.services import settings
+    from moorline.services.broker import BrokerSettings
+
+    acts = acting.provider(provider)
+    if (directory / acting.BROKER_FILE).exists():
+        raise Misconfigured(
+            "cli.file_exists", "there is a broker here already", got=directory, remedy="choose another --dir"
+        )
+    token = directory / "token"
+    with render.progress("making keys in the token"):
+        made = initialise(token, label=acts.name)
+    judge = None if verifier is None else _pair(verifier, "--verifier")
+    configured = BrokerSettings(
+        provider=acts.name,
+        trust_domain=acts.settings.trust_domain,
+        hsm=hsm,
+        issuing_ca=issuing_ca,
+        token_module=made.location.module,
+        token_label=made.location.label,
+        token_pin_file=made.location.pin_file,
+        softhsm_conf=token / "softhsm2.conf",
+        database=directory / "broker.db",
+        ledger_trust=acts.settings.trust,
+        ledger_urls=_ledger_urls(acts),
+        roots=acts.settings.roots,
+        hsm_certificate=directory / "hsm.pem",
+        issuing_ca_certificate=directory / "issuing-ca.pem",
+        authority_certificates=directory / "chain.pem",
+        listen_sessions=sessions,
+        listen_https=https,
+        admin_socket=directory / "admin.sock",
+        verifier=None if judge is None else judge[0],
+        verifier_url=None if judge is None else f"https://{judge[1]}",
+        snp_anchors=snp_anchors,
+        snp_minimum_tcb=() if minimum_tcb is None else _numbers(minimum_tcb),
+        pool_services=tuple(pool or ()),
+    )
+    asked = hsm_request.make(
+        made.keys,
+        provider=acts.name,
+        trust_domain=acts.settings.trust_domain,
+        hsm=hsm,
+        issuing_ca=issuing_ca,
+        sessions=sessions,
+        https=https,
+    )
+    request = render.new_file(directory / hsm_request.FILE, asked.render())
+    settings.write_commented(configured, directory / acting.BROKER_FILE, head=f"Broker of {acts.name}'s HSM {hsm}.")
+    then = [f"moor hsm certify {request} --as {provider}", f"moor provider register hsm {request} --as {provider}"]
+    render.files([directory / acting.BROKER_FILE, request, made.location.pin_file], as_json=as_json, then=then)
+
+
+@app.command()
+def verifier(
+    provider: acting.As,
+    broker: acting.Broker,
+    directory: Directory,
+    listen: Listen,
+    *,
+    identifier: Annotated[str, typer.Option("--id", help="Its id.")] = "verifier-1",
+    simulated_tpm_root: Annotated[list[Path] | None, typer.Option(help="Root of SIMULATED TPMs; may be repeated.")] = None,
+    simulated_snp_root: Annotated[list[Path] | None, typer.Option(help="Anchors of SIMULATED processors.")] = None,
+    as_json: render.AsJson = False,
+) -> None:
+    """Make an attestation authority's settings, and the keys that sign reference values and location tags."""
+    from moorline.services import settings
+    from moorline.services.verifier import VerifierSettings
+
+    acts, hsm = acting.provider(provider), acting.broker_settings(broker)
+    simulated = bool(simulated_tpm_root or simulated_snp_root)
+    signers = tuple(_signing_key(directory / f"{what}-signer.key.pem") for what in ("reference", "location"))
+    configured = VerifierSettings(
+        id=identifier,
+        listen=listen,
+        provider=acts.name,
+        trust_domain=acts.settings.trust_domain,
+        identity_chain=directory / "chain.pem",
+        identity_key=directory / "key.pem",
+        consortium_roots=acts.settings.roots,
+        database=directory / "verifier.db",
+        ledger_trust=acts.settings.trust,
+        ledger_urls=_ledger_urls(acts),
+        anchors=("vendor", "simulated") if simulated else ("vendor",),
+        reference_values=(directory / "reference-values.cose",),
+        reference_signers=signers,
+        broker_url=f"https://{hsm.listen_https}",
+        broker_name=_dns(hsm, Role.HSM, hsm.hsm),
+        simulated_tpm_roots=tuple(simulated_tpm_root or ()),
+        simulated_snp_roots=tuple(simulated_snp_root or ()),
+    )
+    file, signing_key = directory / "verifier.toml", directory / "reference-signer.key.pem"
+    settings.write_commented(configured, file, head=f"Attestation authority {identifier} of {acts.name}.")
+    render.files(
+        [file, signing_key, directory / "location-signer.key.pem"],
+        as_json=as_json,
+        then=[
+            f"moor hsm svid verifier {identifier} --broker {broker} --dir {directory}",
+            f"moor verifier sign-reference-values FILE --key {signing_key} --output {configured.reference_values[0]}",
+            f"moor verifier run --config {file}",
+        ],
+    )
+
+
+@app.command()
+def orchestrator(  # noqa: PLR0913 - one parameter an option
+    provider: acting.As,
+    broker: acting.Broker,
+    directory: Directory,
+    listen: Listen,
+    launcher: Annotated[str, typer.Option(help="Where the launcher takes intents, address:port.")],
+    package_signers: Annotated[Path, typer.Option(help="Certificates of publishers or their CAs (PEM).")],
+    *,
+    host: Annotated[list[str] | None, typer.Option(help=f"A host's agent, {_PAIR}; may be repeated.")] = None,
+    identifier: Annotated[str, typer.Option("--id", help="Its id.")] = "orchestrator-1",
+    as_json: render.AsJson = False,
+) -> None:
+    """Make an orchestrator's settings, its intent key, and the public key that signs the verifier's results."""
+    from cryptography.hazmat.primitives import serialization
+
+    from moorline.cli import hsm_request
+    from moorline.services import settings
+    from moorline.services.orchestrator import OrchestratorSettings
+    from moorline.services.orchestrator_peers import Peer
+
+    acts, hsm = acting.provider(provider), acting.broker_settings(broker)
+    if hsm.verifier is None or hsm.verifier_url is None:
+        raise Misconfigured(
+            "init.no_verifier",
+            "the broker knows no attestation authority",
+            remedy="moor init broker --verifier ID=ADDRESS:PORT",
+        )
+    results_key = hsm_request.read(broker / hsm_request.FILE).keys().verifier
+    pem = results_key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    verifier_key = render.new_file(directory / "verifier.pem", pem)
+    public = _signing_key(directory / "intent.key.pem")
+    configured = OrchestratorSettings(
+        provider=acts.name,
+        trust_domain=acts.settings.trust_domain,
+        id=identifier,
+        hsm=hsm.hsm,
+        listen=listen,
+        state=directory / "state",
+        trust=acts.settings.trust,
+        roots=acts.settings.roots,
+        certificate_chain=directory / "chain.pem",
+        private_key=directory / "key.pem",
+        intent_key=directory / "intent.key.pem",
+        launcher=launcher,
+        package_signers=package_signers,
+        verifier=Peer(url=hsm.verifier_url, server_name=_dns(hsm, Role.VERIFIER, hsm.verifier)),
+        verifier_key=verifier_key,
+        ledger=tuple(Peer(url=url, server_name=name) for url, name in acts.authorities()),
+        hosts=tuple(_host(hsm, text) for text in host or ()),
+    )
+    file = directory / "orchestrator.toml"
+    settings.write_commented(configured, file, head=f"Orchestrator {identifier} of {acts.name}.")
+    render.files(
+        [file, directory / "intent.key.pem", public],
+        as_json=as_json,
+        then=[
+            f"moor hsm svid orchestrator {identifier} --broker {broker} --dir {directory}",
+            f"moor provider register orchestrator {identifier} --key {public} --as {provider}",
+            f"moor orchestrator run --config {file}",
+        ],
+    )
+
+
+@app.command()
+def operator(
+    provider: acting.As,
+    directory: Directory,
+    orchestrator: Annotated[Path, typer.Option(help="The orchestrator's settings file.")],
+    *,
+    as_json: render.AsJson = False,
+) -> None:
+    """Make the settings with which a person uses the orchestrator (moor vnf)."""
+    from moorline.cli.vnf import OperatorSettings
+    from moorline.nfv import SpiffeId
+    from moorline.services import settings
+    from moorline.services.orchestrator import OrchestratorSettings
+    from moorline.wire.certificates import dns_name
+
+    acts = acting.provider(provider)
+    asked = settings.load(OrchestratorSettings, orchestrator)
+    name = dns_name(SpiffeId(trust_domain=asked.trust_domain, role=Role.ORCHESTRATOR, segments=(asked.id,)))
+    configured = OperatorSettings(
+        orchestrator_url=f"https://{asked.listen}",
+        orchestrator_name=name,
+        roots=acts.settings.roots,
+        certificate_chain=directory / "chain.pem",
+        private_key=directory / "key.pem",
+    )
+    file = directory / "operator.toml"
+    settings.write_commented(configured, file, head=f"An operator of {acts.name}.")
+    render.files(
+        [file],
+        as_json=as_json,
+        then=[f"moor hsm svid operator NAME --broker DIR --dir {directory}", f"export MOOR_OPERATOR={file}"],
+    )
+
+
+@app.command()
+def host(  # noqa: PLR0913 - one parameter an option
+    provider: acting.As,
+    broker: acting.Broker,
+    directory: Directory,
+    listen: Listen,
+    silicon: Silicon,
+    tcti: Annotated[str, typer.Option(help="Its TPM: swtpm:path=/path, device:/dev/tpmrm0.")],
+    logs: Annotated[Path, typer.Option(help="Directory of its boot log and IMA list.")],
+    *,
+    identifier: Annotated[str, typer.Option("--id", help="Its id on the ledger.")],
+    tag: Annotated[Path | None, typer.Option(help="Its signed location tag (moor host tag).")] = None,
+    orchestrator: Annotated[str, typer.Option(help="Id of the orchestrator that may start guests here.")] = "orchestrator-1",
+    as_json: render.AsJson = False,
+) -> None:
+    """Make the settings of a host's agent. It gets its identity by attesting; no key is made here."""
+    from moorline.services import settings
+    from moorline.services.host import AttestationSettings, HostSettings
+
+    acts, hsm = acting.provider(provider), acting.broker_settings(broker)
+    if hsm.verifier is None or hsm.verifier_url is None:
+        raise Misconfigured(
+            "init.no_verifier",
+            "the broker knows no attestation authority",
+            remedy="moor init broker --verifier ID=ADDRESS:PORT",
+        )
+    configured = HostSettings(
+        provider=acts.name,
+        trust_domain=acts.settings.trust_domain,
+        id=identifier,
+        listen=listen,
+        state=directory / "state",
+        silicon=f"unix:{silicon.absolute()}",
+        orchestrator=orchestrator,
+        roots=acts.settings.roots,
+        certificate_chain=None,
+        private_key=None,
+        broker=hsm.listen_sessions,
+        hsm=hsm.hsm,
+        trust=acts.settings.trust,
+        attestation=AttestationSettings(
+            tcti=_absolute(tcti),
+            verifier_url=hsm.verifier_url,
+            verifier_name=_dns(hsm, Role.VERIFIER, hsm.verifier),
+            event_log=logs / "event_log.bin",
+            ima=logs / "ima.txt",
+            tag=tag,
+        ),
+    )
+    file = directory / "host.toml"
+    settings.write_commented(configured, file, head=f"Agent of host {identifier} of {acts.name}.")
+    render.files([file], as_json=as_json, then=[f"moor host run --config {file}"])
+
+
+@app.command()
+def launcher(
+    provider: acting.As,
+    broker: acting.Broker,
+    directory: Directory,
+    listen: Listen,
+    silicon: Silicon,
+    *,
+    identifier: Annotated[str, typer.Option("--id", help="The guest's name.")] = "launcher-1",
+    as_json: render.AsJson = False,
+) -> None:
+    """Make the settings of the launcher enclave's parent process."""
+    from moorline.services import settings
+    from moorline.services.launcher_parent import LauncherSettings
+
+    acts, hsm = acting.provider(provider), acting.broker_settings(broker)
+    configured = LauncherSettings(
+        provider=acts.name,
+        hsm=hsm.hsm,
+        name=identifier,
+        listen=listen,
+        state=directory / "state",
+        silicon=f"unix:{silicon.absolute()}",
+        broker=hsm.listen_sessions,
+        ticket=directory / "ticket.cose",
+        trust=acts.settings.trust,
+    )
+    file = directory / "launcher.toml"
+    settings.write_commented(configured, file, head=f"Launcher of {acts.name}.")
+    render.files(
+        [file],
+        as_json=as_json,
+        then=[
+            f"moor launcher ticket --as {provider} --chip DIR --output {configured.ticket}",
+            f"moor launcher run --config {file}",
+        ],
+    )
+
+
+@app.command()
+def silicon(
+    directory: Directory,
+    chip: Annotated[Path, typer.Option(help="Directory of its SIMULATED chip (moor simulate manufacturer).")],
+    *,
+    as_json: render.AsJson = False,
+) -> None:
+    """Make the settings of a SIMULATED secure processor; its socket is silicon.sock in its directory."""
+    from moorline.services import settings
+    from moorline.services.silicon import SiliconSettings
+
+    configured = SiliconSettings(listen=directory / "silicon.sock", chip=chip, state=directory / "state")
+    file = directory / "silicon.toml"
+    settings.write_commented(configured, file, head="A SIMULATED secure processor.")
+    render.files([file], as_json=as_json, then=[f"moor simulate silicon --config {file}"])
+
+
+def _authority_file(folder: Path, listen: str) -> None:
+    from moorline.services import settings
+    from moorline.services.authority import Settings
+
+    (folder / "authority.toml").unlink(missing_ok=True)  # the ceremony's own, without comments
+    configured = Settings(name=folder.absolute().name, listen=listen, directory=folder)
+    settings.write_commented(configured, folder / "authority.toml", head=f"Ledger authority {folder.name}.")
+
+
+def _certificate_request(key: object, name: str, trust_domain: str) -> bytes:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    builder = x509.CertificateSigningRequestBuilder().subject_name(
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    )
+    names = x509.SubjectAlternativeName([x509.DNSName(trust_domain)])
+    return builder.add_extension(names, critical=False).sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def _signing_key(path: Path) -> Path:
+    """A new P-256 key in `path` (0600), and its public half beside it, which is returned."""
+    from cryptography.hazmat.primitives import serialization
+
+    from moorline.hsm.provider import make_provider_key
+
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    public = make_provider_key(path).public_key()
+    beside = path.with_name(path.name.replace(".key.pem", ".pub.pem"))
+    pem = public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return render.new_file(beside, pem)
+
+
+def _ledger_urls(acts: Provider) -> tuple[str, ...]:
+    return tuple(f"{url}|{name}" for url, name in acts.authorities())
+
+
+def _dns(hsm: BrokerSettings, role: Role, identifier: str) -> str:
+    from moorline.nfv import SpiffeId
+    from moorline.wire.certificates import dns_name
+
+    return dns_name(SpiffeId(trust_domain=hsm.trust_domain, role=role, segments=(identifier,)))
+
+
+def _host(hsm: BrokerSettings, text: str) -> NamedHost:
+    from moorline.services.orchestrator_peers import NamedHost
+
+    name, address = _pair(text, "--host")
+    return NamedHost(id=name, url=f"https://{address}", server_name=_dns(hsm, Role.HOST, name))
+
+
+def _pair(text: str, option: str) -> tuple[str, str]:
+    from moorline.nfv import parse_name
+
+    name, separator, address = text.partition("=")
+    if not separator or ":" not in address:
+        raise typer.BadParameter(f"{_PAIR}, not {text}", param_hint=option)
+    return parse_name(name, "name"), address
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter("numbers with commas between them", param_hint="--minimum-tcb") from None
+
+
+def _absolute(tcti: str) -> str:
+    """A swtpm's socket, by its whole path: the service's working directory is its own business."""
+    prefix, separator, path = tcti.partition("path=")
+    return f"{prefix}path={Path(path).absolute()}" if separator else tcti

@@ -1,0 +1,291 @@
+"""`moor provider`: what authorities decide about a provider, and what a provider says about itself on the ledger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moorline.cli import acting, render
+from moorline.errors import Malformed
+
+if TYPE_CHECKING:
+    from moorline.ledger.transactions import Body
+
+app = typer.Typer(no_args_is_help=True)
+register = typer.Typer(no_args_is_help=True, help="Put on the ledger what belongs to this provider.")
+app.add_typer(register, name="register")
+
+Provider = Annotated[str, typer.Argument(help="The provider's name.")]
+Tag = Annotated[Path, typer.Option(help="The host's signed location tag (moor host tag).")]
+
+
+@app.callback()
+def provider() -> None:
+    """Admit and suspend providers; register what belongs to one."""
+
+
+@app.command()
+def admit(
+    certificate: Annotated[Path, typer.Option(help="The provider's chain (moor authority issue).")],
+    by: acting.By,
+    *,
+    quiet: render.Quiet = False,
+    as_json: render.AsJson = False,
+) -> None:
+    """Propose, as an authority, to admit a provider. Enough others must approve."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import serialization
+
+    from moorline.ledger.transactions import AdmitProvider
+
+    own = x509.load_pem_x509_certificates(render.read(certificate))[0]
+    name, domain = _names(own)
+    action = AdmitProvider(name=name, trust_domain=domain, certificate=own.public_bytes(serialization.Encoding.DER))
+    acting.propose(by, action, f"admit {name} ({domain})", quiet=quiet, as_json=as_json)
+
+
+@app.command()
+def suspend(name: Provider, by: acting.By, *, quiet: render.Quiet = False, as_json: render.AsJson = False) -> None:
+    """Propose, as an authority, to suspend a provider: nothing of it counts for anybody until it is reinstated."""
+    from moorline.ledger.transactions import SuspendProvider
+
+    acting.propose(by, SuspendProvider(name=name), f"suspend {name}", quiet=quiet, as_json=as_json)
+
+
+@app.command()
+def reinstate(name: Provider, by: acting.By, *, quiet: render.Quiet = False, as_json: render.AsJson = False) -> None:
+    """Propose, as an authority, to end a suspension."""
+    from moorline.ledger.transactions import ReinstateProvider
+
+    acting.propose(by, ReinstateProvider(name=name), f"reinstate {name}", quiet=quiet, as_json=as_json)
+
+
+@app.command()
+def remove(name: Provider, by: acting.By, *, quiet: render.Quiet = False, as_json: render.AsJson = False) -> None:
+    """Propose, as an authority, to remove a provider for good."""
+    from moorline.ledger.transactions import RemoveProvider
+
+    acting.propose(by, RemoveProvider(name=name), f"remove {name}", quiet=quiet, as_json=as_json)
+
+
+@app.command()
+def show(
+    acts: acting.As,
+    *,
+    name: Annotated[str | None, typer.Argument(help="Another provider; the acting one if left out.")] = None,
+    as_json: render.AsJson = False,
+) -> None:
+    """Show a provider as the ledger has it, proven by a quorum of authorities. Exit code 1: it is not there."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+
+    from moorline.clock import rendered
+    from moorline.ledger import records
+
+    asker = acting.provider(acts)
+    key = records.provider_key(name or asker.name)
+    state = asker.prove(key)
+    found = records.parse(records.ProviderRecord, state.record(key))
+    certificates = [x509.load_der_x509_certificate(der) for der in found.ca_certificates]
+    render.facts(
+        {
+            "provider": found.name,
+            "trust_domain": found.trust_domain,
+            "status": found.status.value,
+            "certificates": [one.fingerprint(hashes.SHA256()).hex() for one in certificates],
+            "valid until": [one.not_valid_after_utc.isoformat() for one in certificates],
+            "height": state.height,
+            "as of": rendered(state.time),
+        },
+        as_json=as_json,
+    )
+
+
+@app.command()
+def revoke(
+    kind: Annotated[str, typer.Argument(help="instance, device, certificate, host, launcher, measurement or chip.")],
+    identifier: Annotated[str, typer.Argument(help="Its name, serial number (hex) or digest (hex).")],
+    acts: acting.As,
+    *,
+    as_json: render.AsJson = False,
+) -> None:
+    """Revoke something of this provider for everybody. It is never taken back."""
+    from moorline.ledger.records import RevocationKind
+    from moorline.ledger.transactions import Revoke
+
+    if kind not in {each.value for each in RevocationKind}:
+        raise typer.BadParameter(", ".join(each.value for each in RevocationKind), param_hint="kind")
+    _send(acts, f"revoked {kind} {identifier}", Revoke(kind=RevocationKind(kind), id=identifier), as_json=as_json)
+
+
+@register.command("hsm")
+def register_hsm(
+    request: Annotated[Path, typer.Argument(help="request.json, with hsm.pem and issuing-ca.pem beside it.")],
+    acts: acting.As,
+    *,
+    sequence: Annotated[int, typer.Option(min=1, help="Sequence of its trust bundle; rises with each change.")] = 1,
+    as_json: render.AsJson = False,
+) -> None:
+    """Register an HSM and its issuing CA."""
+    from moorline.cli import hsm_request
+    from moorline.ledger.transactions import RegisterHsm, RegisterIssuingCa
+    from moorline.wire import keys
+
+    asked = hsm_request.read(request)
+    public = asked.keys()
+    _send(
+        acts,
+        f"registered HSM {asked.hsm} and issuing CA {asked.issuing_ca}",
+        RegisterHsm(
+            id=asked.hsm,
+            certificate=_der(request.parent / "hsm.pem"),
+            address=asked.sessions,
+            est_url=f"https://{asked.https}/.well-known/est",
+            kem_public=public.kem,
+            signing_public=keys.public_bytes(public.identity),
+            bundle_sequence=sequence,
+        ),
+        RegisterIssuingCa(id=asked.issuing_ca, certificate=_der(request.parent / "issuing-ca.pem")),
+        as_json=as_json,
+    )
+
+
+@register.command("issuing-ca")
+def register_issuing_ca(
+    identifier: Annotated[str, typer.Argument(help="Its id: the common name of its certificate.")],
+    acts: acting.As,
+    certificate: Annotated[Path, typer.Option(help="Its certificate (PEM).")],
+    *,
+    as_json: render.AsJson = False,
+) -> None:
+    """Register one more issuing CA."""
+    from moorline.ledger.transactions import RegisterIssuingCa
+
+    body = RegisterIssuingCa(id=identifier, certificate=_der(certificate))
+    _send(acts, f"registered issuing CA {identifier}", body, as_json=as_json)
+
+
+@register.command("orchestrator")
+def register_orchestrator(
+    identifier: Annotated[str, typer.Argument(help="The orchestrator's id.")],
+    acts: acting.As,
+    key: Annotated[Path, typer.Option(help="Public half of its intent key, PEM or DER.")],
+    *,
+    as_json: render.AsJson = False,
+) -> None:
+    """Register the key with which an orchestrator signs launch intents."""
+    from moorline.ledger.transactions import RegisterOrchestrator
+    from moorline.services.orchestrator import load_public
+    from moorline.wire import keys
+
+    body = RegisterOrchestrator(id=identifier, public_key=keys.public_bytes(load_public(key)))
+    _send(acts, f"registered orchestrator {identifier}", body, as_json=as_json)
+
+
+@register.command("reference-values")
+def register_reference_values(
+    identifier: Annotated[str, typer.Argument(help="The set's id on the ledger.")],
+    acts: acting.As,
+    file: Annotated[Path, typer.Option(help="The signed set (moor verifier sign-reference-values).")],
+    *,
+    kind: Annotated[str, typer.Option(help="What kind of evidence it is for.")] = "tpm",
+    as_json: render.AsJson = False,
+) -> None:
+    """Register the digest of a set of reference values, so that others see what this provider accepts."""
+    import hashlib
+
+    from moorline.ledger.transactions import RegisterReferenceValues
+
+    digest = hashlib.sha256(render.read(file)).digest()
+    body = RegisterReferenceValues(id=identifier, kind=kind, digest=digest)
+    _send(acts, f"registered reference values {identifier}", body, as_json=as_json)
+
+
+@register.command("platform")
+def register_platform(
+    name: Annotated[str, typer.Argument(help="The host's id.")],
+    acts: acting.As,
+    tcti: Annotated[str, typer.Option(help="Its TPM: swtpm:path=/path, device:/dev/tpmrm0.")],
+    chip: Annotated[Path, typer.Option(help="Directory of its SIMULATED chip.")],
+    tag: Tag,
+    location: Annotated[str, typer.Option(help="Country and region, as the tag says.")],
+    *,
+    as_json: render.AsJson = False,
+) -> None:
+    """Register a host: its TPM, where it stands, and its processor, which is SIMULATED, as the record says."""
+    from moorline.cli.host import ek_digest
+    from moorline.ledger.transactions import RegisterPlatform
+    from moorline.policy.reference_values import tag_digest
+    from moorline.simulators.manufacturer import open_chip
+
+    silicon = open_chip(chip)
+    body = RegisterPlatform(
+        id=name,
+        chip_id=silicon.chip_id,
+        product=silicon.product.value,
+        ek_digest=ek_digest(tcti),
+        location=location,
+        tag_digest=tag_digest(render.read(tag)),
+        simulated=True,
+    )
+    _send(acts, f"registered platform {name}", body, as_json=as_json)
+
+
+@register.command("service")
+def register_service(
+    name: Annotated[str, typer.Argument(help="The service's name.")],
+    acts: acting.As,
+    package: Annotated[list[Path], typer.Option(help="A package that may run as this service; may be repeated.")],
+    *,
+    use_case: Annotated[str, typer.Option(help="SEC009 use case, 4.1 to 4.7.")] = "4.7",
+    profile: Annotated[list[str] | None, typer.Option(help="A channel profile; may be repeated. tls if left out.")] = None,
+    caller: Annotated[list[str] | None, typer.Option(help="A provider whose devices may call; may be repeated.")] = None,
+    as_json: render.AsJson = False,
+) -> None:
+    """Register a service: which packages, under which guest measurement (this installation's), may run as it."""
+    from moorline.ledger.records import PackageRule
+    from moorline.ledger.transactions import RegisterService
+    from moorline.orchestration.package import package_digest
+    from moorline.simulators.guest_image import measure
+
+    with render.progress("measuring the guest runtime"):
+        measurement = measure("moorline.workload_agent")
+    rules = tuple(PackageRule(package_digest=package_digest(render.read(path)), measurement=measurement) for path in package)
+    body = RegisterService(
+        name=name, use_case=use_case, packages=rules, profiles=tuple(profile or ("tls",)), callers=tuple(caller or ())
+    )
+    _send(acts, f"registered service {name}", body, as_json=as_json, measurement=measurement.hex())
+
+
+def _send(directory: Path, says: str, *bodies: Body, as_json: bool, **more: str) -> None:
+    height = acting.provider(directory).send(*bodies)
+    found: dict[str, Any] = {"done": says, "height": height, **more}
+    render.facts(found, as_json=as_json)
+
+
+def _der(path: Path) -> bytes:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import serialization
+
+    return x509.load_pem_x509_certificate(render.read(path)).public_bytes(serialization.Encoding.DER)
+
+
+def _names(own: Any) -> tuple[str, str]:  # noqa: ANN401 - x509.Certificate, imported late
+    """Name and trust domain of a provider's certificate: its common name, and the one URI domain it is constrained to."""
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+
+    try:
+        permitted = own.extensions.get_extension_for_class(x509.NameConstraints).value.permitted_subtrees or ()
+        name = str(own.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+        domain = next(one.value for one in permitted if isinstance(one, x509.UniformResourceIdentifier))
+    except (x509.ExtensionNotFound, IndexError, StopIteration, ValueError):
+        raise Malformed(
+            "provider.certificate_malformed",
+            "the file is not a provider's certificate",
+            expected="a common name, and one permitted URI domain",
+            remedy="take the file that moor authority issue wrote",
+        ) from None
+    return name, domain

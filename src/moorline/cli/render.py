@@ -1,0 +1,110 @@
+"""How nouns answer: facts and tables for people, one JSON object for programs, and a line while something takes its time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from moorline.errors import Misconfigured
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="The one value that the next command needs, and nothing else.")]
+
+_WIDE: Final = 240
+"""Columns where output goes to a file or a pipe: a table is not folded to a screen that is not there."""
+
+
+def facts(found: Mapping[str, Any], *, as_json: bool, then: str | None = None) -> None:
+    """Names and values; `then` says what to do next."""
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    width = max(len(name) for name in found)
+    for name, value in found.items():
+        typer.echo(f"{name:<{width}}  {_said(value)}")
+    if then is not None:
+        typer.echo(f"next: {then}")
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, key: str, as_json: bool, empty: str) -> None:
+    """Rows under their column names; `empty` is said where there is none. JSON is {key: rows}."""
+    if as_json:
+        typer.echo(json.dumps({key: list(rows)}))
+        return
+    if not rows:
+        typer.echo(empty)
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        shown.add_column(column, overflow="fold")
+    for row in rows:
+        shown.add_row(*(_said(row.get(column)) for column in columns))
+    Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False, markup=False).print(shown)
+
+
+def files(paths: Sequence[Path], *, as_json: bool, then: Sequence[str], **more: str) -> None:
+    """What was written, and what to do next."""
+    if as_json:
+        typer.echo(json.dumps({"written": [str(path) for path in paths], "next": list(then), **more}))
+        return
+    for path in paths:
+        typer.echo(f"wrote {path}")
+    for name, value in more.items():
+        typer.echo(f"{name}: {value}")
+    for number, step in enumerate(then):
+        typer.echo(f"{'next:' if number == 0 else '     '} {step}")
+
+
+@contextlib.contextmanager
+def progress(text: str) -> Iterator[None]:
+    """A line on standard error while something that can take more than a second is under way."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
+
+
+def read(path: Path) -> bytes:
+    """A file somebody named on the command line. Raises Misconfigured("cli.file")."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Misconfigured(
+            "cli.file", "the file cannot be read", got=f"{path}: {error.strerror}", remedy="check the path"
+        ) from None
+
+
+def new_file(path: Path, data: bytes) -> Path:
+    """A file that was not there before; a directory that is missing is made. Raises Misconfigured("cli.file_exists")."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+    except FileExistsError:
+        raise Misconfigured(
+            "cli.file_exists", "there is such a file already", got=path, remedy="move it away, or choose another name"
+        ) from None
+    return path
+
+
+def _said(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(_said(each) for each in value) or "-"
+    return str(value)
