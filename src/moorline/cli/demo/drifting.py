@@ -32,8 +32,8 @@ async def drift(world: World) -> str:
     await federating.reconnect(world)
     return (
         f"halted {halted - started:.1f} s after the drift (h1 attests every {hosting.PERIOD_S:.0f} s), keys destroyed "
-        f"and identity revoked at height {clean_up['revoked_at_height']} after {destroyed - halted:.1f} s more, guest stopped after "
-        f"{stopped - destroyed:.1f} s, generation {function['generation']} active on {function['host']} after "
+        f"and identity revoked at height {clean_up['revoked_at_height']} after {destroyed - halted:.1f} s more, guest stopped "
+        f"after {stopped - destroyed:.1f} s, generation {function['generation']} active on {function['host']} after "
         f"{active - stopped:.1f} s; the device reconnected"
     )
 
