@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import socket
+import struct
 
 import pytest
 from OpenSSL import SSL
@@ -161,6 +163,18 @@ async def test_connections_beyond_the_bound_are_closed(consortium):
         with pytest.raises(MoorlineError):
             await tls.connect(server.address, identity=None, verify=judge(consortium))
         await first.aclose()
+
+
+async def test_one_who_hangs_up_in_the_handshake_is_unavailable():
+    async def reset(_reader, writer):
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    async with await asyncio.start_server(reset, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        for _ in range(20):  # whether it is noticed while sending or receiving is a matter of luck
+            with pytest.raises(Unavailable, match="peer.gone"):
+                await tls.connect(f"{host}:{port}", identity=None, verify=lambda _: None)
 
 
 async def test_nobody_there_is_unavailable(consortium, tmp_path):

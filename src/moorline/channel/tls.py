@@ -219,6 +219,8 @@ async def connect(address: str, *, identity: TlsIdentity | None, verify: Verify,
             connection = SSL.Connection(context, None)
             connection.set_connect_state()
             return await _established(TlsStream(connection, reader, writer, address), verify)
+    except ConnectionError as error:
+        raise Unavailable("peer.gone", "the connection broke in the handshake", got=type(error).__name__) from None
     except TimeoutError:
         raise Unavailable("peer.timeout", "the peer did not finish in time", expected=f"within {deadline_s} s") from None
 

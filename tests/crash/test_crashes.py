@@ -1,0 +1,594 @@
+"""Every process is killed at every step it makes durable, started again, and must go on: nothing doubled, nothing lost.
+
+The names come from the source (`steps.names()`); `test_every_step_is_killed_here` fails for a name without a case. All
+cases share one running system, so each leaves it as it found it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import os
+import secrets
+import sqlite3
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from moorline.attesters.tpm import Tpm
+from moorline.cli.demo import federating, hosting, operating
+from moorline.cli.demo.world import HSM, VERIFIER
+from moorline.clock import SystemClock
+from moorline.device import enrolment
+from moorline.device.store import DeviceStore
+from moorline.errors import MoorlineError, Refused, Unavailable
+from moorline.host_agent.attestation import FileLogs, HostAttestation
+from moorline.host_agent.guests import Guests
+from moorline.host_agent.silicon import SiliconClient
+from moorline.ledger import transactions as tx
+from moorline.nfv import Role
+from moorline.simulators import firmware
+from moorline.storage import steps
+from moorline.wire import keys, launch, schema
+from moorline.wire.guest import FunctionLaunch
+from moorline.wire.http import HttpClient
+from moorline.wire.orchestration import GuestOrder
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+pytestmark = [pytest.mark.story, pytest.mark.asyncio(loop_scope="module")]
+
+BROKER, BETA, ORCHESTRATOR, HOST = "broker-alpha", "broker-beta", "orchestrator", "host-h1"
+
+# Which process dies at a step of a launch, and what becomes of the function: it serves, or fails with this code.
+LAUNCH = {
+    "orchestrator.launch.requested": (ORCHESTRATOR, None),
+    "orchestrator.launch.intended": (ORCHESTRATOR, None),
+    "orchestrator.launch.granted": (ORCHESTRATOR, None),
+    "orchestrator.launch.started": (ORCHESTRATOR, None),
+    "orchestrator.launch.active": (ORCHESTRATOR, None),
+    "host.guest.prepared": (HOST, None),
+    "host.guest.recorded": (HOST, None),
+    "host.guest.started": (HOST, None),
+    "broker.launch.consumed": (BROKER, None),
+    "broker.launch.confirmed": (BROKER, "launch.token_consumed"),
+}
+LEDGER = {
+    "sequencer.block.proposed": "authority-1",
+    "sequencer.cosignature.kept": "authority-1",
+    "sequencer.signature.intended": "authority-1",
+    "sequencer.block.committed": "authority-1",
+    "cosigner.signature.intended": "authority-2",
+    "cosigner.signature.recorded": "authority-3",
+    "cosigner.block.committed": "authority-2",
+}
+VERIFIER_STEPS = (
+    "verifier.enrolment.opened",
+    "verifier.enrolment.taken",
+    "verifier.host.enrolled",
+    "verifier.challenge.opened",
+    "verifier.challenge.taken",
+    "verifier.progress.kept",
+    "verifier.verdict.stored",
+)
+CLEAN_UP = (
+    "orchestrator.cleanup.halting",
+    "orchestrator.cleanup.stopping",
+    "orchestrator.cleanup.cleaned",
+    "orchestrator.relaunch.requested",
+)
+OTHERS = {
+    "orchestrator.cursor.kept",
+    "verifier.silence.told",
+    "orchestrator.package.onboarded",
+    "orchestrator.launch.failed",
+    "orchestrator.launch.ended",
+    "host.guest.removed",
+    "broker.certificate.recorded",
+    "broker.peer.recorded",
+    "broker.code.made",
+    "broker.device.enrolled",
+    "broker.pool.refilled",
+    "broker.ticket.used",
+    "broker.lease.granted",
+    "broker.epoch.opened",
+    "broker.counter.advanced",
+    "broker.database.discarded",
+    "broker.launcher.revoked",
+    "verifier.verdict.withdrawn",
+}
+
+
+async def test_every_step_is_killed_here():
+    covered = {*LAUNCH, *LEDGER, *VERIFIER_STEPS, *CLEAN_UP, *OTHERS}
+    assert steps.names() == covered
+
+
+# Launches --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", LAUNCH)
+async def test_a_launch_survives(system, step):
+    process, refused = LAUNCH[step]
+    instance = f"crash-{step.replace('.', '-')}"
+    alarms = len(system.alarms())
+    await system.killed_at(process, step, lambda: system.request(instance))
+    await system.request(instance)  # whoever asked and got no answer asks again
+    row = await system.settled(instance)
+    assert len(system.launches(instance)) == 1
+    if refused is None:
+        assert (row["state"], row["problem"]) == ("active", None)
+        assert system.launches(instance)[0][0] == "confirmed"
+        assert len(certificates(system, instance)) == 1
+        assert len(system.alarms()) == alarms
+    else:
+        assert (row["state"], row["problem"]["code"]) == ("failed", refused)
+        assert len(certificates(system, instance)) == 1
+        assert [code for code, *_ in system.alarms()[alarms:]] == [refused]
+    await system.end(instance)
+    assert await guest_state(instance, system) is None
+
+
+async def test_the_same_keys_get_the_same_identity_and_other_keys_an_alarm(system):
+    """The broker dies between consuming a token and answering; then the host starts a clone with the token it saw."""
+    instance = "crash-clone"
+    system.arm(BROKER, "broker.launch.consumed")
+    await system.request(instance)
+    await system.died(BROKER)
+    _, public, kem, signing = system.launches(instance)[0]
+    silicon = SiliconClient(hosting.silicon_socket(system.world, "h1"))
+    order = order_seen_by_host(system, instance)
+    await system.again(BROKER)
+    await system.settled(instance)
+    assert system.launches(instance) == [("confirmed", public, kem, signing)]
+
+    guests = Guests(system.stage.path("attacker", "guests"), silicon, publish="127.0.0.1")
+    try:
+        assert await refusal_of(guests, order) == "launch.token_consumed"
+    finally:
+        await guests.stop(order.instance)
+        await guests.aclose()
+    code, first, second = system.alarms()[-1]
+    assert code == "launch.token_consumed"
+    assert first
+    assert second
+    assert first != second
+    await system.end(instance)
+
+
+async def test_other_keys_are_refused_before_the_first_ones_came_back(system):
+    """As before, but the first guest is gone when the broker comes back: its launch is not the clone's for the taking."""
+    instance = "crash-usurped"
+    system.arm(BROKER, "broker.launch.consumed")
+    await system.request(instance)
+    await system.died(BROKER)
+    before = system.launches(instance)
+    silicon = SiliconClient(hosting.silicon_socket(system.world, "h1"))
+    order = order_seen_by_host(system, instance)
+    await silicon.kill(instance)
+    await system.again(BROKER)
+    guests = Guests(system.stage.path("attacker", "guests"), silicon, publish="127.0.0.1")
+    try:
+        assert await refusal_of(guests, order) == "launch.token_consumed"
+    finally:
+        await guests.stop(order.instance)
+        await guests.aclose()
+    assert system.launches(instance) == before
+    assert system.alarms()[-1][0] == "launch.token_consumed"
+    row = await system.settled(instance)
+    assert (row["state"], row["problem"]["code"]) == ("failed", "launch.guest_ended")
+    await system.end(instance)
+
+
+async def test_a_refused_launch_stays_refused(system):
+    """orchestrator.launch.failed: the HSM named is not on the ledger."""
+    await system.killed_at(
+        ORCHESTRATOR, "orchestrator.launch.failed", lambda: system.request("crash-refused", hsm="hsm-9")
+    )
+    row = await system.function("crash-refused")
+    assert (row["state"], row["problem"]["code"]) == ("failed", "ledger.hsm_not_active")
+    assert system.launches("crash-refused") == []
+
+
+@pytest.mark.parametrize(("process", "step"), [(ORCHESTRATOR, "orchestrator.launch.ended"), (HOST, "host.guest.removed")])
+async def test_an_end_survives(system, process, step):
+    instance = f"crash-end-{process}"
+    await system.request(instance)
+    await system.settled(instance)
+    await system.killed_at(process, step, lambda: system.end(instance))
+    await system.end(instance)
+    assert (await system.function(instance))["state"] == "ended"
+    assert await guest_state(instance, system) is None
+
+
+async def test_a_package_is_onboarded_once(system):
+    answers = await system.killed_at(
+        ORCHESTRATOR,
+        "orchestrator.package.onboarded",
+        lambda: system.persistently(lambda: operating.onboard(system.world, system.world.facts["csar"])),
+    )
+    assert answers[0]["digest"] == system.world.facts["package"]
+    async with operating.orchestrator(system.world) as client:
+        kept: Any = await client.get_json("/v1/packages")
+    assert [one["digest"] for one in kept["packages"]] == [system.world.facts["package"]]
+
+
+@pytest.mark.parametrize("moment", ["before the intent reached it", "after it answered"])
+async def test_a_launcher_that_is_killed_is_replaced_with_a_new_ticket(system, moment):
+    """It keeps nothing durable: what it promised is in grants, what it did not is asked of the next one."""
+    instance = "crash-launcher-" + moment.split()[0]
+    if moment.startswith("after"):
+        system.arm(ORCHESTRATOR, "orchestrator.launch.granted")
+        await system.request(instance)
+        await system.died(ORCHESTRATOR)
+        system.kill("launcher")
+        await system.again(ORCHESTRATOR)
+        row = await system.settled(instance)
+        system.launcher("launcher")
+        await system.again("launcher")
+    else:
+        system.kill("launcher")
+        await system.request(instance)
+        await system.settled(instance, states=("intended",))
+        system.launcher("launcher")
+        await system.again("launcher")
+        row = await system.settled(instance)
+    assert (row["state"], row["problem"]) == ("active", None)
+    assert len(system.launches(instance)) == 1
+    await system.end(instance)
+
+
+# The ledger --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", LEDGER)
+async def test_a_transaction_survives(system, step):
+    authority, world = LEDGER[step], system.world
+    checkpoint = await world.ledger.checkpoint()
+    payload = tx.make(
+        tx.RegisterReferenceValues(id=f"crash-{secrets.token_hex(4)}", kind="tpm", digest=os.urandom(32)),
+        sender=tx.Sender(kind=tx.SenderKind.PROVIDER, name="alpha"),
+        ledger_id=world.consortium.trust.ledger_id,
+        nonce=os.urandom(32),
+        valid_until=checkpoint.height + 100,
+    )
+    signed = tx.sign(payload, keys.KeySigner(world.alpha.key))
+    await system.killed_at(authority, step, lambda: world.ledger.submit(signed))
+    first = await system.persistently(lambda: world.ledger.submit(signed))
+    second = await world.ledger.submit(signed)
+    assert (first.height, first.index) == (second.height, second.index)
+    await everybody_at(system, first.height)
+    assert system.times_applied(tx.parse(signed).id) == [1, 1, 1, 1]
+    system.require_one_chain()
+
+
+# The attestation authority -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", VERIFIER_STEPS)
+async def test_an_attestation_survives(system, step):
+    async with attesting_host(system) as attestation:
+
+        async def attest() -> None:
+            await attestation.enrol()
+            await attestation.attest()
+
+        await system.killed_at("verifier", step, attest)
+        await system.persistently(attest)
+        verdict = await hosting.verdict(system.world, "h4")
+    assert verdict.status.word == "affirming"
+
+
+async def test_a_withdrawn_verdict_stays_withdrawn(system):
+    """Evidence that fails after its quote held withdraws the standing result; the verifier dies right there."""
+    async with attesting_host(system) as attestation:
+        await attestation.enrol()
+        await attestation.attest()
+        async with attesting_host(system, event_log_of="h2") as lying:
+            await system.killed_at("verifier", "verifier.verdict.withdrawn", lying.attest)
+        async with verifier(system, system.world.facts["operator"]) as client:
+            with pytest.raises(Refused, match="result.withdrawn"):
+                await client.get_json("/v1/results/h4")
+        await attestation.attest()
+        assert (await hosting.verdict(system.world, "h4")).status.word == "affirming"
+
+
+# The broker's other acts -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_certificate_is_issued_after_all(system):
+    spki = keys.public_bytes(ec.generate_private_key(ec.SECP256R1()).public_key())
+    asked = {"public_key": base64.b64encode(spki).decode(), "spiffe_id": "spiffe://alpha.test/operator/crash"}
+    (answer,) = await system.killed_at(
+        BROKER, "broker.certificate.recorded", lambda: system.admin("/v1/svid", asked)
+    )
+    assert "BEGIN CERTIFICATE" in answer["certificate"]
+    # One was recorded and never handed out, one was handed out; both are known, so that both could be revoked.
+    assert len(system.rows("SELECT serial FROM certificates WHERE spiffe_id = ?", asked["spiffe_id"])) == 2
+
+
+async def test_peers_meet_again(system):
+    await system.admin("/v1/peers/connect", {"provider": "beta", "hsm": HSM})
+    await system.killed_at(
+        BROKER, "broker.peer.recorded", lambda: system.admin("/v1/peers/connect", {"provider": "beta", "hsm": HSM})
+    )
+    assert len(system.rows("SELECT provider FROM peers")) == 1
+
+
+@pytest.mark.parametrize("step", ["broker.code.made", "broker.device.enrolled"])
+async def test_an_enrolment_survives(system, step):
+    """The device's key is on its disk before it asks, so its second request is the same one. Another key is an alarm."""
+    world, device = system.world, f"device-{step.rpartition('.')[2]}"
+    code: dict[str, Any] = {}
+
+    async def enrol(directory: str = device) -> None:
+        if not code:
+            async with world.beta.admin() as admin:
+                code.update(await admin.post_json("/v1/enrolment-codes", {"device": device, "ttl_s": 300}))
+        store = provisioned(system, directory)
+        await enrolment.enrol(
+            store,
+            url=f"https://{world.beta.https}",
+            server_name=world.beta.name_of(Role.HSM, HSM),
+            device=device,
+            code=code["code"],
+            now=SystemClock().now(),
+        )
+
+    await system.killed_at(BETA, step, enrol)
+    await system.persistently(enrol)
+    assert system.rows("SELECT COUNT(*) FROM devices WHERE device = ?", device, provider="beta") == [(1,)]
+    with pytest.raises(Refused, match="est.code_used"):
+        await enrol(f"{device}-thief")
+    assert system.alarms("beta")[-1][0] == "est.code_used"
+
+
+async def test_a_refilled_pool_holds_no_key_twice(system):
+    with changed(system) as database:
+        database.execute("DELETE FROM pool")
+    system.arm(BROKER, "broker.pool.refilled")
+    system.stage.again(BROKER)
+    await system.died(BROKER)
+    await system.again(BROKER)
+    publics = [public for (public,) in system.rows("SELECT public FROM pool")]
+    assert len(publics) == len(set(publics)) == 32
+    used = {public for (public,) in system.rows("SELECT public FROM launches")}
+    assert not used & set(publics)
+
+
+@pytest.mark.parametrize("step", ["broker.ticket.used", "broker.lease.granted"])
+async def test_an_admission_survives(system, step):
+    """The launcher asks again under its key: the ticket is still its own, and what was leased before is void or its own."""
+    name = f"launcher-{step.rpartition('.')[2]}"
+    command = system.launcher(name)
+    system.arm(BROKER, step)
+    started = system.stage.spawn(name, *command)
+    await system.died(BROKER)
+    await system.again(BROKER)
+    await started.wait_ready()
+    launcher = bytes.fromhex(started.ready["launcher"])
+    assert system.rows("SELECT COUNT(*) FROM launchers WHERE launcher = ?", launcher) == [(1,)]
+    leases = sorted(system.rows("SELECT first, count FROM leases WHERE launcher = ?", launcher))
+    assert all(first + count <= then for (first, count), (then, _) in zip(leases, leases[1:], strict=False))
+    assert not [one for one in system.alarms() if one[0] == "launcher.ticket_used"]
+    started.stop()
+
+
+async def test_an_opened_epoch_is_the_only_open_one(system):
+    before = system.rows("SELECT MAX(epoch) FROM epochs")[0][0]
+    await system.killed_at(BROKER, "broker.epoch.opened", lambda: system.admin("/v1/epochs", {}))
+    epochs = system.rows("SELECT epoch FROM epochs WHERE wrapped IS NOT NULL")
+    assert len(epochs) == 1
+    assert epochs[0][0] > before
+    await launches_with_a_new_launcher(system, "crash-epoch")
+
+
+async def test_a_revoked_launcher_stays_revoked(system):
+    """Between the revocation and the next epoch: no epoch is open then, and the next launcher opens one."""
+    started = system.stage.spawn("launcher-revoked", *system.launcher("launcher-revoked"))
+    await started.wait_ready()
+    launcher = started.ready["launcher"]
+    await system.killed_at(
+        BROKER, "broker.launcher.revoked", lambda: system.admin("/v1/launchers/revoke", {"launcher": launcher})
+    )
+    started.stop()
+    assert system.rows("SELECT revoked IS NULL FROM launchers WHERE launcher = ?", bytes.fromhex(launcher)) == [(0,)]
+    await launches_with_a_new_launcher(system, "crash-revoked")
+
+
+async def test_a_counter_that_ran_ahead_halts_launching_until_an_operator_looks(system):
+    """The token counted and the database did not: as after a restored database, launches are refused and somebody is told."""
+    system.arm(BROKER, "broker.counter.advanced")
+    with contextlib.suppress(MoorlineError):
+        async with system.world.alpha.admin() as admin:
+            await admin.post_json("/v1/epochs", {})
+    await system.died(BROKER)
+    await system.again(BROKER)
+    assert system.alarms()[-1][0] == "broker.database_restored"
+    instance = "crash-halted"
+    await system.request(instance)
+    row = await system.settled(instance)
+    assert (row["state"], row["problem"]["code"]) == ("failed", "launch.epoch_closed")
+    await system.end(instance)
+    await system.admin("/v1/epochs", {})
+    await launches_with_a_new_launcher(system, "crash-unhalted")
+
+
+async def test_a_restored_database_is_noticed_once(system):
+    with changed(system) as database:
+        database.execute("UPDATE facts SET value = value - 1 WHERE name = 'counter'")
+    before = len(system.alarms())
+    system.arm(BROKER, "broker.database.discarded")
+    system.stage.again(BROKER)
+    await system.died(BROKER)
+    await system.again(BROKER)
+    assert [code for code, *_ in system.alarms()[before:]] == ["broker.database_restored"]
+    await system.admin("/v1/epochs", {})
+    await launches_with_a_new_launcher(system, "crash-restored")
+
+
+# Drift -------------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_silence_is_told_once(system):
+    """h3 stops attesting. The verifier dies when it has told of it, the orchestrator when it has read that."""
+    system.arm(ORCHESTRATOR, "orchestrator.cursor.kept")
+    system.arm("verifier", "verifier.silence.told")
+    system.kill("host-h3")
+    await system.died("verifier")
+    await system.again("verifier")
+    await system.died(ORCHESTRATOR)
+    await system.again(ORCHESTRATOR)
+    async with verifier(system, system.world.facts["operator"]) as client:
+        events: Any = await client.get_json("/v1/events", after=0, wait_s=0)
+    told = [one["kind"] for one in events["events"] if (one["host"], one["code"]) == ("h3", "result.expired")]
+    assert told == ["verdict_lost"]
+    await system.again("host-h3")
+
+
+async def test_a_clean_up_survives_a_kill_at_every_step(system):
+    """h1 runs what is not allowed; the orchestrator dies at each step of halting the function and launching it on h4."""
+    world, instance = system.world, "crash-drift"
+    if "host-h4" not in system.stage.processes:
+        hosting.start_agent(world, hosting.host(world, "h4"))
+    assert (await hosting.verdict(world, "h4")).status.word == "affirming"
+    await system.request(instance)
+    assert (await system.settled(instance))["host"] == "h1"
+    system.arm(ORCHESTRATOR, CLEAN_UP[0])
+    await asyncio.to_thread(drift, hosting.host(world, "h1"))
+    await system.died(ORCHESTRATOR)
+    for step in CLEAN_UP[1:]:
+        system.arm(ORCHESTRATOR, step)
+        system.stage.again(ORCHESTRATOR)
+        await system.died(ORCHESTRATOR)
+    await system.again(ORCHESTRATOR)
+    row = await system.settled(instance)
+    assert (row["state"], row["generation"], row["host"]) == ("active", 2, "h4"), row
+    assert len(row["clean_ups"]) == 1
+    assert len(system.launches(instance)) == 2
+    assert await guest_state(instance, system) is None
+    await system.end(instance)
+
+
+def drift(one: hosting.Host) -> None:
+    with Tpm.open(one.tpm.tcti) as tpm:
+        firmware.execute(tpm, one.directory / "logs", "/usr/bin/xmrig", b"SIMULATED miner")
+
+
+# Helpers of these stories ----------------------------------------------------------------------------------------------------
+
+
+def certificates(system: Any, instance: str) -> list[tuple[Any, ...]]:
+    return system.rows("SELECT serial FROM certificates WHERE spiffe_id LIKE ?", f"%/{instance}")
+
+
+async def guest_state(instance: str, system: Any) -> str | None:
+    """What h1's silicon says about a guest; None if it does not run."""
+    try:
+        status = await SiliconClient(hosting.silicon_socket(system.world, "h1")).status(instance)
+    except Refused:
+        return None
+    return status.state if status.state == "running" else None
+
+
+def order_seen_by_host(system: Any, instance: str) -> GuestOrder:
+    """What the host's administrator can read about a guest, as an order for a clone of it."""
+    shared = system.stage.directory / "hosts" / "h1" / "agent" / "state" / "guests" / instance / "shared"
+    seen = (shared / "launch.cbor").read_bytes()
+    fields = launch.parse_fields(schema.decode(FunctionLaunch, seen).launch_fields)
+    return GuestOrder(
+        instance=f"{instance}-clone",
+        entry=operating.FUNCTION_ENTRY,
+        host_data=launch.commitment(fields),
+        launch=seen,
+        package=(shared / "package.csar").read_bytes(),
+        configuration=(shared / "config.cbor").read_bytes(),
+        memory_mib=256,
+        pids=64,
+        relays={"broker": system.world.alpha.sessions},
+        publish=False,
+    )
+
+
+async def refusal_of(guests: Guests, order: GuestOrder) -> str:
+    """The code with which a guest gave up."""
+    await guests.start(order)
+    async with asyncio.timeout(30):
+        while True:
+            for event in (await guests.state(order.instance)).events:
+                assert event["event"] == "refused", event
+                return event["problem"]["code"]
+            await asyncio.sleep(0.05)
+
+
+async def everybody_at(system: Any, height: int) -> None:
+    """Return when all four authorities have committed `height`."""
+    async with asyncio.timeout(30):
+        while min(system.heights()) < height:
+            await asyncio.sleep(0.05)
+
+
+def verifier(system: Any, identity: Any = None) -> HttpClient:
+    world = system.world
+    return HttpClient(
+        f"https://{world.facts['verifier_address']}",
+        server_name=world.alpha.name_of(Role.VERIFIER, VERIFIER),
+        roots_pem=world.roots_pem,
+        identity=identity,
+    )
+
+
+@contextlib.asynccontextmanager
+async def attesting_host(system: Any, *, event_log_of: str = "h4"):
+    """h4 as its agent attests it; with the boot log of another machine, if that is asked for."""
+    one, other = (hosting.host(system.world, name) for name in ("h4", event_log_of))
+    async with verifier(system) as client:
+        tpm = await asyncio.to_thread(Tpm.open, one.tpm.tcti)
+        try:
+            yield HostAttestation(
+                host="h4",
+                verifier=client,
+                tpm=tpm,
+                logs=FileLogs(
+                    events=other.directory / "logs" / firmware.EVENT_LOG, ima=one.directory / "logs" / firmware.IMA_LIST
+                ),
+                tag=one.tag,
+                period_s=hosting.PERIOD_S,
+            )
+        finally:
+            await asyncio.to_thread(tpm.close)
+
+
+def provisioned(system: Any, directory: str) -> DeviceStore:
+    path = system.stage.path("crash-devices") / directory
+    store = DeviceStore(directory=path)
+    if not path.exists():
+        store.provision(system.world.consortium.trust, system.world.consortium.endpoints)
+    return store
+
+
+@contextlib.contextmanager
+def changed(system: Any):
+    """The broker's database while the broker is down; it is left down."""
+    system.kill(BROKER)
+    path = system.world.alpha.directory / "broker" / "broker.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        yield connection
+        connection.commit()
+
+
+async def launches_with_a_new_launcher(system: Any, instance: str) -> None:
+    """The epoch moved on without grace, so alpha's launcher is replaced; then everything works as before."""
+    system.stage.processes["launcher"].stop()
+    system.stage.processes["launcher"].reap(time.monotonic() + 10)
+    system.launcher("launcher")
+    await system.again("launcher")
+    await system.request(instance)
+    row = await system.settled(instance)
+    assert (row["state"], row["problem"]) == ("active", None)
+    await system.end(instance)
