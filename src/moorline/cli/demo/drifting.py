@@ -30,11 +30,11 @@ async def drift(world: World) -> str:
     if "storage-key" not in clean_up["destroyed"]:
         raise Refused("demo.keys_not_destroyed", "the clean-up destroyed no storage key", got=clean_up["destroyed"])
     await federating.reconnect(world)
+    height = clean_up["revoked_at_height"]
     return (
-        f"halted {halted - started:.1f} s after the drift (h1 attests every {hosting.PERIOD_S:.0f} s), keys destroyed "
-        f"and identity revoked at height {clean_up['revoked_at_height']} after {destroyed - halted:.1f} s more, guest stopped "
-        f"after {stopped - destroyed:.1f} s, generation {function['generation']} active on {function['host']} after "
-        f"{active - stopped:.1f} s; the device reconnected"
+        f"halted {halted - started:.1f} s after the drift (h1 attests every {hosting.PERIOD_S:.0f} s), keys destroyed and identity "
+        f"revoked at height {height} after {destroyed - halted:.1f} s more, guest stopped after {stopped - destroyed:.1f} s, "
+        f"generation {function['generation']} active on {function['host']} after {active - stopped:.1f} s; the device reconnected"
     )
 
 

@@ -22,6 +22,8 @@ from moorline.cli.demo import (
     attacks_launches,
     attacks_ledger,
     attacks_sessions,
+    auditing,
+    drifting,
     federating,
     founding,
     hosting,
@@ -113,7 +115,9 @@ SCENES: Final = (
             "broker_database_restored": attacks_broker.broker_database_restored,
         },
     ),
+    Scene(step="drift", act=drifting.drift),
     Scene(step="revocation", act=federating.suspend_and_reinstate),
+    Scene(step="audit", act=auditing.audit),
 )
 
 

@@ -23,7 +23,9 @@ STEPS: Final = {
     "launch": "The function starts in a sandbox, proves its launch token, gets its identity",
     "contract": "alpha offers beta's devices access; beta accepts",
     "device": "A device of beta stores a record at alpha's function and reads it back",
+    "drift": "h1 runs something nobody allowed: the function is halted, keys first, and comes back on h4",
     "revocation": "beta is suspended: its device is cut off within the bound; reinstated, it connects",
+    "audit": "The log of the whole run verifies offline from one file, and a changed byte is found",
 }
 
 
