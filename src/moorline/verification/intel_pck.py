@@ -178,22 +178,27 @@ class IntelChain:
 
     def in_force(self, now: Instant) -> None:
         """Rule 6."""
-        for name, interval in self.validity:
-            if now < interval.not_before:
-                raise NotAuthentic(
-                    "intel.certificate_not_yet_valid",
-                    f"the {name} certificate is not valid yet",
-                    expected=f">= {rendered(interval.not_before)}",
-                    got=rendered(now),
-                )
-            if now > interval.not_after:
-                raise NotAuthentic(
-                    "intel.certificate_expired",
-                    f"the {name} certificate has expired",
-                    expected=f"<= {rendered(interval.not_after)}",
-                    got=rendered(now),
-                    remedy="fetch current certificates from Intel's service",
-                )
+        certificates_in_force(self.validity, now)
+
+
+def certificates_in_force(validity: tuple[tuple[str, Validity], ...], now: Instant) -> None:
+    """Rule 6, for certificates by name."""
+    for name, interval in validity:
+        if now < interval.not_before:
+            raise NotAuthentic(
+                "intel.certificate_not_yet_valid",
+                f"the {name} certificate is not valid yet",
+                expected=f">= {rendered(interval.not_before)}",
+                got=rendered(now),
+            )
+        if now > interval.not_after:
+            raise NotAuthentic(
+                "intel.certificate_expired",
+                f"the {name} certificate has expired",
+                expected=f"<= {rendered(interval.not_after)}",
+                got=rendered(now),
+                remedy="fetch current certificates from Intel's service",
+            )
 
 
 # ---------------------------------------------------------------- 2 to 5: chains
@@ -223,11 +228,46 @@ def judge_chain(pem: bytes, role: Role, anchors: IntelAnchors) -> IntelChain:
         ca_serial=None if ca is None else ca.serial_number,
         root_issuer=_issuer(root, root_key),
         root=anchor.root,
-        validity=tuple(
-            (_common_name(one), Validity(not_before=_seconds(one, end=False), not_after=_seconds(one, end=True)))
-            for one in certificates
-        ),
+        validity=_periods(certificates),
         digest=hashlib.sha256(pem).digest(),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class IntelAuthority:
+    """A PCK authority whose chain holds, at the times in `validity` only: what its CRL is judged by."""
+
+    ca: PckCa
+    issuer: Issuer
+    serial: int
+    root_issuer: Issuer
+    root: EvidenceRoot
+    validity: tuple[tuple[str, Validity], ...]
+
+
+def judge_authority(pem: bytes, anchors: IntelAnchors) -> IntelAuthority:
+    """The PCK authority and root in `pem`, the issuer chain of a PCK CRL, by rules 2 to 4. Dates are not judged here."""
+    ders = pem_certificates(pem)
+    if len(ders) != 2:
+        raise Malformed("intel.chain_malformed", "a chain of another length", expected=2, got=len(ders))
+    ca, root = (_certificate(one) for one in ders)
+    anchor, root_key = _anchored(root, anchors)  # 2
+    key = _issued(ca, root_key)  # 3
+    name = _common_name(ca)
+    try:  # 4
+        signs = ca.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
+        is_ca = ca.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except Exception as error:  # absent, duplicate or undecodable extensions each have their own exception class
+        raise NotAuthentic("intel.chain_role", "an authority that is none", got=type(error).__name__) from None
+    if not (signs and is_ca and name in set(PckCa) and ca.issuer.public_bytes() == root.subject.public_bytes()):
+        raise NotAuthentic("intel.chain_role", "the issuer of the CRL is no PCK authority", got=name)
+    return IntelAuthority(
+        ca=PckCa(name),
+        issuer=_issuer(ca, key),
+        serial=ca.serial_number,
+        root_issuer=_issuer(root, root_key),
+        root=anchor.root,
+        validity=_periods([ca, root]),
     )
 
 
@@ -299,6 +339,13 @@ def _anchored(root: x509.Certificate, anchors: IntelAnchors) -> tuple[IntelAncho
         "intel.anchor_unknown",
         "the chain does not end in a trusted root key",
         remedy="a simulated platform is trusted only where its anchor is configured",
+    )
+
+
+def _periods(certificates: Sequence[x509.Certificate]) -> tuple[tuple[str, Validity], ...]:
+    return tuple(
+        (_common_name(one), Validity(not_before=_seconds(one, end=False), not_after=_seconds(one, end=True)))
+        for one in certificates
     )
 
 
@@ -452,6 +499,7 @@ class IntelCrl:
 
     revoked: frozenset[int]
     validity: Validity
+    number: int | None
     digest: bytes
 
 
@@ -465,6 +513,7 @@ def judge_crl(der: bytes, issuer: Issuer) -> IntelCrl:
         name, last, following = crl.issuer.public_bytes(), crl.last_update_utc, crl.next_update_utc
         revoked = frozenset(entry.serial_number for entry in crl)
         critical = any(extension.critical for extension in crl.extensions)
+        numbers = [one.value.crl_number for one in crl.extensions if isinstance(one.value, x509.CRLNumber)]
         algorithm, signature, signed = crl.signature_algorithm_oid, crl.signature, crl.tbs_certlist_bytes
         _whole(der, signature)
     except Malformed:
@@ -484,6 +533,7 @@ def judge_crl(der: bytes, issuer: Issuer) -> IntelCrl:
     return IntelCrl(
         revoked=revoked,
         validity=Validity(not_before=Instant(int(last.timestamp())), not_after=Instant(int(following.timestamp()))),
+        number=numbers[0] if numbers else None,
         digest=hashlib.sha256(der).digest(),
     )
 
@@ -492,6 +542,22 @@ def not_revoked(crl: IntelCrl, *serials: int) -> None:
     """Rule 8."""
     if not crl.revoked.isdisjoint(serials):
         raise NotAuthentic("intel.revoked", "Intel revoked a certificate of the chain")
+
+
+def judge_root_crl(der: bytes, anchors: IntelAnchors) -> tuple[IntelCrl, EvidenceRoot]:
+    """A root's CRL without a chain: signed by one of the pinned keys (rule 7 without dates). Names open nothing."""
+    try:
+        name = x509.load_der_x509_crl(der).issuer.public_bytes()
+    except Exception as error:  # as in judge_crl
+        raise Malformed("intel.crl_malformed", "not a certificate revocation list", got=type(error).__name__) from None
+    for anchor in anchors.anchors:
+        key = serialization.load_der_public_key(anchor.public_key)
+        assert isinstance(key, ec.EllipticCurvePublicKey)  # anchors are made of such keys
+        try:
+            return judge_crl(der, Issuer(name=name, key=key, public_key=anchor.public_key)), anchor.root
+        except NotAuthentic:
+            continue
+    raise NotAuthentic("intel.crl_signature", "the CRL is not signed by a trusted root key")
 
 
 def crl_in_force(crl: IntelCrl, now: Instant) -> None:

@@ -240,6 +240,48 @@ def verify_snp_chain(endorsements: SnpEndorsements, *, anchors: AnchorSet, now: 
     return chain
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnpAuthority:
+    """A CA between chips and a pinned root, or the root's CRL, that holds: whose it is and when. `crl_number` is a CRL's."""
+
+    product: Product
+    common_name: str
+    validity: Validity
+    root: EvidenceRoot
+    crl_number: int | None
+
+
+def judge_snp_authority(ca_der: bytes, ark_der: bytes, *, anchors: AnchorSet) -> SnpAuthority:
+    """The CA of a `cert_chain` answer (57230, 4), signed by the pinned root that follows it there. Dates are not judged.
+
+    Raises Malformed and NotAuthentic (`snp.*`). The root in the answer is only compared: it opens nothing.
+    """
+    ca = _certificate(ca_der)
+    anchor = next((one for one in anchors.snp if one.ark == ark_der), None)
+    if anchor is None:
+        raise NotAuthentic("snp.anchor_unknown", "the chain does not end in a pinned root")
+    _anchor_over(ca, AnchorSet(snp=(anchor,)), anchor.product)
+    return SnpAuthority(
+        product=anchor.product, common_name=_common_name(ca), validity=_validity(ca), root=anchor.root, crl_number=None
+    )
+
+
+def judge_snp_crl(crl_der: bytes, product: Product, *, anchors: AnchorSet) -> SnpAuthority:
+    """AMD's CRL of one product line, signed by a pinned root of it, without a chip. Dates are not judged.
+
+    Raises Malformed("snp.crl_malformed") and NotAuthentic("snp.crl_invalid").
+    """
+    crl = _crl(crl_der)
+    for anchor in anchors.snp:
+        ark = _certificate(anchor.ark)
+        if anchor.product is product and ark.subject.public_bytes() == crl.issuer and _crl_signed_by(crl, _rsa(ark)):
+            validity = Validity(not_before=crl.last_update, not_after=crl.next_update)
+            return SnpAuthority(
+                product=product, common_name=_common_name(ark), validity=validity, root=anchor.root, crl_number=crl.number
+            )
+    raise NotAuthentic("snp.crl_invalid", "the CRL is not signed by a pinned root of this product", expected=product)
+
+
 # ---------------------------------------------------------------- 1, 5, 6, 8, 9: about the report
 
 
@@ -529,22 +571,58 @@ def _values(certificate: x509.Certificate, oid: str) -> Iterator[bytes]:
 # ---------------------------------------------------------------- 7: revocation
 
 
-def _not_revoked(crl_der: bytes, chain: SnpChain, now: Instant) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Crl:
+    """A CRL as it stands: untrusted."""
+
+    issuer: bytes
+    last_update: Instant
+    next_update: Instant
+    number: int | None
+    revoked: frozenset[int]
+    pss: bool
+    signature: bytes
+    signed: bytes
+
+
+def _crl(crl_der: bytes) -> _Crl:
     try:
         crl = x509.load_der_x509_crl(crl_der)
-        issuer, last, following = crl.issuer.public_bytes(), crl.last_update_utc, crl.next_update_utc
-        revoked = {entry.serial_number for entry in crl}
-        algorithm, signature, signed = crl.signature_algorithm_oid, crl.signature, crl.tbs_certlist_bytes
+        last, following = crl.last_update_utc, crl.next_update_utc
+        numbers = [one.value.crl_number for one in crl.extensions if isinstance(one.value, x509.CRLNumber)]
+        parsed = _Crl(
+            issuer=crl.issuer.public_bytes(),
+            last_update=Instant(int(last.timestamp())),
+            next_update=Instant(0 if following is None else int(following.timestamp())),  # no next update: never current
+            number=numbers[0] if numbers else None,
+            revoked=frozenset(entry.serial_number for entry in crl),
+            pss=crl.signature_algorithm_oid == SignatureAlgorithmOID.RSASSA_PSS,
+            signature=crl.signature,
+            signed=crl.tbs_certlist_bytes,
+        )
     except Exception as error:  # as for certificates: the library has no one class for what does not decode
         raise Malformed("snp.crl_malformed", "not a certificate revocation list", got=type(error).__name__) from None
+    return parsed
+
+
+def _crl_signed_by(crl: _Crl, ark_key: rsa.RSAPublicKey) -> bool:
     try:
-        chain.ark_key.verify(signature, signed, _PSS, hashes.SHA384())
+        ark_key.verify(crl.signature, crl.signed, _PSS, hashes.SHA384())
     except InvalidSignature:
-        raise NotAuthentic("snp.crl_invalid", "the CRL is not signed by the pinned root of this product") from None
-    if issuer != chain.ark_name or algorithm != SignatureAlgorithmOID.RSASSA_PSS:
+        return False
+    return crl.pss
+
+
+def _not_revoked(crl_der: bytes, chain: SnpChain, now: Instant) -> None:
+    crl = _crl(crl_der)
+    if not _crl_signed_by(crl, chain.ark_key):
+        raise NotAuthentic("snp.crl_invalid", "the CRL is not signed by the pinned root of this product")
+    if crl.issuer != chain.ark_name:
         raise NotAuthentic("snp.crl_invalid", "the CRL is not from the pinned root of this product")
-    if following is None or not last.timestamp() <= now <= following.timestamp():
-        raise NotAuthentic("snp.crl_stale", "the CRL is not current", got=f"next update {following}", expected=rendered(now))
+    if not crl.last_update <= now <= crl.next_update:
+        raise NotAuthentic(
+            "snp.crl_stale", "the CRL is not current", got=f"next update {rendered(crl.next_update)}", expected=rendered(now)
+        )
     # Leaf serials are 0 in every AMD certificate, so an entry 0 would mean all of them; AMD revokes CAs. Both are judged.
-    if chain.ca_serial in revoked or chain.leaf.serial in revoked:
+    if chain.ca_serial in crl.revoked or chain.leaf.serial in crl.revoked:
         raise NotAuthentic("snp.revoked", "AMD revoked this certificate")
