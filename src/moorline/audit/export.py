@@ -109,7 +109,8 @@ def byte_string(data: bytes) -> bytes:
 
 def split(data: bytes) -> tuple[list[bytes], bool]:
     """The byte strings of a sequence, and whether the last is cut off. Raises only Malformed("audit.file_malformed")."""
-    return _split(data)[::2]
+    items, _, cut = _split(data)
+    return items, cut
 
 
 def parse(data: bytes) -> Export:

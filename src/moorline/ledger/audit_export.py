@@ -72,7 +72,7 @@ class VerifiedExport:
         broker, *others = self.logs
         when = f"at height {self.height} ({rendered(self.proven_at)})"
         return (
-            f"{when} the ledger proves the HSM key of {self.provider}/{self.hsm}, and its anchor of {self.anchor.size} entries",
+            f"{when} the ledger proves the key of HSM {self.provider}/{self.hsm}, and its anchor at {self.anchor.size}",
             f"{broker.log}: {len(broker.entries)} entries, chained, signed for and anchored",
             *(
                 f"{one.log}: {len(one.entries)} entries, chained, signed for, and the checkpoint is in the anchored log"

@@ -20,8 +20,8 @@ _SUBJECT_CHARS: Final = 512
 _VALUE_CHARS: Final = 4096
 
 
-def append(connection: sa.Connection, domain: str, *, at: Instant, event: str, body: Mapping[str, object]) -> None:
-    """One entry, in the caller's transaction. Bytes are written in hex; the first of `body` is the entry's subject.
+def append(connection: sa.Connection, domain: str, *, at: Instant, event: str, body: Mapping[str, object]) -> int:
+    """One entry, in the caller's transaction; its number. Bytes are written in hex; the first of `body` is its subject.
 
     `body` is public facts, never a secret; a long text is cut. `domain` is the service's, and the same for every entry.
     """
@@ -30,7 +30,7 @@ def append(connection: sa.Connection, domain: str, *, at: Instant, event: str, b
     connection.execute(sa.delete(AUDIT).where(AUDIT.c.number < 0))
     last = connection.execute(sa.select(AUDIT).order_by(AUDIT.c.number.desc()).limit(1)).one_or_none()
     details = {name: _text(value) for name, value in body.items()}
-    number = 0 if last is None else last.number + 1
+    number: int = 0 if last is None else last.number + 1
     data = encode_entry(
         number=number,
         previous=first_head(domain) if last is None else entry_digest(last.data),
@@ -40,12 +40,18 @@ def append(connection: sa.Connection, domain: str, *, at: Instant, event: str, b
         details=details,
     )
     connection.execute(sa.insert(AUDIT).values(number=number, data=data))
+    return number
 
 
 def entries(connection: sa.Connection, *, first: int = 0, limit: int = 1000) -> tuple[bytes, ...]:
-    """Encoded entries (audit.log.LogEntry) from number `first` on, in order. Numbers may lack if rows were removed."""
-    query = sa.select(AUDIT.c.data).where(AUDIT.c.number >= first).order_by(AUDIT.c.number).limit(limit)
-    return tuple(bytes(row.data) for row in connection.execute(query))
+    """Encoded entries (audit.log.LogEntry) from number `first` on, in order."""
+    return tuple(data for _, data in rows(connection, first=first, limit=limit))
+
+
+def rows(connection: sa.Connection, *, first: int, limit: int) -> tuple[tuple[int, bytes], ...]:
+    """The same with the numbers they are kept under, for whoever must also read a log that somebody changed."""
+    query = sa.select(AUDIT).where(AUDIT.c.number >= first).order_by(AUDIT.c.number).limit(limit)
+    return tuple((int(row.number), bytes(row.data)) for row in connection.execute(query))
 
 
 def _text(value: object) -> str:
