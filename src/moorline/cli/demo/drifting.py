@@ -30,12 +30,14 @@ async def drift(world: World) -> str:
     if "storage-key" not in clean_up["destroyed"]:
         raise Refused("demo.keys_not_destroyed", "the clean-up destroyed no storage key", got=clean_up["destroyed"])
     await federating.reconnect(world)
-    height = clean_up["revoked_at_height"]
-    return (
-        f"halted {halted - started:.1f} s after the drift (h1 attests every {hosting.PERIOD_S:.0f} s), keys destroyed and identity "
-        f"revoked at height {height} after {destroyed - halted:.1f} s more, guest stopped after {stopped - destroyed:.1f} s, "
-        f"generation {function['generation']} active on {function['host']} after {active - stopped:.1f} s; the device reconnected"
+    parts = (
+        f"halted {halted - started:.1f} s after the drift (h1 attests every {hosting.PERIOD_S:.0f} s)",
+        f"keys destroyed, identity revoked at height {clean_up['revoked_at_height']} after {destroyed - halted:.1f} s more",
+        f"guest stopped after {stopped - destroyed:.1f} s",
+        f"generation {function['generation']} active on {function['host']} after {active - stopped:.1f} s",
+        "the device reconnected",
     )
+    return ", ".join(parts)
 
 
 async def _start_spare(world: World) -> None:
