@@ -529,7 +529,7 @@ async def test_no_host_fits_at_all(watch, monkeypatch):
     for _ in range(3):
         await watch.mano.launches.advance("records-1")
     watch.mano.clock.at += 61
-    watch.mano.provider.ledger.now = watch.mano.clock.at
+    watch.mano.provider.ledger.now, watch.mano.provider.ledger.height = watch.mano.clock.at, 99
     row = await watch.settled()
     assert (row.state, row.problem["code"], row.generation) == (LaunchState.FAILED, "placement.none_fits", 2)
 
