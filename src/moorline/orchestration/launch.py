@@ -145,7 +145,7 @@ class Launches:
         self._clock = clock
         self._new_reply_key = new_reply_key
         self._proving = asyncio.Lock()
-        self.clean_ups = CleanUps(store=store, broker=broker, hosts=hosts, clock=clock, locate=self._locate)
+        self.clean_ups = CleanUps(store=store, broker=broker, hosts=hosts, clock=clock, locate=self.locate)
         self.waiting: dict[str, MoorlineError] = {}
         self._steps = {
             LaunchState.REQUESTED: self._intend,
@@ -366,7 +366,7 @@ class Launches:
             return refusal
         return Unavailable("launch.waiting_for_host", refusal.says, got=refusal.got, retry_after_s=RETRY_S)
 
-    async def _locate(self, hsm: str) -> str:
+    async def locate(self, hsm: str) -> str:
         """Where the broker of an HSM speaks HTTPS, from the HSM's record on the ledger."""
         state = await self.proven(standing.hsm_keys(self._me.provider, hsm))
         return origin_of(standing.active_hsm(state, self._me.provider, hsm).est_url)

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import secrets
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,22 +25,25 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
+from moorline.audit.checkpoint import log_name
 from moorline.clock import Clock, SystemClock
 from moorline.errors import Malformed, Misconfigured, MoorlineError, Refused
 from moorline.ledger.client import Endpoint, LedgerClient
 from moorline.ledger.light_client import LedgerTrust
-from moorline.nfv import Role, parse_name
+from moorline.nfv import Role, SpiffeId, parse_name
 from moorline.orchestration import package as packages
 from moorline.orchestration.compliance import Compliance, Reactions
 from moorline.orchestration.launch import Identity, Launches, as_json
 from moorline.orchestration.placement import Demand
 from moorline.policy import sec009
-from moorline.services import http
+from moorline.services import http, service_audit
 from moorline.services.orchestrator_peers import Brokers, HostAgents, LauncherLink, NamedHost, Peer
 from moorline.services.process import announce_ready, serve_all
-from moorline.storage.orchestrator_store import Afterwards, FunctionRow, OrchestratorStore, PackageRow
+from moorline.services.service_audit import ServiceLog
+from moorline.storage.orchestrator_store import AUDIT_DOMAIN, Afterwards, FunctionRow, OrchestratorStore, PackageRow
 from moorline.wire import keys
-from moorline.wire.http import ClientIdentity, load_identity
+from moorline.wire.certificates import dns_name
+from moorline.wire.http import ClientIdentity, HttpClient, load_identity
 from moorline.wire.orchestration import MAX_PACKAGE_BYTES
 
 IDENTITY_REREAD_S: Final = 600.0
@@ -395,12 +399,35 @@ async def run(settings: OrchestratorSettings, log: structlog.stdlib.BoundLogger)
             on_error=lambda error: log.warning("compliance", **error.as_problem()),
         )
         await orchestrator.resume_all()
+        secure_log = _secure_log(settings, store, launches, roots, identity)
+        app = application(settings, orchestrator)
+        service_audit.add_routes(app, secure_log, trust_domain=settings.trust_domain)
+        signing = secure_log.keep(lambda error: log.warning("checkpoint", **error.as_problem()))
         try:
-            serving = _serve(settings, application(settings, orchestrator), roots)
-            await serve_all(serving, compliance.follow(), compliance.supervise())
+            await serve_all(_serve(settings, app, roots), compliance.follow(), compliance.supervise(), signing)
         finally:
             await orchestrator.aclose()
             store.close()
+
+
+def _secure_log(
+    settings: OrchestratorSettings,
+    store: OrchestratorStore,
+    launches: Launches,
+    roots: bytes,
+    identity: Callable[[], ClientIdentity],
+) -> ServiceLog:
+    hsm = SpiffeId(trust_domain=settings.trust_domain, role=Role.HSM, segments=(settings.hsm,))
+
+    async def broker() -> HttpClient:
+        return HttpClient(
+            await launches.locate(settings.hsm),
+            server_name=dns_name(hsm),
+            roots_pem=roots,
+            identity=await asyncio.to_thread(identity),
+        )
+
+    return ServiceLog(name=log_name(AUDIT_DOMAIN, settings.id), read=store.audit_rows, broker=broker)
 
 
 async def _serve(settings: OrchestratorSettings, app: FastAPI, roots: bytes) -> None:

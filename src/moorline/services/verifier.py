@@ -12,6 +12,7 @@ import base64
 import binascii
 import contextlib
 import dataclasses
+import functools
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,11 +20,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Final
 
+import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi import Body, FastAPI, Request, Response
 
+from moorline.audit.checkpoint import log_name
 from moorline.clock import Clock, Instant, SystemClock
 from moorline.errors import Malformed, Misconfigured
 from moorline.evidence.ima import PCR as IMA_PCR
@@ -37,9 +40,11 @@ from moorline.nfv import Role, SpiffeId, parse_name
 from moorline.policy import host as policy_host
 from moorline.policy import reference_values
 from moorline.rats import EvidenceRoot
-from moorline.services import http, settings
+from moorline.services import http, service_audit, settings
 from moorline.services.attestation_authority import AttestationAuthority, Parts, PlatformLookup, Sign, Terms
 from moorline.services.process import announce_ready, serve_all
+from moorline.services.service_audit import ServiceLog
+from moorline.storage.verifier_events import AUDIT_DOMAIN
 from moorline.storage.verifier_store import VerifierStore
 from moorline.verification.anchors import AnchorSet, parse_anchor_file, production_anchors
 from moorline.verification.snp import endorsements_from_table, verify_snp
@@ -380,7 +385,23 @@ async def run(configured: VerifierSettings, *, announce: Callable[..., None] = a
         platforms = LedgerPlatforms(ledger, trust, store, provider=configured.provider, clock=clock)
         authority = compose(configured, anchors, verifier, store, platforms, _signer(configured, roots_pem), clock)
         app = application(authority, anchors, trust_domain=configured.trust_domain, clock=clock)
-        await serve_all(_serve(configured, app, roots_pem, announce), _sweep(authority))
+        secure_log = ServiceLog(
+            name=log_name(AUDIT_DOMAIN, configured.id),
+            read=store.audit_rows,
+            broker=functools.partial(_broker, configured, roots_pem),
+        )
+        service_audit.add_routes(app, secure_log, trust_domain=configured.trust_domain)
+        signing = secure_log.keep(lambda error: structlog.get_logger().warning("checkpoint", **error.as_problem()))
+        await serve_all(_serve(configured, app, roots_pem, announce), _sweep(authority), signing)
+
+
+async def _broker(configured: VerifierSettings, roots_pem: bytes) -> HttpClient:
+    """The provider's broker, which signs checkpoints of this verifier's log."""
+    url, name = configured.broker_url, configured.broker_name
+    if url is None or name is None:
+        raise Misconfigured("audit.no_broker", "no broker signs this log", expected="broker_url and broker_name")
+    identity = await asyncio.to_thread(_identity, configured)
+    return HttpClient(url, server_name=name, roots_pem=roots_pem, identity=identity)
 
 
 async def _serve(configured: VerifierSettings, app: FastAPI, roots_pem: bytes, announce: Callable[..., None]) -> None:

@@ -199,6 +199,8 @@ class OrchestratorStore:
             found = connection.execute(sa.select(_PACKAGES.c.digest).where(_PACKAGES.c.digest == row.digest)).first()
             if found is None:
                 connection.execute(sa.insert(_PACKAGES).values(csar=csar, **dataclasses.asdict(row)))
+                facts = {"package": row.digest, "service": row.service, "version": row.version, "use_case": row.use_case}
+                _append(connection, row.onboarded, "package-onboarded", {**facts, "signer": row.signer})
         reached("orchestrator.package.onboarded")
 
     def packages(self) -> tuple[PackageRow, ...]:
@@ -317,8 +319,12 @@ class OrchestratorStore:
 
     def audit(self, *, first: int = 0, limit: int = 1000) -> tuple[bytes, ...]:
         """Encoded entries of the secure log (moorline.audit.log, domain AUDIT_DOMAIN), in order."""
+        return tuple(data for _, data in self.audit_rows(first=first, limit=limit))
+
+    def audit_rows(self, *, first: int, limit: int) -> tuple[tuple[int, bytes], ...]:
+        """The same with the numbers they are kept under."""
         with self._transaction() as connection:
-            return audit_store.entries(connection, first=first, limit=limit)
+            return audit_store.rows(connection, first=first, limit=limit)
 
     def load(self) -> dict[str, int]:
         """How many functions each host runs or is about to run."""

@@ -3,6 +3,7 @@
 A host stands from its first affirming result until that result is withdrawn or its lease runs out; `standings` holds the
 hosts that stand. Each change of it is one event, in the same transaction, so that no crash makes an event without its
 change or a change without its event, and nothing is told twice. Cursors rise with commits: SQLite has one writer at a time.
+The same transaction writes the change into the secure log.
 
 `patience_until` is when this verifier has been up for a whole lease. Before that a lease that ran out says nothing about
 its host, which could not renew it while the verifier was away; the result itself has expired all the same, and whoever
@@ -18,7 +19,9 @@ import sqlalchemy as sa
 
 from moorline.clock import Instant
 from moorline.errors import Conflict
+from moorline.storage import audit_store
 
+AUDIT_DOMAIN: Final = "verifier"
 LOST: Final = "verdict_lost"
 GAINED: Final = "verdict_gained"
 RAN_OUT: Final = "result.expired"
@@ -95,3 +98,5 @@ def newest_cursor(connection: sa.Connection) -> int:
 def _tell(connection: sa.Connection, host: str, at: Instant, kind: str, code: str, expires: Any) -> None:  # noqa: ANN401 - a column
     values = {"host": host, "at": at, "kind": kind, "code": code, "result_expires": expires}
     connection.execute(sa.insert(_EVENTS).values(values))
+    body = {"host": host, "code": code, "result_expires": expires}
+    audit_store.append(connection, AUDIT_DOMAIN, at=at, event=kind.replace("_", "-"), body=body)

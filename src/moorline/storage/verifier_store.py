@@ -17,7 +17,7 @@ from moorline.clock import Instant
 from moorline.errors import Conflict, NotAuthentic, Refused
 from moorline.evidence.tpm_quote import ClockInfo
 from moorline.rats import EvidenceRoot, Tier
-from moorline.storage import verifier_events
+from moorline.storage import audit_store, verifier_events
 from moorline.storage.database import open_database
 from moorline.storage.steps import reached
 from moorline.storage.verifier_events import VerdictEvent
@@ -175,6 +175,8 @@ class VerifierStore:
                 connection.execute(sa.insert(_HOSTS).values(values))
             else:
                 connection.execute(sa.update(_HOSTS).where(_HOSTS.c.host == host.host).values(values))
+            body = {"host": host.host, "ek_digest": host.ek_digest, "root": host.root.value}
+            audit_store.append(connection, verifier_events.AUDIT_DOMAIN, at=host.enrolled, event="host-enrolled", body=body)
         reached("verifier.host.enrolled")
         return host
 
@@ -296,6 +298,11 @@ class VerifierStore:
                 verifier_events.lost(connection, host, verifier_events.RAN_OUT, at=now)
         reached("verifier.silence.told")
         return silent
+
+    def audit_rows(self, *, first: int, limit: int) -> tuple[tuple[int, bytes], ...]:
+        """Numbers and encoded entries of the secure log (audit.log, domain verifier_events.AUDIT_DOMAIN), in order."""
+        with self._engine.connect() as connection:
+            return audit_store.rows(connection, first=first, limit=limit)
 
     def standing_result(self, host: str, *, now: Instant) -> StoredResult:
         """The result that holds now. Raises Refused("result.none" | "result.withdrawn" | "result.expired")."""
