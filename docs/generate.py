@@ -31,6 +31,9 @@ def codes() -> str:
     rows: dict[str, set[tuple[str, str]]] = {}
     words: dict[str, str] = {}
     for path, tree in modules():
+        for code in _tabled(tree) if path.parent.name == "policy" else ():
+            rows.setdefault(code, set()).add(("finding", room(path)))
+            words.setdefault(code, "by the table of the module")
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
             found = _error(call) or _finding(call)
             if found is not None:
@@ -125,6 +128,14 @@ def _finding(call: ast.Call) -> tuple[str, str, str] | None:
     words = {keyword.arg: _text(keyword.value) for keyword in call.keywords}
     code = words.get("code")
     return None if code is None else (code, "finding", words.get("says") or "")
+
+
+def _tabled(tree: ast.Module) -> Iterator[str]:
+    """The codes in a policy's table `_CODES`, whose findings take them from there."""
+    for node in tree.body:
+        if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", None) == "_CODES" and node.value is not None:
+            texts = (_text(one) for one in ast.walk(node.value) if isinstance(one, ast.Constant))
+            yield from (text for text in texts if text and "." in text)
 
 
 def _text(node: ast.expr) -> str | None:

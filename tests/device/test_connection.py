@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from moorline.channel import device as channel
 from moorline.clock import Instant, SystemClock
 from moorline.device.connection import Wanted, judge_function
+from moorline.device.store import HIGHEST_FILE
 from moorline.errors import MoorlineError
 from moorline.ledger import peers, records, standing
 from moorline.ledger.light_client import verify_bundle
@@ -159,6 +160,21 @@ async def test_a_stale_or_thinly_signed_proof_is_refused(running):
             max_age_s=30,
         )
         assert await refusal(link) == code
+
+
+async def test_a_device_never_goes_back_behind_what_it_has_seen(running):
+    store = running.device()
+    now = Instant(int(time.time()))
+
+    async def older(wanted):
+        return running.ledger.bundle(wanted, at=Instant(now - 10))
+
+    async with await running.connect(store):
+        pass
+    assert await refusal(running.connect(store, prove=older)) == "ledger.rollback"
+    (store.directory / HIGHEST_FILE).unlink()
+    async with await running.connect(store, prove=older):
+        pass  # a device that has seen nothing newer takes the same proof: it is fresh enough
 
 
 async def device_keys(store):
