@@ -2,6 +2,9 @@
 
 import asyncio
 import dataclasses
+import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -173,6 +176,17 @@ async def test_the_record_says_what_was_destroyed_and_what_nobody_could_prove(wa
     assert cleaned.details["destroyed"] == "storage-key"
     assert "enclave-memory" in cleaned.details["not_proven"]
     assert (cleaned.details["revoked_at_height"], cleaned.details["code"]) == ("41", RULE)
+
+
+async def test_the_page_shows_what_happens(watch):
+    page = (Path(__file__).parents[2] / "docs" / "spec" / "clean-up.md").read_text("utf-8")
+    shown, entry = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", page, re.DOTALL))
+    await watch.active()
+    watch.drift()
+    await watch.compliance.look()
+    row = await watch.settled()
+    assert json.loads(json.dumps(as_json(row)["clean_ups"])) == [shown]
+    assert [dict(told.details) for told in watch.log() if told.event == "function-cleaned"] == [entry]
 
 
 async def test_looking_is_enough_without_any_event(watch):
