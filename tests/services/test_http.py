@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -178,3 +179,54 @@ async def test_a_server_that_is_stopped_can_be_followed_by_another_on_the_same_p
             assert (await session.get_json("/healthz"))["ready"] is True
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+# Peers who stall --------------------------------------------------------------------------------------------------------
+
+
+async def raw(address: str, first: bytes = b""):
+    """A TLS connection that says `first` and then nothing."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=PKI.roots_pem.decode())
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port), ssl=context, server_hostname=NAME)
+    writer.write(first)
+    await writer.drain()
+    return reader, writer
+
+
+@pytest.mark.parametrize("first", [b"", b"GET /slo", b"GET /raw HTTP/1.1\r\nhost: x\r\nx-endless: "])
+async def test_who_does_not_ask_in_time_is_told_and_hung_up_on(address, monkeypatch, first):
+    monkeypatch.setattr(http, "HEADERS_S", 0.2)
+    reader, writer = await raw(address, first)
+    answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"code": "http.deadline"' in answer
+    writer.close()
+
+
+async def test_garbage_is_answered_with_a_problem(address):
+    reader, writer = await raw(address, b"\x00\x01\x02 what is this\r\n\r\n")
+    answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'"code": "http.request_malformed"' in answer
+    writer.close()
+
+
+async def test_silent_peers_make_room_for_those_who_ask(address, monkeypatch):
+    monkeypatch.setattr(http, "ROOM", 8)
+    first = await raw(address)
+    silent = [await raw(address) for _ in range(10)]
+    async with client(address) as session:
+        assert await session.post_json("/json", {}) == 0
+    assert await first[0].read() == b""  # the one who was silent longest
+    for _, writer in (first, *silent):
+        writer.close()
+
+
+async def test_who_reads_nothing_is_dropped_and_others_are_served(address):
+    stalled = [await raw(address, b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n" * 500) for _ in range(4)]
+    async with client(address) as session:
+        assert await session.post_json("/json", {}) == 0
+    for _, writer in stalled:
+        writer.transport.abort()

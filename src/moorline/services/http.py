@@ -32,6 +32,9 @@ from moorline.wire.http import PROBLEM_TYPE, server_context
 BODY_CAP: Final = 1 << 20
 REQUEST_DEADLINE_S: Final = 30.0
 IDLE_S: Final = 15
+HEADERS_S: Final = 10.0
+ROOM: Final = 256
+_LAST_WORD_S: Final = 1.0
 _PEER: Final = "moorline.peer"
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -47,10 +50,19 @@ class TlsIdentity:
 
 
 class _PeerProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1 protocol that remembers the DER of the client certificate TLS verified."""
+    """uvicorn's HTTP/1.1 protocol that remembers the DER of the client certificate TLS verified, and waits for nobody long.
+
+    Whoever connects and does not ask in time is told so and hung up on. When `ROOM` connections are open, the one that has
+    asked nothing for longest makes room for the next, so that silent peers, however many, shut nobody out.
+    """
+
+    _waiting_since: float = 0.0
+    _patience: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._wait(HEADERS_S)
+        self._make_room()
         tls = transport.get_extra_info("ssl_object")
         peer_der = tls.getpeercert(binary_form=True) if tls is not None else None
         inner = self.app
@@ -60,6 +72,50 @@ class _PeerProtocol(H11Protocol):
             await inner(scope, receive, send)
 
         self.app = with_peer
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._wait(None)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self._waits():
+            self._wait(None)
+
+    def on_response_complete(self) -> None:
+        self._wait(IDLE_S + HEADERS_S)
+        super().on_response_complete()
+        if not self._waits():  # the next request was there already
+            self._wait(None)
+
+    def send_400_response(self, msg: str) -> None:
+        self._last_word(Malformed("http.request_malformed", msg))
+
+    def _waits(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _wait(self, seconds: float | None) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+        self._waiting_since = self.loop.time()
+        self._patience = None if seconds is None else self.loop.call_later(seconds, self._too_late)
+
+    def _too_late(self) -> None:
+        self._last_word(Unavailable("http.deadline", "the request did not come in time"), status=408)
+
+    def _last_word(self, error: MoorlineError, *, status: int | None = None) -> None:
+        body = json.dumps({"type": "about:blank", "title": error.says, **error.as_problem()}).encode()
+        head = f"HTTP/1.1 {status or error.http_status} \r\ncontent-type: {PROBLEM_TYPE}\r\ncontent-length: {len(body)}\r\n"
+        if not self.transport.is_closing():
+            self.transport.write(head.encode("ascii") + b"connection: close\r\n\r\n" + body)
+            self.transport.close()
+            self.loop.call_later(_LAST_WORD_S, self.transport.abort)  # also if the peer reads nothing
+
+    def _make_room(self) -> None:
+        if len(self.connections) >= ROOM:
+            waiting = [one for one in self.connections if isinstance(one, _PeerProtocol) and one._waits()]  # noqa: SLF001
+            if waiting:
+                min(waiting, key=lambda one: one._waiting_since).transport.abort()  # noqa: SLF001 - of the same class
 
 
 class _Limits:
