@@ -113,8 +113,12 @@ class System:
     async def request(self, instance: str, **changes: Any) -> None:
         """Ask for a function until the orchestrator has taken the request; the same id is the same function."""
         asked = {
-            **{"service": SERVICE, "package": self.world.facts["package"], "tenant": operating.TENANT},
-            **{"contracts": [CONTRACT], "id": instance, **changes},
+            "service": SERVICE,
+            "package": self.world.facts["package"],
+            "tenant": operating.TENANT,
+            "contracts": [CONTRACT],
+            "id": instance,
+            **changes,
         }
 
         async def ask() -> None:
@@ -240,7 +244,7 @@ class System:
 
     def times_applied(self, transaction_id: bytes) -> list[int]:
         """How often each authority has applied a transaction."""
-        query = f"SELECT COUNT(*), 0 FROM transactions WHERE id = x'{transaction_id.hex()}'"  # noqa: S608 - our own hex
+        query = f"SELECT COUNT(*), 0 FROM transactions WHERE id = x'{transaction_id.hex()}'"
         return [self._ledger_rows(name, query)[0][0] for name in AUTHORITIES]
 
     def _ledger_rows(self, authority: str, query: str) -> list[tuple[Any, ...]]:
@@ -288,7 +292,8 @@ def _run_from_copy(patch: pytest.MonkeyPatch, source: Path) -> None:
     def measure(entry: str) -> bytes:
         if entry not in measured:
             command = [sys.executable, "-m", "moorline.cli", "simulate", "measure", "--entry", entry]
-            measured[entry] = bytes.fromhex(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
+            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            measured[entry] = bytes.fromhex(said.strip())
         return measured[entry]
 
     patch.setattr(guest_image, "measure", measure)

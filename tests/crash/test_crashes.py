@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import itertools
 import os
 import secrets
 import sqlite3
@@ -21,12 +22,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from moorline.attesters.tpm import Tpm
-from moorline.cli.demo import federating, hosting, operating
+from moorline.cli.demo import hosting, operating
 from moorline.cli.demo.world import HSM, VERIFIER
 from moorline.clock import SystemClock
 from moorline.device import enrolment
 from moorline.device.store import DeviceStore
-from moorline.errors import MoorlineError, Refused, Unavailable
+from moorline.errors import MoorlineError, Refused
 from moorline.host_agent.attestation import FileLogs, HostAttestation
 from moorline.host_agent.guests import Guests
 from moorline.host_agent.silicon import SiliconClient
@@ -109,7 +110,7 @@ async def test_every_step_is_killed_here():
     assert steps.names() == covered
 
 
-# Launches --------------------------------------------------------------------------------------------------------------
+# Launches ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("step", LAUNCH)
@@ -187,9 +188,7 @@ async def test_other_keys_are_refused_before_the_first_ones_came_back(system):
 
 async def test_a_refused_launch_stays_refused(system):
     """orchestrator.launch.failed: the HSM named is not on the ledger."""
-    await system.killed_at(
-        ORCHESTRATOR, "orchestrator.launch.failed", lambda: system.request("crash-refused", hsm="hsm-9")
-    )
+    await system.killed_at(ORCHESTRATOR, "orchestrator.launch.failed", lambda: system.request("crash-refused", hsm="hsm-9"))
     row = await system.function("crash-refused")
     assert (row["state"], row["problem"]["code"]) == ("failed", "ledger.hsm_not_active")
     assert system.launches("crash-refused") == []
@@ -267,7 +266,7 @@ async def test_a_transaction_survives(system, step):
     system.require_one_chain()
 
 
-# The attestation authority -------------------------------------------------------------------------------------------------
+# The attestation authority -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("step", VERIFIER_STEPS)
@@ -298,15 +297,13 @@ async def test_a_withdrawn_verdict_stays_withdrawn(system):
         assert (await hosting.verdict(system.world, "h4")).status.word == "affirming"
 
 
-# The broker's other acts -----------------------------------------------------------------------------------------------------
+# The broker's other acts -------------------------------------------------------------------------------------------------
 
 
 async def test_a_certificate_is_issued_after_all(system):
     spki = keys.public_bytes(ec.generate_private_key(ec.SECP256R1()).public_key())
     asked = {"public_key": base64.b64encode(spki).decode(), "spiffe_id": "spiffe://alpha.test/operator/crash"}
-    (answer,) = await system.killed_at(
-        BROKER, "broker.certificate.recorded", lambda: system.admin("/v1/svid", asked)
-    )
+    (answer,) = await system.killed_at(BROKER, "broker.certificate.recorded", lambda: system.admin("/v1/svid", asked))
     assert "BEGIN CERTIFICATE" in answer["certificate"]
     # One was recorded and never handed out, one was handed out; both are known, so that both could be revoked.
     assert len(system.rows("SELECT serial FROM certificates WHERE spiffe_id = ?", asked["spiffe_id"])) == 2
@@ -374,7 +371,7 @@ async def test_an_admission_survives(system, step):
     launcher = bytes.fromhex(started.ready["launcher"])
     assert system.rows("SELECT COUNT(*) FROM launchers WHERE launcher = ?", launcher) == [(1,)]
     leases = sorted(system.rows("SELECT first, count FROM leases WHERE launcher = ?", launcher))
-    assert all(first + count <= then for (first, count), (then, _) in zip(leases, leases[1:], strict=False))
+    assert all(first + count <= then for (first, count), (then, _) in itertools.pairwise(leases))
     assert not [one for one in system.alarms() if one[0] == "launcher.ticket_used"]
     started.stop()
 
@@ -402,7 +399,7 @@ async def test_a_revoked_launcher_stays_revoked(system):
 
 
 async def test_a_counter_that_ran_ahead_halts_launching_until_an_operator_looks(system):
-    """The token counted and the database did not: as after a restored database, launches are refused and somebody is told."""
+    """The token counted and the database did not: as after a restored database, launches are refused, with an alarm."""
     system.arm(BROKER, "broker.counter.advanced")
     with contextlib.suppress(MoorlineError):
         async with system.world.alpha.admin() as admin:
@@ -480,7 +477,7 @@ def drift(one: hosting.Host) -> None:
         firmware.execute(tpm, one.directory / "logs", "/usr/bin/xmrig", b"SIMULATED miner")
 
 
-# Helpers of these stories ----------------------------------------------------------------------------------------------------
+# Helpers of these stories ------------------------------------------------------------------------------------------------
 
 
 def certificates(system: Any, instance: str) -> list[tuple[Any, ...]]:
@@ -529,7 +526,7 @@ async def refusal_of(guests: Guests, order: GuestOrder) -> str:
 async def everybody_at(system: Any, height: int) -> None:
     """Return when all four authorities have committed `height`."""
     async with asyncio.timeout(30):
-        while min(system.heights()) < height:
+        while min(system.heights()) < height:  # noqa: ASYNC110 - of four databases
             await asyncio.sleep(0.05)
 
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -21,6 +22,7 @@ from moorline.errors import EXIT_UNDECIDED, EXIT_YES, MoorlineError
 from moorline.storage import steps
 
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_DESCRIPTORS: Final = 65536
 
 
 def configure_logs(service: str) -> structlog.stdlib.BoundLogger:
@@ -49,6 +51,7 @@ def run(service: str, main: Callable[[structlog.stdlib.BoundLogger], Awaitable[N
 
     async def supervised() -> int:
         steps.check_environment()
+        _allow_many_connections()
         loop = asyncio.get_running_loop()
         task = asyncio.ensure_future(main(log))
         for number in _STOP_SIGNALS:
@@ -67,6 +70,13 @@ def run(service: str, main: Callable[[structlog.stdlib.BoundLogger], Awaitable[N
     except Exception as error:
         log.exception("crashed", error=type(error).__name__)
         return EXIT_UNDECIDED
+
+
+def _allow_many_connections() -> None:
+    """As many descriptors as the system grants: a peer that opens connections and says nothing must not use them up."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, _DESCRIPTORS) if most > 0 else _DESCRIPTORS, most))
 
 
 async def serve_all(*services: Awaitable[None]) -> None:
