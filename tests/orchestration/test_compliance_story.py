@@ -4,6 +4,7 @@ enclave's code, a real store, real relays. Only the silicon runs nothing, and a 
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import logging
 from dataclasses import dataclass, field
@@ -13,13 +14,14 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi import Request
 
+from moorline.cli import vnf
 from moorline.clock import Instant, SystemClock, Validity
 from moorline.errors import Conflict, Malformed, Unavailable
 from moorline.host_agent.guests import Guests
 from moorline.nfv import Role, SpiffeId
 from moorline.orchestration.clean_up import Retirement
 from moorline.orchestration.compliance import Compliance, Reactions
-from moorline.orchestration.launch import Identity, Launches
+from moorline.orchestration.launch import Identity, Launches, as_json
 from moorline.policy import ear
 from moorline.services import host as host_service
 from moorline.services import http
@@ -319,6 +321,26 @@ async def test_a_lost_verdict_moves_the_function_to_another_host(system):
     states = [(event.generation, event.state) for event in system.mano.store.events("records-1")]
     assert states[5:9] == [(1, "halting"), (1, "stopping"), (1, "cleaned"), (2, "requested")]
     assert all(event.at_ms for event in system.mano.store.events("records-1"))
+
+
+async def test_what_an_operator_is_shown(system, capsys):
+    """verifies that: `moor vnf show` tells the story with times, what was destroyed and what was not proven."""
+    system.verifier.lose("h1", "ima.file_unknown")
+    row = await system.active_on("h2", 2)
+    events = [dataclasses.asdict(event) for event in system.mano.store.events("records-1")]
+    vnf._show_function({**as_json(row), "events": events}, as_json=False)
+    told = capsys.readouterr().out
+    lines = [line.split() for line in told.splitlines() if line.startswith("  20")]
+    assert [(line[1], line[2]) for line in lines][4:8] == [
+        ("1", "active"),
+        ("1", "halting"),
+        ("1", "stopping"),
+        ("1", "cleaned"),
+    ]
+    assert all(line[0].endswith("Z") for line in lines)
+    assert "clean-up of generation 1 on h1: host-lost, ima.file_unknown" in told
+    assert "destroyed: storage-key, function-key" in told
+    assert "not proven: guest stopped: only h1 says so, and it has no verdict" in told
 
 
 async def test_a_verifier_without_events_is_looked_at(system):
