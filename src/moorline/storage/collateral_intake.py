@@ -1,0 +1,74 @@
+"""Taking one item into a store: judged, compared with its mark, stored, and what became of it as a value.
+
+Fetching and importing differ in where bytes come from and in nothing else; both end here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from moorline.clock import Instant
+from moorline.errors import MoorlineError, NotAuthentic, Refused
+from moorline.storage.collateral_store import CollateralStore, StoredItem
+from moorline.verification.collateral import ItemKind, ItemName, Judged
+from moorline.verification.collateral_judging import Anchors, judge
+
+ROOT_CRL: Final = ItemName(kind=ItemKind.INTEL_ROOT_CRL, subject="root")
+
+
+class Taken(StrEnum):
+    """What became of an item. `undecided`: it could not be judged now, as without the root CRL."""
+
+    STORED = "stored"
+    UNCHANGED = "unchanged"
+    REFUSED = "refused"
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offered:
+    """An item on its way in, by the word of whoever brought it."""
+
+    name: ItemName
+    data: bytes
+    source: str
+    fetched: Instant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one item, and what was found when it was judged, if it came that far."""
+
+    name: ItemName
+    taken: Taken
+    judged: Judged | None
+    error: MoorlineError | None
+
+
+def failed(name: ItemName, error: MoorlineError) -> Outcome:
+    """The outcome of an item that was refused, or could not be had."""
+    refused = isinstance(error, NotAuthentic | Refused)
+    return Outcome(name=name, taken=Taken.REFUSED if refused else Taken.UNDECIDED, judged=None, error=error)
+
+
+def take(offered: Offered, store: CollateralStore, *, anchors: Anchors, now: Instant) -> Outcome:
+    """Judge and store one item. Refusals are outcomes; only a store that does not work raises."""
+    held = None if offered.name == ROOT_CRL else store.get(ROOT_CRL)
+    try:
+        judged = judge(offered.name, offered.data, anchors=anchors, root_crl=None if held is None else held.data, now=now)
+    except MoorlineError as error:
+        return failed(offered.name, error)
+    item = StoredItem(judged=judged, source=offered.source, fetched=offered.fetched, data=offered.data)
+    try:
+        put = store.put(item)
+    except Refused as error:
+        return Outcome(name=offered.name, taken=Taken.REFUSED, judged=judged, error=error)
+    return Outcome(name=offered.name, taken=Taken(put.value), judged=judged, error=None)
+
+
+def root_first(names: Iterable[ItemName]) -> list[ItemName]:
+    """`names` in an order in which each can be judged: Intel's root CRL before everything else."""
+    return sorted(set(names), key=lambda name: (name != ROOT_CRL, name))
