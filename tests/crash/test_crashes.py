@@ -442,7 +442,7 @@ async def test_a_silence_is_told_once(system):
     await system.died(ORCHESTRATOR)
     await system.again(ORCHESTRATOR)
     async with verifier(system, system.world.facts["operator"]) as client:
-        events: Any = await client.get_json("/v1/events", after=0, wait_s=0)
+        events: Any = await client.get_json("/v1/events", {"after": "0"})
     told = [one["kind"] for one in events["events"] if (one["host"], one["code"]) == ("h3", "result.expired")]
     assert told == ["verdict_lost"]
     await system.again("host-h3")
