@@ -1,4 +1,4 @@
-"""Attacks on what a broker remembers."""
+"""Attacks on what is remembered: a broker's database put back, an entry taken out of the secure log."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from moorline.cli.demo import hardware
-from moorline.cli.demo.attack_tools import Outcome, tried
+from moorline.audit import export
+from moorline.audit.log import LogEntry
+from moorline.cli.demo import auditing, hardware
+from moorline.cli.demo.attack_tools import Outcome, refused_with, tried
 from moorline.cli.demo.attacks_sessions import launcher_guest, write_ticket
 from moorline.cli.demo.world import World
+from moorline.errors import Unavailable
 from moorline.services import settings
 from moorline.services.broker import BrokerSettings
 from moorline.simulators.manufacturer import SIMULATED_TCB
+from moorline.wire import schema
 
 _STOP_S: Final = 10.0
 _DATABASE: Final = "broker.db*"
+_HIDDEN: Final = "launch-consumed"
 
 
 async def broker_database_restored(world: World) -> Outcome:
@@ -80,3 +85,31 @@ async def _start(world: World, name: str) -> None:
 def _copy(source: Path, target: Path) -> None:
     for file in source.glob(_DATABASE):
         shutil.copy2(file, target / file.name)
+
+
+async def audit_entry_removed(world: World) -> Outcome:
+    """Alpha's operator takes the entry of a launch out of the exported log, and repairs all that needs no token to repair.
+
+    Control: the file as it was exported. Both are judged by `moor log verify`, which has the file and the trust file only.
+    """
+    whole = auditing.exported_file(world, auditing.WHOLE)
+    data = whole.read_bytes()
+    log, number = _first(data, _HIDDEN)
+    cut = auditing.exported_file(world, "without")
+    cut.write_bytes(export.without(data, log=log, entry=number))
+    code, control = await asyncio.gather(
+        refused_with(auditing.verify(world, cut)), refused_with(auditing.verify(world, whole))
+    )
+    return Outcome(
+        code=code, control=control is None, says=f"entry {number} of {log} is missed; as it was exported, the file verifies"
+    )
+
+
+def _first(data: bytes, event: str) -> tuple[str, int]:
+    """Log and number of the first entry about an event."""
+    for one in export.parse(data).logs:
+        for encoded in one.entries:
+            entry = schema.decode(LogEntry, encoded)
+            if entry.event == event:
+                return one.log, entry.number
+    raise Unavailable("demo.nothing_to_hide", "no log tells of a launch", got=event)

@@ -30,7 +30,7 @@ from moorline.clock import Instant
 from moorline.simulators.manufacturer import open_chip
 from moorline.wire.orchestration import GuestOrder
 
-_SHORT_LIFE_S: Final = 7
+_SHORT_LIFE_S: Final = 10
 _DEBUG_RULE: Final = "snp.debug"
 
 
@@ -90,12 +90,19 @@ async def debug_guest(world: World) -> Outcome:
     )
 
 
-async def token_expired(world: World) -> Outcome:
-    """A launch used after its time, which really passes. Control: one of the same short life, used at once."""
+async def token_in_time(world: World) -> Outcome:
+    """The control of `token_expired`: of two launches of the same short life one is used at once. The other has to wait."""
     in_time, too_late = await asyncio.gather(
         mint(world, "records-in-time", life_s=_SHORT_LIFE_S), mint(world, "records-too-late", life_s=_SHORT_LIFE_S)
     )
     control = await tried(world, order_of(world, in_time, "in-time"))
+    world.facts["too late"] = (too_late, control)
+    return Outcome(code=None, control=control is None, says="waiting for its time to pass", unfinished=True)
+
+
+async def token_expired(world: World) -> Outcome:
+    """A launch used after its time, which has really passed."""
+    too_late, control = world.facts["too late"]
     await time_passes(Instant(too_late.fields.not_after))
     code = await tried(world, order_of(world, too_late, "too-late"))
     return Outcome(

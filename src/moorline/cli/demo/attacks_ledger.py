@@ -56,10 +56,17 @@ async def ledger_head_without_quorum(world: World) -> Outcome:
     return Outcome(code=code, control=control is None, says=f"signed by {len(signed)} the same head and proof are taken")
 
 
-async def ledger_proof_stale(world: World) -> Outcome:
-    """A device shows a proof again after max_age, which really passes. Control: the very same proof while it was fresh."""
+async def ledger_proof_fresh(world: World) -> Outcome:
+    """The control of `ledger_proof_stale`: a device shows a proof while it is fresh, and keeps it."""
     shown = await _own_proof(world)
     control = await refused_with(_show(world, shown))
+    world.facts["shown"] = (shown, control)
+    return Outcome(code=None, control=control is None, says="waiting for max_age to pass", unfinished=True)
+
+
+async def ledger_proof_stale(world: World) -> Outcome:
+    """The device shows the very same proof again after max_age, which really passes."""
+    shown, control = world.facts["shown"]
     made = checkpoint.parse_note(proof.parse_bundle(shown).note).checkpoint.time
     max_age_s = world.consortium.trust.max_age_s
     # The function goes by the broker's time, told in whole seconds: it may be one behind.

@@ -11,11 +11,12 @@ from moorline.errors import MoorlineError, Refused
 from moorline.nfv import Role
 
 LOGS: Final = 3
+WHOLE: Final = "whole"
 
 
 async def audit(world: World) -> str:
     """`moor log export`, `moor log verify`, and `moor log verify` of the file with one bit of an entry flipped."""
-    exported = await export(world, "whole")
+    exported = await export(world, WHOLE)
     verified = await verify(world, exported)
     entries = sum(log["entries"] for log in verified["logs"])
     if len(verified["logs"]) != LOGS:
@@ -38,7 +39,7 @@ async def audit(world: World) -> str:
 
 async def export(world: World, name: str) -> Path:
     """One file with the logs of alpha's broker, orchestrator and verifier."""
-    target = world.stage.path("audit") / f"{name}.log"
+    target = exported_file(world, name)
     operator = world.stage.directory / "alpha" / "operator"
     orchestrator = world.alpha.name_of(Role.ORCHESTRATOR, ORCHESTRATOR)
     await federating.moor(
@@ -50,6 +51,11 @@ async def export(world: World, name: str) -> Path:
         *("--certificate", str(operator / "chain.pem"), "--key", str(operator / "key.pem")),
     )
     return target
+
+
+def exported_file(world: World, name: str) -> Path:
+    """Where an export lies, or a changed copy of one."""
+    return world.stage.path("audit") / f"{name}.log"
 
 
 async def verify(world: World, exported: Path) -> dict[str, Any]:

@@ -92,7 +92,7 @@ SCENES: Final = (
             "device_of_ungranted_provider": attacks.device_before_contract,
         },
         at_once={
-            "token_expired": attacks_launches.token_expired,
+            "token_expired": attacks_launches.token_in_time,
             "token_for_other_package": attacks_launches.token_for_other_package,
             "chip_not_registered": attacks_launches.chip_not_registered,
             "debug_guest": attacks_launches.debug_guest,
@@ -100,12 +100,17 @@ SCENES: Final = (
             "launch_on_other_host": attacks_launches.launch_on_other_host,
         },
     ),
-    Scene(step="contract", act=operating.agree_contract),
+    Scene(
+        step="contract",
+        act=operating.agree_contract,
+        at_once={"ledger_proof_stale": attacks_ledger.ledger_proof_fresh},
+    ),
     Scene(
         step="device",
         act=federating.use_function,
         attacks={"device_of_ungranted_provider": attacks.device_after_contract},
         at_once={
+            "token_expired": attacks_launches.token_expired,
             "ledger_proof_stale": attacks_ledger.ledger_proof_stale,
             "ledger_head_without_quorum": attacks_ledger.ledger_head_without_quorum,
             "ledger_rollback": attacks_ledger.ledger_rollback,
@@ -117,7 +122,7 @@ SCENES: Final = (
     ),
     Scene(step="drift", act=drifting.drift),
     Scene(step="revocation", act=federating.suspend_and_reinstate),
-    Scene(step="audit", act=auditing.audit),
+    Scene(step="audit", act=auditing.audit, attacks={"audit_entry_removed": attacks_broker.audit_entry_removed}),
 )
 
 

@@ -110,6 +110,9 @@ ATTACKS: Final = {
     "broker_database_restored": Registered(
         by="broker beta", code="launch.halted", tries="give a broker back the database of before its last lease"
     ),
+    "audit_entry_removed": Registered(
+        by="moor log verify", code="audit.entry_removed", tries="take the entry of a launch out of the exported log"
+    ),
 }
 
 
