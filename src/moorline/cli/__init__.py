@@ -32,6 +32,7 @@ NOUNS: Final = {
     "package": "Build, verify and measure function packages (SOL004)",
     "vnf": "Create and watch functions",
     "contract": "What one provider lets devices of another do",
+    "log": "Export, verify and read secure logs",
     "evidence": "Inspect and appraise evidence, offline",
     "device": "Enrol a device and talk to a function",
     "simulate": "Simulated processors, under roots that say SIMULATED",

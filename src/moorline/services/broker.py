@@ -177,6 +177,7 @@ class Broker:
     verifier_signer: keys.Signer
     refill: asyncio.Event
     judged: asyncio.Event
+    anchoring: asyncio.Lock
 
     def require_hosts(self) -> HostAuthority:
         """The attestation authority; raises Misconfigured("broker.no_verifier") if there is none."""
@@ -260,6 +261,7 @@ def _assembled(
         verifier_signer=keys.KeySigner(TokenEcKey(token, VERIFIER)),
         refill=asyncio.Event(),
         judged=asyncio.Event(),
+        anchoring=asyncio.Lock(),
     )
 
 

@@ -22,7 +22,7 @@ from moorline.clock import Instant
 from moorline.errors import Malformed
 from moorline.hsm.ceremony import public_keys
 from moorline.nfv import Role, SpiffeId, parse_name
-from moorline.services import broker_peers, http
+from moorline.services import broker_audit_routes, broker_peers, http
 from moorline.services.broker import Broker
 from moorline.services.broker_est import code_digest, csr_key
 from moorline.services.broker_role import issued
@@ -76,6 +76,7 @@ def application(broker: Broker) -> FastAPI:
     _issuing_routes(app, broker)
     _launch_routes(app, broker)
     _reading_routes(app, broker)
+    broker_audit_routes.add_admin_routes(app, broker)
     return app
 
 

@@ -12,13 +12,13 @@ import asyncio
 from typing import Final
 
 from moorline.audit import merkle
+from moorline.audit.log import LogCheckpoint, entry_digest, first_head
 from moorline.errors import MoorlineError, Unavailable
 from moorline.ledger import records
-from moorline.ledger.client import Submitter
 from moorline.ledger.records import AuditAnchorRecord
-from moorline.ledger.transactions import AnchorLog, Sender, SenderKind
+from moorline.services import broker_audit
 from moorline.services.broker import Broker
-from moorline.storage.broker_store import BrokerStore
+from moorline.storage.broker_store import AUDIT_DOMAIN, BrokerStore
 
 ANCHOR_EVERY_S: Final = 30.0
 _RETRY_S: Final = 1.0
@@ -31,6 +31,7 @@ class GrowingLog:
     def __init__(self, store: BrokerStore) -> None:
         self._store = store
         self._frontier = merkle.Frontier()
+        self._head = first_head(AUDIT_DOMAIN)
 
     def up_to(self, size: int | None) -> merkle.Frontier:
         """The frontier over the first `size` entries, or over all there are (fewer if the log is shorter)."""
@@ -39,9 +40,15 @@ class GrowingLog:
             new = self._store.audit(first=self._frontier.size, limit=wanted)
             for data in new:
                 self._frontier = self._frontier.appended(merkle.leaf_hash(data))
+                self._head = entry_digest(data)
             if len(new) < wanted:
                 break
         return self._frontier
+
+    def reached(self) -> LogCheckpoint:
+        """What the whole log comes to."""
+        frontier = self.up_to(None)
+        return LogCheckpoint(size=frontier.size, root=frontier.root(), head=self._head)
 
 
 async def keep_anchored(broker: Broker) -> None:
@@ -49,13 +56,15 @@ async def keep_anchored(broker: Broker) -> None:
     log = GrowingLog(broker.store)
     anchored = await _judged(broker, log)
     while True:
-        frontier = await asyncio.to_thread(log.up_to, None)
-        if frontier.size > anchored:
-            try:
-                await _submitter(broker).send(AnchorLog(log=broker.settings.hsm, size=frontier.size, root=frontier.root()))
-                anchored = frontier.size
-            except MoorlineError:
-                pass  # the ledger cannot take it now; the next turn tries with a longer log
+        async with broker.anchoring:
+            reached = await asyncio.to_thread(log.reached)
+            if reached.size > anchored:
+                try:
+                    await asyncio.to_thread(broker_audit.sign_own, broker, reached)
+                    await broker_audit.submit(broker, reached)
+                    anchored = reached.size
+                except MoorlineError:
+                    pass  # the ledger cannot take it now; the next turn tries with a longer log
         await asyncio.sleep(ANCHOR_EVERY_S)
 
 
@@ -96,13 +105,3 @@ async def judge_log(broker: Broker, log: GrowingLog) -> int:
         says = "the database's log is not the one anchored on the ledger: it was restored or changed"
         await asyncio.to_thread(broker.launch_keys.discard, says, anchored=anchor.size, now=broker.clock.now())
     return anchor.size
-
-
-def _submitter(broker: Broker) -> Submitter:
-    name = f"{broker.settings.provider}/{broker.settings.hsm}"
-    return Submitter(
-        broker.ledger_client,
-        sender=Sender(kind=SenderKind.HSM, name=name),
-        signer=broker.identity.signer,
-        ledger_id=broker.trust.ledger_id,
-    )

@@ -115,6 +115,12 @@ def add_routes(app: FastAPI, log: ServiceLog, *, trust_domain: str) -> None:
         http.require(request, Role.OPERATOR, trust_domain=trust_domain)
         return {"log": log.name, "size": await log.checkpoint()}
 
+    @app.get("/v1/audit/name")
+    async def name(request: Request) -> dict[str, str]:
+        """The name of this service's log."""
+        http.require(request, Role.OPERATOR, trust_domain=trust_domain)
+        return {"log": log.name}
+
     @app.get("/v1/audit/export")
     async def export(request: Request, first: int = 0, size: int = 0) -> Response:
         """Entries from number `first` up to `size`, as many as one answer holds: a CBOR sequence of byte strings."""

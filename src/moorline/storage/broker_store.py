@@ -19,17 +19,17 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from moorline.audit.log import LogEntry, SecureLog, entry_digest
+from moorline.audit.log import LogCheckpoint
 from moorline.clock import Instant
 from moorline.errors import Conflict, MoorlineError, Refused, Unavailable
+from moorline.storage import audit_store, checkpoint_store
+from moorline.storage.checkpoint_store import SignedCheckpoint
 from moorline.storage.database import open_database
 from moorline.storage.steps import reached
-from moorline.wire import schema
 
 CONSUMED: Final = "consumed"
 CONFIRMED: Final = "confirmed"
 AUDIT_DOMAIN: Final = "broker"
-_SUBJECT_CHARS: Final = 512
 
 
 def _table(name: str, *columns: str) -> sa.TableClause:
@@ -53,7 +53,6 @@ _CODES = _table("enrolment_codes", "device", "code_digest", "not_after", "key_di
 _DEVICES = _table("devices", "device", "key_digest", "enrolled")
 _CERTIFICATES = _table("certificates", "serial", "spiffe_id", "key_digest", "not_after", "der")
 _PEERS = _table("peers", "provider", "hsm", "at", "sequence", "transcript", "bundle")
-_AUDIT = _table("audit", "number", "data")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,9 +194,14 @@ class BrokerStore:
             ) from None
 
     def _rows(self, query: sa.Select[Any]) -> list[Any]:
+        with self._reading() as connection:
+            return [row._mapping for row in connection.execute(query)]  # noqa: SLF001 - SQLAlchemy's public name for it
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
         try:
             with self._engine.connect() as connection:
-                return [row._mapping for row in connection.execute(query)]  # noqa: SLF001 - SQLAlchemy's public name for it
+                yield connection
         except DBAPIError as error:
             raise Unavailable(
                 "storage.unavailable", "the broker's database cannot be read now", got=type(error.orig).__name__
@@ -502,8 +506,27 @@ class BrokerStore:
 
     def audit(self, *, first: int = 0, limit: int = 1000) -> tuple[bytes, ...]:
         """Encoded entries of the secure log (moorline.audit.log, domain AUDIT_DOMAIN), in order."""
-        query = sa.select(_AUDIT.c.data).where(_AUDIT.c.number >= first).order_by(_AUDIT.c.number).limit(limit)
-        return tuple(bytes(row["data"]) for row in self._rows(query))
+        return tuple(data for _, data in self.audit_rows(first=first, limit=limit))
+
+    def audit_rows(self, *, first: int, limit: int) -> tuple[tuple[int, bytes], ...]:
+        """The same with the numbers they are kept under."""
+        with self._reading() as c:
+            return audit_store.rows(c, first=first, limit=limit)
+
+    def newest_checkpoint(self, log: str) -> SignedCheckpoint | None:
+        """The checkpoint signed last for a secure log, or None."""
+        with self._reading() as c:
+            return checkpoint_store.newest(c, log)
+
+    def record_checkpoint(self, made: SignedCheckpoint, *, after: LogCheckpoint | None, foreign: bool) -> None:
+        """Keep a checkpoint that continues `after`; of a foreign log, as an entry of this one too."""
+        with self._transaction() as c:
+            checkpoint_store.record(c, made, after=after, domain=AUDIT_DOMAIN, foreign=foreign)
+
+    def covered_checkpoints(self, *, size: int, limit: int) -> dict[str, tuple[SignedCheckpoint, ...]]:
+        """By log, the newest checkpoints that the first `size` entries of this log cover."""
+        with self._reading() as c:
+            return checkpoint_store.covered(c, size=size, limit=limit)
 
 
 # Steps inside a transaction ---------------------------------------------------------------------------------------------
@@ -610,17 +633,7 @@ def _alarm(c: sa.Connection, at: Instant, code: str, says: str, first: str, seco
 
 def _append(c: sa.Connection, at: Instant, event: str, body: Mapping[str, object]) -> None:
     """One entry of the secure log; the first of its details is its subject."""
-    last = c.execute(sa.select(_AUDIT.c.number, _AUDIT.c.data).order_by(_AUDIT.c.number.desc()).limit(1)).one_or_none()
-    details = {name: value.hex() if isinstance(value, bytes) else str(value) for name, value in body.items()}
-    entry = LogEntry(
-        number=0 if last is None else last.number + 1,
-        previous=SecureLog(domain=AUDIT_DOMAIN).head if last is None else entry_digest(last.data),
-        time=at,
-        event=event,
-        subject=next(iter(details.values()), "")[:_SUBJECT_CHARS],
-        details=details,
-    )
-    c.execute(sa.insert(_AUDIT).values(number=entry.number, data=schema.encode(entry)))
+    audit_store.append(c, AUDIT_DOMAIN, at=at, event=event, body=body)
 
 
 def _insert_certificate(c: sa.Connection, issued: Issued) -> None:
