@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from moorline.audit import log
 from moorline.clock import Instant
 from moorline.errors import Conflict, MoorlineError, NotAuthentic, Refused, Unavailable
-from moorline.storage import audit_store, broker_store, checkpoint_store
+from moorline.storage import audit_store, broker_generations, broker_store, checkpoint_store
 from moorline.storage.broker_store import CONFIRMED, BrokerStore, Issued, Launch, PoolEntry
 from moorline.wire import keys, launch
 from moorline.wire.launch import ChannelProfile, LaunchFields
@@ -122,7 +122,7 @@ def test_what_cannot_be_consumed(ready, wanted, at, code):
 def test_generations_rise(ready):
     """verifies that: an instance is launched again only in a higher generation."""
     ready.consume(launch_of(0, session="a"), counter=None, at=NOW)
-    assert refused(ready, launch_of(1, session="b")) == "launch.generation_stale"
+    assert refused(ready, launch_of(1, session="b")) == "launch.generation_behind"
     ready.consume(launch_of(2, session="c", generation=2), counter=None, at=NOW)
     assert ready.generation("r-1") == 2
 
@@ -364,12 +364,15 @@ def test_pool_keys_are_whole_and_bound_to_their_place(pool, store, leased):
     assert store.pool_size("records", "tls") == 7
 
 
-def test_storage_keys_follow_the_instance(launch_keys, leased):
-    """verifies that: every generation of an instance gets one storage key, and nobody else does."""
-    one = launch_keys.storage_key(fields_for(leased))
-    assert launch_keys.storage_key(fields_for(leased, generation=2)) == one
-    for change in ({"tenant": "t2"}, {"instance": "r-2"}, {"service": "s2"}):
-        assert launch_keys.storage_key(fields_for(leased, **change)) != one
+def test_storage_keys_belong_to_one_generation(launch_keys, leased):
+    """verifies that: every generation gets a storage key of its own, which no other generation or instance can open."""
+    fields = fields_for(leased)
+    wrapped = launch_keys.new_storage_key(fields)
+    assert len(launch_keys.storage_key(fields, wrapped)) == 32
+    assert launch_keys.storage_key(fields, launch_keys.new_storage_key(fields)) != launch_keys.storage_key(fields, wrapped)
+    for change in ({"tenant": "t2"}, {"instance": "r-2"}, {"service": "s2"}, {"generation": 2}):
+        with pytest.raises(NotAuthentic):
+            launch_keys.storage_key(fields_for(leased, **change), wrapped)
 
 
 def test_a_generation_change_advances_the_counter(launch_keys, leased, store, pool):
@@ -391,7 +394,7 @@ def test_two_brokers_on_different_tables_agree_on_names():
 
     engine = open_database("sqlite://", "broker")
     inspector = sqlalchemy.inspect(engine)
-    named = [one for module in (broker_store, audit_store, checkpoint_store) for one in vars(module).values()]
+    named = [one for module in (broker_store, broker_generations, audit_store, checkpoint_store) for one in vars(module).values()]
     tables = {one.name: one for one in named if isinstance(one, sqlalchemy.sql.expression.TableClause)}
     assert {name for name in inspector.get_table_names() if name != "broker_version"} == set(tables)
     for name, table in tables.items():

@@ -562,7 +562,7 @@ async def test_revocation_reaches_the_broker(world):
         await world.alpha.submitter.send(tx.Revoke(kind=RevocationKind.INSTANCE, id=fields.instance))
         with pytest.raises(MoorlineError) as caught:
             await session.call("renew", b"")
-        assert caught.value.code == "ledger.revoked"
+        assert caught.value.code == "renewal.instance_revoked"
     launcher = hashlib.sha256(world.launcher_key).hexdigest()
     async with world.alpha.admin() as admin:
         await admin.post_json("/v1/launchers/revoke", {"launcher": launcher})

@@ -14,7 +14,6 @@ from moorline.hsm.keys import (
     HSM_IDENTITY,
     ISSUING_CA,
     KEM,
-    STORAGE_ROOT,
     VERIFIER,
     WRAPPING,
     point_key,
@@ -22,7 +21,6 @@ from moorline.hsm.keys import (
 from moorline.hsm.token import Token, TokenLocation, initialise_softhsm, open_token
 from moorline.wire import keys
 
-_SECRET_BYTES: Final = 32
 _ONE_AT_A_TIME: Final = threading.Lock()  # a process has one token directory open at a time (hsm.token)
 
 
@@ -60,7 +58,6 @@ def generate_keys(token: Token) -> HsmPublicKeys:
         token.generate_ec_key(label)
     token.generate_ec_key(KEM, derive=True)
     token.generate_wrapping_key(WRAPPING)
-    token.import_mac_key(STORAGE_ROOT, token.random(_SECRET_BYTES))
     return public_keys(token)
 
 

@@ -21,7 +21,6 @@ ISSUING_CA: Final = "issuing-ca"
 VERIFIER: Final = "verifier"
 KEM: Final = "hsm-kem"
 WRAPPING: Final = "wrapping"
-STORAGE_ROOT: Final = "storage-root"
 
 _HALF: Final = 32
 

@@ -21,7 +21,7 @@ from typing import Final
 from moorline.clock import Instant
 from moorline.digest import tagged
 from moorline.errors import Misconfigured, Refused, Unavailable
-from moorline.hsm.keys import STORAGE_ROOT, WRAPPING
+from moorline.hsm.keys import WRAPPING
 from moorline.hsm.token import Token
 from moorline.storage.broker_store import BrokerStore, Epoch, Lease
 from moorline.storage.steps import reached
@@ -163,11 +163,16 @@ class LaunchKeys:
             return None
         return self._advance()
 
-    def storage_key(self, fields: LaunchFields) -> bytes:
-        """The sealed-storage key of an instance, the same in every generation of it; derived in the token."""
-        return self._token.mac(
-            STORAGE_ROOT, tagged("storage-key", *(name.encode("ascii") for name in _storage_place(fields)))
-        )
+    def new_storage_key(self, fields: LaunchFields) -> bytes:
+        """A fresh sealed-storage key for one generation of an instance, wrapped.
+
+        Nothing else leads to it, so that who deletes the wrapped key destroys the key.
+        """
+        return self._token.seal(WRAPPING, self._token.random(_KEY_BYTES), _storage_place(fields))
+
+    def storage_key(self, fields: LaunchFields, wrapped: bytes) -> bytes:
+        """The key that was wrapped for this generation; raises NotAuthentic for another's."""
+        return self._token.unseal(WRAPPING, wrapped, _storage_place(fields))
 
     def _advance(self) -> int:
         counter = self._token.advance(COUNTER)
@@ -180,8 +185,9 @@ class LaunchKeys:
         return self._moving
 
 
-def _storage_place(fields: LaunchFields) -> tuple[str, ...]:
-    return (fields.provider, fields.tenant, fields.service, fields.instance)
+def _storage_place(fields: LaunchFields) -> bytes:
+    names = (fields.provider, fields.tenant, fields.service, fields.instance)
+    return tagged("storage-key", *(name.encode("ascii") for name in names), fields.generation.to_bytes(8, "big"))
 
 
 def _label(epoch: int) -> str:

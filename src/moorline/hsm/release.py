@@ -107,9 +107,22 @@ class ReleaseDecision:
 
 def decide(request: ReleaseRequest) -> ReleaseDecision:
     """Run every rule. An exception other than Refused in a rule is a defect and is not caught."""
+    return _decided(request, _RULES)
+
+
+def decide_resumption(request: ReleaseRequest) -> ReleaseDecision:
+    """Run every rule that is still about a function which has its identity and comes back to it.
+
+    Its token is used up and its launch over, so rules 2 and 5 have nothing to judge: the identity key it proves to hold
+    stands in their place, which the caller verified.
+    """
+    return _decided(request, tuple(rule for rule in _RULES if rule[0] not in _LAUNCH_ONLY))
+
+
+def _decided(request: ReleaseRequest, rules: tuple[_Rule, ...]) -> ReleaseDecision:
     findings: list[Finding] = []
     first: Refused | None = None
-    for name, rule in _RULES:
+    for name, rule in rules:
         try:
             rule(request)
         except Refused as refusal:
@@ -344,7 +357,11 @@ def _host_profile(request: ReleaseRequest) -> None:
         )
 
 
-_RULES: Final[tuple[tuple[str, Callable[[ReleaseRequest], None]], ...]] = (
+_Rule = tuple[str, Callable[[ReleaseRequest], None]]
+
+_LAUNCH_ONLY: Final = frozenset({"launch.token", "launch.expiry", "launch.epoch", "launch.lease"})
+
+_RULES: Final[tuple[_Rule, ...]] = (
     ("launch.ledger", _ledger),
     ("launch.provider", _provider),
     ("launch.hsm", _hsm),

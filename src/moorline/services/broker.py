@@ -32,7 +32,9 @@ from moorline.ledger.light_client import LedgerTrust
 from moorline.nfv import Role, SpiffeId
 from moorline.services.broker_hosts import HostAuthority
 from moorline.services.broker_ledger import LedgerView
+from moorline.services.broker_open import OpenFunctions
 from moorline.services.http import TlsIdentity
+from moorline.storage.broker_instances import InstanceStore
 from moorline.storage.broker_store import BrokerStore
 from moorline.verification.anchors import AnchorSet, parse_anchor_file, production_anchors
 from moorline.wire import certificates, keys
@@ -177,6 +179,10 @@ class Broker:
     verifier_signer: keys.Signer
     refill: asyncio.Event
     judged: asyncio.Event
+    instances: InstanceStore
+    open: OpenFunctions
+    revoking: asyncio.Event
+    revoked: asyncio.Event
     anchoring: asyncio.Lock
 
     def require_hosts(self) -> HostAuthority:
@@ -261,13 +267,17 @@ def _assembled(
         verifier_signer=keys.KeySigner(TokenEcKey(token, VERIFIER)),
         refill=asyncio.Event(),
         judged=asyncio.Event(),
+        instances=InstanceStore(store),
+        open=OpenFunctions(),
+        revoking=asyncio.Event(),
+        revoked=asyncio.Event(),
         anchoring=asyncio.Lock(),
     )
 
 
 async def run(settings: BrokerSettings, *, ready: Callable[[dict[str, str]], None]) -> None:
     """Serve until cancelled. `ready` is called once, with the addresses that are really bound."""
-    from moorline.services import broker_admin, broker_anchor, broker_est, broker_sessions
+    from moorline.services import broker_admin, broker_anchor, broker_drift, broker_est, broker_revoking, broker_sessions
     from moorline.services.process import serve_all
 
     broker = compose(settings)
@@ -275,6 +285,7 @@ async def run(settings: BrokerSettings, *, ready: Callable[[dict[str, str]], Non
     try:
         now = broker.clock.now()
         broker.launch_keys.reconcile(now)
+        broker.instances.erase()  # a process that died between deleting a key and erasing it did not get this far
         await asyncio.to_thread(_prefill, broker)
         anchoring = asyncio.ensure_future(broker_anchor.keep_anchored(broker))
         with contextlib.suppress(TimeoutError):
@@ -298,6 +309,8 @@ async def run(settings: BrokerSettings, *, ready: Callable[[dict[str, str]], Non
                 broker_est.serve(broker, lambda address: on_bound("https", address)),
                 broker_admin.serve(broker, lambda address: on_bound("admin", address)),
                 anchoring,
+                broker_drift.keep_watching(broker),
+                broker_revoking.keep_revoking(broker),
                 _keep_pools(broker),
             )
     finally:

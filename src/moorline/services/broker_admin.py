@@ -27,6 +27,7 @@ from moorline.services.broker import Broker
 from moorline.services.broker_est import code_digest, csr_key
 from moorline.services.broker_role import issued
 from moorline.wire import keys, schema
+from moorline.wire.launch import identity_name
 
 _CODE_BYTES: Final = 16
 _CODE_MAX_S: Final = 7 * 24 * 3600
@@ -126,6 +127,11 @@ def _launch_routes(app: FastAPI, broker: Broker) -> None:
         """The latest launches, newest first."""
         return {"launches": await asyncio.to_thread(_launches, broker)}
 
+    @app.get("/v1/instances")
+    async def instances() -> dict[str, list[dict[str, object]]]:
+        """The latest generations of instances: where they run, whether they live, and what became of their identity."""
+        return {"instances": await asyncio.to_thread(_instances, broker)}
+
     @app.get("/v1/pool")
     async def pool() -> dict[str, list[dict[str, object]]]:
         """The fill of the pools."""
@@ -217,9 +223,28 @@ def _launches(broker: Broker) -> list[dict[str, object]]:
             "session": row.launch.session,
             "state": row.state,
             "at": row.at,
-            "spiffe_id": f"spiffe://{td}/{Role.SERVICE}/{row.launch.service}/{row.launch.instance}",
+            "spiffe_id": f"spiffe://{td}/{Role.SERVICE}/{row.launch.service}/"
+            + identity_name(row.launch.instance, row.launch.generation),
         }
         for row in broker.store.launches()
+    ]
+
+
+def _instances(broker: Broker) -> list[dict[str, object]]:
+    return [
+        {
+            "instance": one.instance,
+            "generation": one.generation,
+            "id": one.identity,
+            "service": one.service,
+            "host": one.host,
+            "state": one.state,
+            "code": one.code,
+            "destroyed": [what for what in one.destroyed.split(",") if what],
+            "revoked_at_height": None if revocation is None else revocation.height,
+            "at": one.at,
+        }
+        for one, revocation in broker.instances.rows()
     ]
 
 

@@ -28,7 +28,7 @@ from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused
 from moorline.hsm.issuing import key_digest
 from moorline.ledger.records import RevocationKind
 from moorline.nfv import Role, SpiffeId, parse_name
-from moorline.services import broker_audit_routes, http
+from moorline.services import broker_audit_routes, broker_retire, http
 from moorline.services.broker import Broker
 from moorline.services.broker_role import issued, require_not_revoked, revocable_keys
 from moorline.storage.steps import reached
@@ -79,6 +79,7 @@ def application(broker: Broker) -> FastAPI:
     _public_routes(app, broker)
     _enrolment_routes(app, broker)
     _refused_routes(app)
+    broker_retire.add_routes(app, broker)
     broker_audit_routes.add_service_routes(app, broker)
 
     @app.post("/v1/sign")

@@ -5,6 +5,8 @@
 3. Ledger and attestation authority say how service, platform and host stand; hsm.release decides about all of it.
 4. The launch is consumed in one durable transaction, before any answer.
 5. The certificate is signed after the function confirmed; nothing usable exists before.
+
+Role `resume` is the same function coming back to its session; `renew` is a fresh certificate within it.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from dataclasses import dataclass
+from typing import Final
 
 from moorline.channel.driver import Claim
-from moorline.errors import Conflict, Refused
+from moorline.digest import same
+from moorline.errors import Conflict, Malformed, NotAuthentic, Refused
 from moorline.hsm import release
 from moorline.hsm.release import EnclaveFacts, HostFacts, Place, ReleaseRequest, ServiceRule
 from moorline.ledger import standing
@@ -41,7 +45,10 @@ from moorline.verification.snp import SnpClaims
 from moorline.verification.verified import Verified
 from moorline.wire import keys, launch, schema
 from moorline.wire.launch import LaunchFields
-from moorline.wire.session import Activation, AuthoriseDeviceCall, FunctionFields, FunctionSecrets
+from moorline.wire.session import Activation, AuthoriseDeviceCall, FunctionFields, FunctionSecrets, resume_message
+
+_GENERATION_END: Final = 1 << 31
+_NUMBER_END: Final = 1 << 63
 
 
 @dataclass(slots=True)
@@ -52,15 +59,13 @@ class FunctionSession:
     claim: Claim
     fields: LaunchFields | None = None
     taken: Taken | None = None
+    verdicts_seen: int = 0
 
     async def appraise(self) -> bytes:
         """Numbers are those of the module's docstring."""
         broker = self.broker
         require_judged(broker)
-        fields = launch.parse_fields(schema.decode(FunctionFields, self.claim.fields).launch_fields)
-        for name, what in ((fields.service, "service"), (fields.instance, "instance"), (fields.host, "host")):
-            parse_name(name, what)
-        parse_name(fields.tenant, "tenant")
+        fields = _named(self.claim)
         expected = await asyncio.to_thread(broker.launch_keys.recompute, fields)
         release.require_token(expected, self.claim.proof, self.claim.challenge_digest)  # 1
         enclave = await asyncio.to_thread(appraise_enclave, broker, self.claim)  # 2
@@ -68,6 +73,7 @@ class FunctionSession:
         release.decide(request).require()
         secrets = await asyncio.to_thread(self._consume, fields)  # 4
         broker.refill.set()
+        self._opened(fields)
         return secrets
 
     async def activate(self) -> Activation:
@@ -102,6 +108,8 @@ class FunctionSession:
         service = standing.active_service(state, provider, fields.service)
         platform = standing.active_platform(state, provider, fields.host)
         require_not_revoked(state, revocable)
+        # Before the look at the host: a loss the broker acts on from here on stops the consumption.
+        self.verdicts_seen = await asyncio.to_thread(broker.instances.cursor)
         said = await broker.require_hosts().standing(fields.host)
         epoch, leases = await asyncio.to_thread(self._epoch_and_leases, fields)
         return ReleaseRequest(
@@ -135,7 +143,7 @@ class FunctionSession:
     def _revocable(self, fields: LaunchFields) -> tuple[Revocable, ...]:
         provider = self.broker.settings.provider
         return (
-            (RevocationKind.INSTANCE, provider, fields.instance),
+            (RevocationKind.INSTANCE, provider, launch.identity_name(fields.instance, fields.generation)),
             (RevocationKind.HOST, provider, fields.host),
             (RevocationKind.LAUNCHER, provider, fields.launcher.hex()),
             *revocable_enclave(fields.measurement, fields.chip),
@@ -147,16 +155,33 @@ class FunctionSession:
         broker.pool.refill(fields.service, profile)
         with broker.launch_keys.moving:
             counter = broker.launch_keys.advance_for_generation(fields)
-            taken = broker.store.consume(self._launch(fields), counter=counter, at=broker.clock.now())
+            taken = broker.store.consume(
+                self._launch(fields),
+                counter=counter,
+                at=broker.clock.now(),
+                storage=broker.launch_keys.new_storage_key(fields),
+                commitment=launch.commitment(fields),
+                verdicts_seen=self.verdicts_seen,
+            )
         private_key = broker.pool.open(taken, fields.service, profile)
         self.fields, self.taken = fields, taken
         return schema.encode(
             FunctionSecrets(
                 private_key=private_key,
-                storage_key=broker.launch_keys.storage_key(fields),
+                storage_key=broker.launch_keys.storage_key(fields, taken.storage),
                 generation=fields.generation,
             )
         )
+
+    def _opened(self, fields: LaunchFields) -> None:
+        """From now on this session ends when its instance does; earlier generations ended with the consumption."""
+        open_now = self.broker.open
+        open_now.opened(fields.instance, fields.generation, self.claim.nonce)
+        behind = Refused(
+            "renewal.generation_behind", "a later generation of this instance was launched", got=fields.generation
+        )
+        open_now.end_before(fields.instance, fields.generation, behind)
+        self.broker.revoking.set()
 
     def _activate(self) -> Activation:
         fields, taken = self._held()
@@ -168,29 +193,42 @@ class FunctionSession:
 
     async def _renew(self) -> Activation:
         fields, taken = self._held()
+        try:
+            await asyncio.to_thread(self.broker.instances.require_live, fields.instance, fields.generation)
+            await self._require_renewable(fields)
+            return await asyncio.to_thread(self._renewed, fields, taken, "function-renewed")
+        except Refused as refusal:
+            await asyncio.to_thread(
+                self.broker.instances.refused,
+                fields.instance,
+                fields.generation,
+                refusal.code,
+                at=self.broker.clock.now(),
+            )
+            raise
+
+    async def _require_renewable(self, fields: LaunchFields) -> None:
         provider = self.broker.settings.provider
         revocable = self._revocable(fields)
         state = await self.broker.ledger.state(
             (*standing.service_keys(provider, fields.service), *revocable_keys(revocable))
         )
-        standing.active_service(state, provider, fields.service)
-        require_not_revoked(state, revocable)
+        try:
+            standing.active_service(state, provider, fields.service)
+            require_not_revoked(state, revocable)
+        except Refused as refusal:
+            raise _as_renewal(refusal) from None
         _require_standing_host(await self.broker.require_hosts().standing(fields.host), fields.host)
-        return await asyncio.to_thread(self._renewed, fields, taken)
 
-    def _renewed(self, fields: LaunchFields, taken: Taken) -> Activation:
-        if self.broker.store.generation(fields.instance) != fields.generation:
-            raise Refused(
-                "launch.generation_stale", "a later generation of this instance was launched", got=fields.generation
-            )
+    def _renewed(self, fields: LaunchFields, taken: Taken, kind: str) -> Activation:
         public, now = keys.parse_public(taken.public), self.broker.clock.now()
         spiffe_id = self._spiffe_id(fields)
         leaf = self.broker.ca.issue(public, spiffe_id, now)
-        self.broker.store.record_certificate(issued(leaf, spiffe_id, public), kind="function-renewed", at=now)
+        self.broker.instances.renew(fields.instance, fields.generation, issued(leaf, spiffe_id, public), kind=kind, at=now)
         return activation(self.broker, leaf.der, str(spiffe_id))
 
     def _spiffe_id(self, fields: LaunchFields) -> SpiffeId:
-        segments = (fields.service, fields.instance)
+        segments = (fields.service, launch.identity_name(fields.instance, fields.generation))
         return SpiffeId(trust_domain=self.broker.settings.trust_domain, role=Role.SERVICE, segments=segments)
 
     def _launch(self, fields: LaunchFields) -> Launch:
@@ -213,6 +251,77 @@ class FunctionSession:
         if self.fields is None or self.taken is None:
             raise Conflict("launch.not_consumed", "this session holds no launch")
         return self.fields, self.taken
+
+
+@dataclass(slots=True)
+class ResumedSession(FunctionSession):
+    """A function that has its identity and lost its session: the broker was restarted, or a relay broke (PROTOCOLS.md 4).
+
+    1. the launch was confirmed here and these are its fields; 2. the identity key signed this attempt; 3. the evidence is
+    fresh, authentic and bound to this session; 4. the generation lives; 5. ledger, service, platform and host still say yes.
+    It gets no secret, for it holds them all; a function that does not must be launched again.
+    """
+
+    async def appraise(self) -> bytes:
+        """Numbers are those of the class's docstring."""
+        broker = self.broker
+        require_judged(broker)
+        fields = _named(self.claim)
+        confirmed = await asyncio.to_thread(broker.instances.confirmed, fields.launcher, fields.epoch, fields.sequence)
+        if not same(confirmed.commitment, launch.commitment(fields)):  # 1
+            raise Refused("renewal.not_known", "this broker confirmed another launch under this number")
+        _require_identity_key(self.claim, confirmed.public)  # 2
+        enclave = await asyncio.to_thread(appraise_enclave, broker, self.claim)  # 3
+        await asyncio.to_thread(broker.instances.require_live, fields.instance, fields.generation)  # 4
+        await self._require_renewable(fields)  # 5
+        try:
+            release.decide_resumption(await self._request(fields, None, enclave)).require()
+        except Refused as refusal:
+            raise _as_renewal(refusal) from None
+        self.fields, self.taken = fields, Taken(public=confirmed.public, wrapped=b"", again=True)
+        self._opened(fields)
+        return b""
+
+    async def activate(self) -> Activation:
+        """A fresh certificate for the same key."""
+        return await asyncio.to_thread(self._renewed, *self._held(), "function-resumed")
+
+
+def _named(claim: Claim) -> LaunchFields:
+    """The launch fields of a claim, with names that are names. Raises Malformed."""
+    fields = launch.parse_fields(schema.decode(FunctionFields, claim.fields).launch_fields)
+    for name, what in ((fields.service, "service"), (fields.tenant, "tenant"), (fields.host, "host")):
+        parse_name(name, what)
+    if not (0 < fields.generation < _GENERATION_END and 0 <= fields.epoch < _NUMBER_END > fields.sequence >= 0):
+        raise Malformed("launch.number_range", "a number of the launch is out of range", got=fields.generation)
+    launch.require_instance_name(parse_name(fields.instance, "instance"))
+    parse_name(launch.identity_name(fields.instance, fields.generation), "instance with its generation")
+    return fields
+
+
+def _require_identity_key(claim: Claim, public: bytes) -> None:
+    try:
+        if claim.signing_public != public:
+            raise NotAuthentic("renewal.proof_invalid", "the session is opened with another key than the identity's")
+        keys.verify(keys.parse_public(public), claim.proof or b"", resume_message(claim.challenge_digest))
+    except NotAuthentic as error:
+        raise NotAuthentic(
+            "renewal.proof_invalid",
+            "whoever resumes does not prove to hold the identity's key",
+            got=error.code,
+            remedy="launch the function again",
+        ) from None
+
+
+def _as_renewal(refusal: Refused) -> Refused:
+    """What ledger or host say against a renewal, in the words a function acts on; anything else as it is."""
+    if refusal.code == "ledger.revoked":
+        return Refused("renewal.instance_revoked", "this instance, or what it rests on, was revoked", got=refusal.says)
+    if refusal.code in ("ledger.service_not_active", "ledger.provider_not_active"):
+        return Refused("renewal.service_not_active", "the service is not active any more", got=refusal.code)
+    if refusal.code in ("ledger.platform_not_active", "launch.host_not_standing", "launch.host_below_profile"):
+        return Refused("renewal.host_not_standing", "the host does not stand any more", got=refusal.got or refusal.code)
+    return refusal
 
 
 def _rule(service: ServiceRecord) -> ServiceRule:
@@ -242,7 +351,7 @@ def _host_facts(said: Standing, service: ServiceRecord, platform: PlatformRecord
 def _require_standing_host(said: Standing, host: str) -> None:
     if said.result is None or said.result.subject != f"host/{host}" or said.result.first_refusal() is not None:
         raise Refused(
-            "launch.host_not_standing",
-            "the host lost its standing; the identity is not renewed",
+            "renewal.host_not_standing",
+            "the host does not stand now; the identity is not renewed",
             got=said.problem or "not affirmed",
         )

@@ -10,13 +10,19 @@ import base64
 import binascii
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
 
-from moorline.clock import Clock
+from moorline.clock import Clock, Instant
 from moorline.errors import Malformed, NotAuthentic, Refused
 from moorline.policy.ear import parse_verified
 from moorline.rats import AttestationResult
+from moorline.storage.verifier_events import GAINED, LOST, VerdictEvent
 from moorline.wire import keys
 from moorline.wire.http import ClientIdentity, HttpClient
+
+_ANSWER_S: Final = 10.0
+_CODE_CHARS: Final = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +31,15 @@ class Standing:
 
     result: AttestationResult | None
     problem: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventPage:
+    """Verdicts gained and lost, in order; the cursor to ask with next; the newest cursor the verifier has."""
+
+    events: tuple[VerdictEvent, ...]
+    next: int
+    newest: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +66,27 @@ class HostAuthority:
             return Standing(result=None, problem=error.code)
         return Standing(result=result, problem=None)
 
+    async def events(self, *, after: int, wait_s: int) -> EventPage:
+        """Events after a cursor, as soon as there are any, or none after `wait_s`.
+
+        Raises Malformed("broker.verifier_answer"), what the verifier answers, or Unavailable.
+        """
+        query = {"after": str(after), "wait_s": str(wait_s)}
+        answer = await self._get("/v1/events", query, timeout_s=wait_s + _ANSWER_S)
+        try:
+            assert isinstance(answer, dict)
+            page = EventPage(
+                events=tuple(_event(one) for one in answer["events"]),
+                next=_number(answer["next"]),
+                newest=_number(answer["newest"]),
+            )
+            cursors = (after, *(one.cursor for one in page.events))
+            assert all(low < high for low, high in pairwise(cursors))
+            assert page.next == cursors[-1]
+        except (AssertionError, KeyError, TypeError):
+            raise Malformed("broker.verifier_answer", "the attestation authority's events cannot be read") from None
+        return page
+
     async def enrolled_key(self, host: str) -> bytes:
         """TPMT_PUBLIC of the attestation key enrolled for a host. Raises what the verifier answers."""
         answer = await self._get(f"/v1/hosts/{host}/enrolment")
@@ -60,9 +96,35 @@ class HostAuthority:
         except (AssertionError, KeyError, TypeError, binascii.Error):
             raise Malformed("broker.verifier_answer", "the attestation authority's answer has no key") from None
 
-    async def _get(self, path: str) -> object:
+    async def _get(self, path: str, query: dict[str, str] | None = None, *, timeout_s: float = _ANSWER_S) -> object:
         # A client for each question: the broker's own certificate is replaced within the hour.
         async with HttpClient(
-            self.url, server_name=self.server_name, roots_pem=self.roots_pem, identity=self.identity()
+            self.url,
+            server_name=self.server_name,
+            roots_pem=self.roots_pem,
+            identity=self.identity(),
+            timeout_s=timeout_s,
         ) as client:
-            return await client.get_json(path)
+            return await client.get_json(path, query)
+
+
+def _event(item: dict[str, object]) -> VerdictEvent:
+    kind, host, code = item["kind"], item["host"], item["code"]
+    assert kind in (LOST, GAINED)
+    assert isinstance(kind, str)
+    assert isinstance(host, str)
+    assert isinstance(code, str)
+    return VerdictEvent(
+        cursor=_number(item["cursor"]),
+        host=host,
+        at=Instant(_number(item["at"])),
+        kind=kind,
+        code=code[:_CODE_CHARS],
+        result_expires=Instant(_number(item["result_expires"])),
+    )
+
+
+def _number(item: object) -> int:
+    assert isinstance(item, int)
+    assert 0 <= item < 1 << 63
+    return item

@@ -11,7 +11,7 @@ from moorline.channel.driver import Claim, SessionFacts, SessionServer, serve_se
 from moorline.errors import Conflict, MoorlineError, Refused
 from moorline.ledger import standing
 from moorline.services.broker import Broker
-from moorline.services.broker_functions import FunctionSession
+from moorline.services.broker_functions import FunctionSession, ResumedSession
 from moorline.services.broker_host_sessions import HostSession
 from moorline.services.broker_launchers import LauncherSession
 from moorline.services.broker_peers import PeerSession
@@ -25,6 +25,7 @@ _LOG: Final = structlog.stdlib.get_logger("broker")
 _ROLES: Final[dict[SessionRole, Callable[[Broker, Claim], SessionOfRole]]] = {
     SessionRole.LAUNCHER: LauncherSession,
     SessionRole.FUNCTION: FunctionSession,
+    SessionRole.RESUME: ResumedSession,
     SessionRole.HOST: HostSession,
     SessionRole.PEER_HSM: PeerSession,
 }
@@ -70,6 +71,7 @@ class Sessions:
 
     async def ended(self, claim: Claim) -> None:
         """The connection is gone."""
+        self._broker.open.ended(claim.nonce)
         self._open.pop(claim.nonce, None)
 
     def _of(self, claim: Claim) -> SessionOfRole:
@@ -87,7 +89,7 @@ async def serve(broker: Broker) -> SessionServer:
     async def bundle() -> bytes:
         return await broker.ledger.bundle(standing.hsm_keys(settings.provider, settings.hsm))
 
-    return await serve_sessions(
+    server = await serve_sessions(
         settings.listen_sessions,
         identity=broker.tls.for_sessions,
         facts=SessionFacts(ledger_id=broker.trust.ledger_id, provider=settings.provider, hsm=settings.hsm),
@@ -98,3 +100,5 @@ async def serve(broker: Broker) -> SessionServer:
         ended=sessions.ended,
         clock=broker.clock,
     )
+    broker.open.bind(server.end)
+    return server

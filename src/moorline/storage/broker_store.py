@@ -23,6 +23,8 @@ from moorline.audit.log import LogCheckpoint
 from moorline.clock import Instant
 from moorline.errors import Conflict, MoorlineError, Refused, Unavailable
 from moorline.storage import audit_store, checkpoint_store
+from moorline.storage import broker_generations as generations
+from moorline.storage.broker_generations import Generation
 from moorline.storage.checkpoint_store import SignedCheckpoint
 from moorline.storage.database import open_database
 from moorline.storage.steps import reached
@@ -102,11 +104,12 @@ class Launch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taken:
-    """The pool entry a launch got. `again` if this is a retry that got the same one."""
+    """The pool entry a launch got, and its storage key. `again` if this is a retry that got the same ones."""
 
     public: bytes
     wrapped: bytes
     again: bool
+    storage: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +209,41 @@ class BrokerStore:
             raise Unavailable(
                 "storage.unavailable", "the broker's database cannot be read now", got=type(error.orig).__name__
             ) from None
+
+    # -- for the stores beside this one (broker_instances) that write in one transaction with it ---------------------
+
+    def transaction(self) -> contextlib.AbstractContextManager[sa.Connection]:
+        """A writing transaction; `*_in` methods take its connection."""
+        return self._transaction()
+
+    @staticmethod
+    def append_in(c: sa.Connection, at: Instant, event: str, body: Mapping[str, object]) -> None:
+        """An audit entry; the first of its details is its subject."""
+        _append(c, at, event, body)
+
+    @staticmethod
+    def set_fact_in(c: sa.Connection, name: str, value: int) -> None:
+        """Store a number."""
+        _set_fact(c, name, value)
+
+    @staticmethod
+    def insert_certificate_in(c: sa.Connection, issued: Issued) -> None:
+        """Remember a certificate."""
+        _insert_certificate(c, issued)
+
+    @staticmethod
+    def forget_function_key_in(c: sa.Connection, instance: str, generation: int) -> bool:
+        """Drop the private key of a launch that was never confirmed; True if there was one."""
+        where = (_LAUNCHES.c.instance == instance, _LAUNCHES.c.generation == generation, _LAUNCHES.c.wrapped.is_not(None))
+        return c.execute(sa.update(_LAUNCHES).where(*where).values(wrapped=None)).rowcount > 0
+
+    def truncate_log(self) -> bool:
+        """Checkpoint and truncate SQLite's write-ahead log; False if a reader holds it, or on another database."""
+        if self._engine.dialect.name != "sqlite":
+            return False
+        with self._engine.connect() as connection:
+            busy, _, _ = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()
+        return int(busy) == 0
 
     # -- facts and restored databases -------------------------------------------------------------------------------
 
@@ -361,18 +399,30 @@ class BrokerStore:
             for row in self._rows(query.group_by(_POOL.c.service, _POOL.c.profile))
         }
 
-    def consume(self, launch: Launch, *, counter: int | None, at: Instant) -> Taken:
+    def consume(
+        self,
+        launch: Launch,
+        *,
+        counter: int | None,
+        at: Instant,
+        storage: bytes = b"",
+        commitment: bytes = b"",
+        verdicts_seen: int = 0,
+    ) -> Taken:
         """Use a launch up, in one transaction, before any answer (PROTOCOLS.md 3, Consumption).
 
         Until confirmation the same two keys get the same result again; other keys are refused and raise an alarm that
-        names both sessions. `counter` is the token's counter if it was advanced for a generation change.
+        names both sessions. `counter` is the token's counter if it was advanced for a generation change; `storage` is
+        the generation's new storage key, wrapped. `verdicts_seen` is how far the verifier's events were acted on before
+        the host's standing was looked at: a loss after that refuses, so that no launch slips between look and consumption.
+        Earlier generations that are still live end with this.
         Raises Refused (`launch.token_consumed`, `launch.key_reused`, `launch.sequence_not_leased`,
-        `launch.generation_stale`) or Unavailable("launch.pool_empty").
+        `launch.host_not_standing`, `launch.generation_behind`, `renewal.*`) or Unavailable("launch.pool_empty").
         """
         with self._transaction() as c:
             if counter is not None:
                 _set_fact(c, "counter", counter)  # also if the answer is no: the token's counter moved
-            outcome = _consume(c, launch, at)
+            outcome = _consume(c, launch, at, _Fresh(storage, commitment, verdicts_seen))
         if isinstance(outcome, MoorlineError):
             raise outcome
         reached("broker.launch.consumed")
@@ -381,13 +431,15 @@ class BrokerStore:
     def confirm(self, launch: Launch, issued: Issued, *, at: Instant) -> Issued:
         """Record that the attester confirmed, and its certificate; the wrapped key is forgotten. Repeatable.
 
-        Raises Conflict("launch.not_consumed") if this session does not hold the launch.
+        Raises Conflict("launch.not_consumed") if this session does not hold the launch, Refused (`renewal.*`) if the
+        generation was ended meanwhile.
         """
         with self._transaction() as c:
             where = (*_is(launch), _LAUNCHES.c.signing_digest == launch.signing_digest)
             row = c.execute(sa.select(_LAUNCHES).where(*where)).one_or_none()
             if row is None:
                 raise Conflict("launch.not_consumed", "this session holds no launch that could be confirmed")
+            generations.require_live(c, launch.instance, launch.generation)
             if row.state == CONFIRMED:
                 return _newest_certificate(c, issued.spiffe_id) or issued
             c.execute(sa.update(_LAUNCHES).where(*where).values(state=CONFIRMED, wrapped=None))
@@ -398,13 +450,14 @@ class BrokerStore:
 
     def launches(self, *, limit: int = 1000) -> tuple[LaunchRow, ...]:
         """The latest launches."""
-        names = tuple(Launch.__dataclass_fields__)
         return tuple(
-            LaunchRow(
-                launch=Launch(**{name: row[name] for name in names}), public=row["public"], state=row["state"], at=row["at"]
-            )
-            for row in self._rows(sa.select(_LAUNCHES).order_by(_LAUNCHES.c.at.desc()).limit(limit))
+            _launch_row(row) for row in self._rows(sa.select(_LAUNCHES).order_by(_LAUNCHES.c.at.desc()).limit(limit))
         )
+
+    def launches_where(self, *, launcher: bytes, epoch: int, sequence: int) -> tuple[LaunchRow, ...]:
+        """The launch of one sequence number, if there was one."""
+        where = (_LAUNCHES.c.launcher == launcher, _LAUNCHES.c.epoch == epoch, _LAUNCHES.c.sequence == sequence)
+        return tuple(_launch_row(row) for row in self._rows(sa.select(_LAUNCHES).where(*where)))
 
     def generation(self, instance: str) -> int | None:
         """The newest generation of an instance that was launched, or None."""
@@ -532,6 +585,11 @@ class BrokerStore:
 # Steps inside a transaction ---------------------------------------------------------------------------------------------
 
 
+def _launch_row(row: Any) -> LaunchRow:  # noqa: ANN401 - a row of `launches`
+    launch = Launch(**{name: row[name] for name in Launch.__dataclass_fields__})
+    return LaunchRow(launch=launch, public=row["public"], state=row["state"], at=row["at"])
+
+
 def _is(launch: Launch) -> tuple[sa.ColumnElement[bool], ...]:
     return (
         _LAUNCHES.c.launcher == launch.launcher,
@@ -540,7 +598,16 @@ def _is(launch: Launch) -> tuple[sa.ColumnElement[bool], ...]:
     )
 
 
-def _consume(c: sa.Connection, launch: Launch, at: Instant) -> Taken | MoorlineError:
+@dataclass(frozen=True, slots=True)
+class _Fresh:
+    """What a launch brings with it that only a new consumption uses."""
+
+    storage: bytes
+    commitment: bytes
+    verdicts_seen: int
+
+
+def _consume(c: sa.Connection, launch: Launch, at: Instant, fresh: _Fresh) -> Taken | MoorlineError:
     # 1. The same launch again: the same result for the same keys until confirmed, an alarm for anybody else.
     row = c.execute(sa.select(_LAUNCHES).where(*_is(launch))).one_or_none()
     if row is not None:
@@ -559,16 +626,11 @@ def _consume(c: sa.Connection, launch: Launch, at: Instant) -> Taken | MoorlineE
             got=launch.sequence,
             remedy="let the launcher ask for a new lease and launch again",
         )
-    # 4. Every stateful relaunch raises the generation (PROTOCOLS.md 9).
-    standing = c.execute(sa.select(_INSTANCES).where(_INSTANCES.c.instance == launch.instance)).one_or_none()
-    if standing is not None and (standing.service != launch.service or launch.generation <= standing.generation):
-        return Refused(
-            "launch.generation_stale",
-            "the instance was launched in this generation or a later one",
-            expected=f"{standing.service} > {standing.generation}",
-            got=f"{launch.service} {launch.generation}",
-        )
-    # 5. Take, mark, log.
+    # 4. The host may have lost its verdict since it was looked at. 5. Every relaunch raises the generation (PROTOCOLS.md 9).
+    overtaken = _overtaken(c, launch, fresh.verdicts_seen)
+    if overtaken is not None:
+        return overtaken
+    # 6. Take, mark, log.
     where = (_POOL.c.service == launch.service, _POOL.c.profile == launch.profile)
     entry = c.execute(sa.select(_POOL).where(*where).order_by(_POOL.c.entry).limit(1)).one_or_none()
     if entry is None:
@@ -585,13 +647,59 @@ def _consume(c: sa.Connection, launch: Launch, at: Instant) -> Taken | MoorlineE
         "instance": launch.instance,
     }
     _append(c, at, "launch-consumed", {**body, "host": launch.host, "session": launch.session})
-    return Taken(public=entry.public, wrapped=entry.wrapped, again=False)
+    _begin_generation(c, launch, at, fresh)
+    return Taken(public=entry.public, wrapped=entry.wrapped, again=False, storage=fresh.storage)
+
+
+def _overtaken(c: sa.Connection, launch: Launch, verdicts_seen: int) -> Refused | None:
+    if generations.lost_since(c, launch.host, verdicts_seen):
+        return Refused("launch.host_not_standing", "the host lost its verdict just now", got=launch.host)
+    standing = c.execute(sa.select(_INSTANCES).where(_INSTANCES.c.instance == launch.instance)).one_or_none()
+    newest = generations.newest(c, launch.instance)
+    other = standing is not None and standing.service != launch.service
+    if not other and (newest is None or launch.generation > newest):
+        return None
+    return Refused(
+        "launch.generation_behind",
+        "the instance was launched or retired in this generation or a later one, or is of another service",
+        expected=f"{launch.service if standing is None else standing.service} > {newest}",
+        got=f"{launch.service} {launch.generation}",
+        remedy="launch it again in the next generation",
+    )
+
+
+def _begin_generation(c: sa.Connection, launch: Launch, at: Instant, fresh: _Fresh) -> None:
+    query = sa.select(generations.GENERATIONS).where(
+        generations.GENERATIONS.c.instance == launch.instance, generations.GENERATIONS.c.state == generations.LIVE
+    )
+    for row in c.execute(query).mappings().all():
+        earlier = Generation(**row)
+        generations.end(c, earlier, state=generations.SUPERSEDED, code="renewal.generation_behind", at=at)
+        body = {"instance": earlier.instance, "generation": earlier.generation, "code": "renewal.generation_behind"}
+        _append(c, at, "instance-halted", {**body, "host": earlier.host})
+    made = Generation(
+        instance=launch.instance,
+        generation=launch.generation,
+        service=launch.service,
+        host=launch.host,
+        state=generations.LIVE,
+        code="",
+        commitment=fresh.commitment,
+        destroyed="",
+        at=at,
+    )
+    generations.begin(c, made, storage=fresh.storage)
 
 
 def _again(c: sa.Connection, launch: Launch, row: Any, at: Instant) -> Taken | MoorlineError:  # noqa: ANN401 - a row
     same = row.kem_digest == launch.kem_digest and row.signing_digest == launch.signing_digest
     if same and row.state == CONSUMED and row.wrapped is not None:
-        return Taken(public=row.public, wrapped=row.wrapped, again=True)
+        try:
+            generations.require_live(c, launch.instance, launch.generation)
+        except Refused as ended:
+            return ended
+        storage = generations.storage_key(c, launch.instance, launch.generation)
+        return Taken(public=row.public, wrapped=row.wrapped, again=True, storage=storage or b"")
     says = "a launch token was shown again" if same else "a launch token was shown by two sessions: a clone, or a theft"
     _alarm(c, at, "launch.token_consumed", says, row.session, launch.session)
     return Refused(

@@ -46,7 +46,9 @@ def open_database(url: str, store: str) -> sqlalchemy.Engine:
 
 def _durable(connection: Any, _: object) -> None:  # noqa: ANN401 - a DB-API connection has no common type
     # WAL with synchronous=FULL: a transaction that was acknowledged survives power loss (intent before effect, ADR 0004).
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_MS}"):
+    # secure_delete: what is deleted is overwritten, for rows that hold (wrapped) keys.
+    pragmas = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON", f"busy_timeout={BUSY_MS}")
+    for pragma in pragmas:
         connection.execute(f"PRAGMA {pragma}")
 
 

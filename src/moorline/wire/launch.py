@@ -8,13 +8,17 @@ proof      = HMAC-SHA-256(token, H(challenge))          the token itself never t
 from __future__ import annotations
 
 import hmac
+import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from moorline.digest import Digest256, tagged_hash
+from moorline.errors import Malformed
 from moorline.wire import schema
 from moorline.wire.schema import Bytes32, Bytes48, Size
+
+_GENERATION_ENDING: Final = re.compile(r"-g[0-9]+$")
 
 
 class ChannelProfile(StrEnum):
@@ -74,3 +78,24 @@ def token(launch_key: bytes, fields: LaunchFields) -> bytes:
 def token_proof(launch_token: bytes, challenge_digest: bytes) -> bytes:
     """What a function shows instead of its token, for one challenge; 32 bytes."""
     return hmac.digest(launch_token, challenge_digest, "sha256")
+
+
+def identity_name(instance: str, generation: int) -> str:
+    """The opaque instance id in SPIFFE ID and revocation: one generation's own, so that revoking it spares the next.
+
+    Generation 1 is called as its instance, later ones `<instance>-g<generation>`; no instance may be called like that
+    (`require_instance_name`), so two generations never share a name.
+    """
+    return instance if generation == 1 else f"{instance}-g{generation}"
+
+
+def require_instance_name(instance: str) -> None:
+    """Raises Malformed("launch.instance_name") for a name that could be a generation of another instance."""
+    if _GENERATION_ENDING.search(instance) is not None:
+        raise Malformed(
+            "launch.instance_name",
+            "an instance is not called like a generation of another",
+            expected="a name that does not end in -g<number>",
+            got=instance,
+            remedy="choose another name",
+        )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
+from moorline.digest import tagged
 from moorline.wire.launch import ChannelProfile
 from moorline.wire.schema import Bytes32, Size
 
@@ -25,6 +26,11 @@ class SessionRole(StrEnum):
     RESUME = "resume"
     HOST = "host"
     PEER_HSM = "peer-hsm"
+
+
+def resume_message(challenge_digest: bytes) -> bytes:
+    """What a function signs with its identity key to resume its session: H(message 2) of this very attempt."""
+    return tagged("session-resume", challenge_digest)
 
 
 class EvidenceFormat(StrEnum):
@@ -149,7 +155,7 @@ KINDS = {kind.__name__.lower(): kind for kind in (Hello, Challenge, Evidence, An
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FunctionFields:
-    """Hello.fields of a function: the launch fields exactly as hashed (wire.launch)."""
+    """Hello.fields of a function, and of one that resumes: the launch fields exactly as hashed (wire.launch)."""
 
     launch_fields: Annotated[bytes, Size(at_most=4096)]
 

@@ -1,0 +1,93 @@
+"""The verifier's events as the broker acts on them (PROTOCOLS.md 8): what runs on a host that lost its verdict, ends.
+
+1. the loss is recorded with everything live on that host, in one transaction with the cursor; from then on nothing of it is
+   renewed or resumed, and its storage key is withheld;
+2. its sessions are closed, each function told why;
+3. its identities are revoked on the ledger (broker_revoking).
+
+Only 1 must survive a crash: sessions end with the process, and the intention of 3 is part of 1. A verifier that cannot be
+reached is no verdict: the broker waits and asks again, and meanwhile renews nothing it cannot ask about. Events take rights
+away and give none, so they count by the verifier's TLS identity; results, which give, count by their signature.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from moorline.errors import MoorlineError, Refused
+from moorline.services.broker import Broker
+from moorline.services.broker_hosts import HostAuthority
+from moorline.storage import verifier_events
+from moorline.storage.broker_generations import Generation
+
+_LOG: Final = structlog.stdlib.get_logger("broker")
+_WAIT_S: Final = 20
+_RETRY_MIN_S: Final = 0.5
+_RETRY_MAX_S: Final = 15.0
+
+
+async def keep_watching(broker: Broker) -> None:
+    """Act on the verifier's events until cancelled; a provider without hosts has none."""
+    if broker.hosts is None:
+        await asyncio.Event().wait()
+        return
+    pause = _RETRY_MIN_S
+    while True:
+        try:
+            await watch(broker, broker.hosts)
+            pause = _RETRY_MIN_S
+        except MoorlineError as error:
+            _LOG.info("verifier's events not read", code=error.code)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _RETRY_MAX_S)
+
+
+async def watch(broker: Broker, hosts: HostAuthority, *, wait_s: int = _WAIT_S) -> None:
+    """Ask once for events and act on them. Raises what the verifier answers, or Unavailable if it does not."""
+    after = await asyncio.to_thread(broker.instances.cursor)
+    try:
+        page = await hosts.events(after=after, wait_s=wait_s)
+    except MoorlineError as error:
+        if error.code != "events.cursor_unknown":
+            raise
+        await look_around(broker, hosts)
+        return
+    for event in page.events:
+        if event.kind == verifier_events.LOST:
+            ended = await asyncio.to_thread(broker.instances.act_on_loss, event, at=broker.clock.now())
+            _close(broker, ended, event.code)
+    if page.next != after:
+        await asyncio.to_thread(broker.instances.move_cursor, page.next)
+
+
+async def look_around(broker: Broker, hosts: HostAuthority) -> None:
+    """The verifier's database was restored and its events say nothing to us: look at every host that is in use instead."""
+    page = await hosts.events(after=0, wait_s=0)
+    await asyncio.to_thread(broker.instances.forget_losses)
+    for host in await asyncio.to_thread(broker.instances.hosts_in_use):
+        said = await hosts.standing(host)
+        if said.result is None:
+            code = said.problem or "result.none"
+            found = await asyncio.to_thread(
+                broker.instances.act_on_absence, host, code, cursor=page.newest, at=broker.clock.now()
+            )
+            _close(broker, found, code)
+    # Last: a broker that dies before this finds the cursor unknown again, and looks again.
+    await asyncio.to_thread(broker.instances.move_cursor, page.newest)
+
+
+def _close(broker: Broker, ended: tuple[Generation, ...], code: str) -> None:
+    for one in ended:
+        _LOG.warning("instance halted", instance=one.instance, generation=one.generation, host=one.host, code=code)
+        reason = Refused(
+            "renewal.host_not_standing",
+            "the host lost its standing; the identity is revoked and not renewed",
+            got=code,
+            remedy="the orchestrator launches the function again on another host",
+        )
+        broker.open.end(one.instance, one.generation, reason)
+    if ended:
+        broker.revoking.set()

@@ -1,0 +1,87 @@
+"""Revocations on the ledger, by the HSM key: intended in the store first, tried until the ledger has them.
+
+1. the signed transaction is kept before it is submitted: submitted again, it gives the same receipt and not a second effect
+2. it is submitted; a ledger that has the revocation already is as good
+3. the ledger's proof of it is what counts, and its height is kept
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from contextlib import suppress
+from typing import Final
+
+import structlog
+
+from moorline.errors import MoorlineError, Unavailable
+from moorline.ledger import records, transactions
+from moorline.ledger.client import VALID_FOR_BLOCKS
+from moorline.ledger.records import RevocationKind
+from moorline.ledger.transactions import Revoke, Sender, SenderKind
+from moorline.services.broker import Broker
+from moorline.storage.broker_instances import Revocation
+
+_LOG: Final = structlog.stdlib.get_logger("broker")
+_RETRY_MIN_S: Final = 0.25
+_RETRY_MAX_S: Final = 15.0
+
+
+async def keep_revoking(broker: Broker) -> None:
+    """Make every intended revocation until cancelled."""
+    pause = _RETRY_MIN_S
+    while True:
+        broker.revoking.clear()
+        done = True
+        for one in await asyncio.to_thread(broker.instances.pending):
+            try:
+                await revoke(broker, one)
+            except MoorlineError as error:
+                _LOG.warning("revocation not made yet", id=one.id, code=error.code)
+                done = False
+        pause = _RETRY_MIN_S if done else min(2 * pause, _RETRY_MAX_S)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if done else pause):
+                await broker.revoking.wait()
+
+
+async def revoke(broker: Broker, one: Revocation) -> None:
+    """Make one revocation. Raises what the ledger says, and Unavailable if the proof is not there yet."""
+    data = one.data
+    if data is None:
+        data = await _signed(broker, one)
+        await asyncio.to_thread(broker.instances.sign_revocation, one.id, data)  # 1
+    try:
+        await broker.ledger_client.submit(data)  # 2
+    except Unavailable:
+        raise  # it may have arrived: the same transaction is submitted again
+    except MoorlineError as error:
+        if error.code != "ledger.already_revoked":
+            await asyncio.to_thread(broker.instances.sign_revocation, one.id, None)  # it can be no more; make another
+            raise
+    key = records.revocation_key(RevocationKind.INSTANCE, broker.settings.provider, one.id)
+    state = await broker.ledger.state((key,))
+    try:
+        state.record(key)  # 3
+    except MoorlineError as error:
+        raise Unavailable("revocation.not_seen", "the ledger does not show the revocation yet", got=error.code) from None
+    await asyncio.to_thread(broker.instances.revoked, one, height=state.height, at=broker.clock.now())
+    _tell(broker)
+
+
+def _tell(broker: Broker) -> None:
+    """Whoever waits for a revocation looks again."""
+    broker.revoked.set()
+    broker.revoked.clear()
+
+
+async def _signed(broker: Broker, one: Revocation) -> bytes:
+    height = (await broker.ledger_client.checkpoint()).height
+    payload = transactions.make(
+        Revoke(kind=RevocationKind.INSTANCE, id=one.id),
+        sender=Sender(kind=SenderKind.HSM, name=f"{broker.settings.provider}/{broker.settings.hsm}"),
+        ledger_id=broker.trust.ledger_id,
+        nonce=secrets.token_bytes(32),
+        valid_until=height + VALID_FOR_BLOCKS,
+    )
+    return await asyncio.to_thread(transactions.sign, payload, broker.identity.signer)

@@ -1,0 +1,157 @@
+"""Generations of instances: what one transaction of the broker's store does to them. No transaction begins or ends here.
+
+A generation is live from its consumption until its host loses its verdict, a later one is launched, or it is retired; it is
+never live again. Each has a storage key of its own, wrapped under the token, in a row of its own: deleting the row, with
+SQLite's secure_delete and the write-ahead log truncated after it, is what makes the key unrecoverable from this database.
+That proves nothing about copies of the database made before, nor about the copy in the enclave's memory.
+
+Whatever ends a generation leaves a revocation to be made: an intention, durable before the ledger hears of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import sqlalchemy as sa
+
+from moorline.clock import Instant
+from moorline.errors import Refused
+from moorline.wire.launch import identity_name
+
+LIVE: Final = "live"
+HOST_LOST: Final = "host-lost"
+SUPERSEDED: Final = "superseded"
+RETIRED: Final = "retired"
+
+GENERATIONS: Final = sa.table(
+    "generations",
+    *(sa.column(name) for name in ("instance", "generation", "service", "host")),
+    *(sa.column(name) for name in ("state", "code", "commitment", "destroyed", "at")),
+)
+STORAGE_KEYS: Final = sa.table("storage_keys", sa.column("instance"), sa.column("generation"), sa.column("wrapped"))
+REVOCATIONS: Final = sa.table(
+    "revocations", *(sa.column(name) for name in ("id", "instance", "generation", "code", "at", "data", "height"))
+)
+HOST_LOSSES: Final = sa.table("host_losses", *(sa.column(name) for name in ("host", "cursor", "code", "at")))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """One generation as stored. `code` says why it is not live any more; `destroyed` what retiring it destroyed."""
+
+    instance: str
+    generation: int
+    service: str
+    host: str
+    state: str
+    code: str
+    commitment: bytes
+    destroyed: str
+    at: Instant
+
+    @property
+    def identity(self) -> str:
+        """Its name in SPIFFE ID and revocation."""
+        return identity_name(self.instance, self.generation)
+
+
+def find(c: sa.Connection, instance: str, generation: int) -> Generation | None:
+    """One generation, if this broker knows it."""
+    where = (GENERATIONS.c.instance == instance, GENERATIONS.c.generation == generation)
+    row = c.execute(sa.select(GENERATIONS).where(*where)).mappings().one_or_none()
+    return None if row is None else Generation(**row)
+
+
+def live_on(c: sa.Connection, host: str) -> tuple[Generation, ...]:
+    """What is live on a host."""
+    query = sa.select(GENERATIONS).where(GENERATIONS.c.host == host, GENERATIONS.c.state == LIVE)
+    return tuple(Generation(**row) for row in c.execute(query).mappings())
+
+
+def newest(c: sa.Connection, instance: str) -> int | None:
+    """The newest generation of an instance, launched or retired."""
+    query = sa.select(sa.func.max(GENERATIONS.c.generation)).where(GENERATIONS.c.instance == instance)
+    found: int | None = c.execute(query).scalar()
+    return found
+
+
+def begin(c: sa.Connection, made: Generation, *, storage: bytes) -> None:
+    """A new live generation with its wrapped storage key."""
+    c.execute(sa.insert(GENERATIONS).values({name: getattr(made, name) for name in Generation.__dataclass_fields__}))
+    if storage:
+        c.execute(sa.insert(STORAGE_KEYS).values(instance=made.instance, generation=made.generation, wrapped=storage))
+
+
+def storage_key(c: sa.Connection, instance: str, generation: int) -> bytes | None:
+    """The wrapped storage key; None for a generation that is not live (any more)."""
+    query = (
+        sa.select(STORAGE_KEYS.c.wrapped)
+        .select_from(
+            STORAGE_KEYS.join(
+                GENERATIONS,
+                sa.and_(
+                    GENERATIONS.c.instance == STORAGE_KEYS.c.instance,
+                    GENERATIONS.c.generation == STORAGE_KEYS.c.generation,
+                ),
+            )
+        )
+        .where(
+            STORAGE_KEYS.c.instance == instance,
+            STORAGE_KEYS.c.generation == generation,
+            GENERATIONS.c.state == LIVE,
+        )
+    )
+    found = c.execute(query).scalar()
+    return None if found is None else bytes(found)
+
+
+def end(c: sa.Connection, known: Generation, *, state: str, code: str, at: Instant) -> bool:
+    """A generation is not live any more, and its identity is to be revoked; True if that was not intended before."""
+    where = (GENERATIONS.c.instance == known.instance, GENERATIONS.c.generation == known.generation)
+    c.execute(sa.update(GENERATIONS).where(*where).values(state=state, code=code))
+    if c.execute(sa.select(REVOCATIONS.c.id).where(REVOCATIONS.c.id == known.identity)).one_or_none() is not None:
+        return False
+    c.execute(
+        sa.insert(REVOCATIONS).values(
+            id=known.identity, instance=known.instance, generation=known.generation, code=code, at=at
+        )
+    )
+    return True
+
+
+def destroy_storage_key(c: sa.Connection, instance: str, generation: int) -> bool:
+    """Delete a storage key; True if there was one."""
+    where = (STORAGE_KEYS.c.instance == instance, STORAGE_KEYS.c.generation == generation)
+    return c.execute(sa.delete(STORAGE_KEYS).where(*where)).rowcount > 0
+
+
+def lost_since(c: sa.Connection, host: str, cursor: int) -> bool:
+    """Whether the host lost its verdict in an event after `cursor` that this broker acted on."""
+    found = c.execute(sa.select(HOST_LOSSES.c.cursor).where(HOST_LOSSES.c.host == host)).scalar()
+    return found is not None and found > cursor
+
+
+def require_live(c: sa.Connection, instance: str, generation: int) -> Generation:
+    """The generation, live and the newest. Raises Refused (`renewal.*`), which is what a function is told."""
+    known = find(c, instance, generation)
+    if known is None:
+        raise Refused("renewal.not_known", "this broker launched no such generation", got=f"{instance} {generation}")
+    if known.state == HOST_LOST:
+        raise Refused(
+            "renewal.host_not_standing",
+            "the host lost its standing; the identity is revoked and not renewed",
+            got=known.code,
+            remedy="the orchestrator launches the function again on another host",
+        )
+    if known.state == RETIRED:
+        raise Refused("renewal.instance_revoked", "this generation was retired and its identity revoked", got=known.code)
+    latest = newest(c, instance)
+    if known.state != LIVE or latest != generation:
+        raise Refused(
+            "renewal.generation_behind",
+            "a later generation of this instance was launched",
+            expected=latest,
+            got=generation,
+        )
+    return known
