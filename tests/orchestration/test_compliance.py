@@ -449,9 +449,9 @@ async def test_a_guest_says_why_it_ended(watch):
 
 async def test_a_guest_unknown_to_its_host_is_gone(watch):
     await watch.active()
-    watch.mano.hosts.fail["report"] = [Refused("host.no_such_guest", "none")]
+    watch.mano.hosts.guests.clear()
     await watch.compliance.look()
-    assert watch.row.halt.code == "host.no_such_guest"
+    assert watch.row.halt.code == "launch.guest_unknown"
 
 
 async def test_what_decides_nothing(watch):

@@ -73,6 +73,10 @@ class Hosts:
         spiffe_id = None if self.refusal or self.ended else SPIFFE
         return GuestReport(running=running, address="127.0.0.1:9", spiffe_id=spiffe_id, refusal=self.refusal)
 
+    async def reports(self, host):
+        here = [instance for at, instance in self.guests if at == host]
+        return {instance: await self.report(host, instance) for instance in here}
+
     async def stop(self, host, instance):
         self.stops.append((host, instance))
         self.guests.pop((host, instance), None)

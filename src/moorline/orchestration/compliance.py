@@ -93,8 +93,8 @@ class Verdicts(Protocol):
 class Guests(Protocol):
     """The host agents."""
 
-    async def report(self, host: str, instance: str, /) -> GuestReport:
-        """How a guest is."""
+    async def reports(self, host: str, /) -> dict[str, GuestReport]:
+        """How every guest of a host is, by instance."""
         ...
 
     async def stop(self, host: str, instance: str, /) -> None:
@@ -180,9 +180,15 @@ class Compliance:
             await self._halt_on(loss, rows)
         lost = {loss.host for loss in losses}
         turn = asyncio.Semaphore(_AT_ONCE)
-        running = [row for row in rows if row.state is LaunchState.ACTIVE and row.host not in lost]
+        serving: dict[str, list[FunctionRow]] = {}
+        for row in rows:
+            if row.state is LaunchState.ACTIVE and row.host is not None and row.host not in lost:
+                serving.setdefault(row.host, []).append(row)
         left = await asyncio.to_thread(self._store.left_guests)
-        await asyncio.gather(*(self._look_at(row, turn) for row in running), *(self._ask_again(one, turn) for one in left))
+        await asyncio.gather(
+            *(self._look_at(host, here, turn) for host, here in serving.items()),
+            *(self._ask_again(one, turn) for one in left),
+        )
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
@@ -218,25 +224,22 @@ class Compliance:
             )
             await self._halt(row, halt, f"{loss.host} lost its verdict: {loss.code}")
 
-    async def _look_at(self, row: FunctionRow, turn: asyncio.Semaphore) -> None:
-        assert row.host is not None
+    async def _look_at(self, host: str, rows: list[FunctionRow], turn: asyncio.Semaphore) -> None:
         try:
             async with turn, asyncio.timeout(ASK_S):
-                report = await self._guests.report(row.host, row.instance)
+                reports = await self._guests.reports(host)
         except (Unavailable, TimeoutError):
-            return
-        except Refused as error:
-            if error.code == "host.no_such_guest":
-                await self._ended(row, error)
-            else:
-                self._on_error(error)
             return
         except MoorlineError as error:
             self._on_error(error)
             return
-        if not report.running:
-            ended = Refused("launch.guest_ended", "the guest ended by itself", remedy="read its guest.log on the host")
-            await self._ended(row, report.refusal or ended)
+        for row in rows:
+            report = reports.get(row.instance)
+            if report is None:
+                await self._ended(row, Refused("launch.guest_unknown", "its host knows no guest of this name", got=host))
+            elif not report.running:
+                ended = Refused("launch.guest_ended", "the guest ended by itself", remedy="read its guest.log on the host")
+                await self._ended(row, report.refusal or ended)
 
     async def _ended(self, row: FunctionRow, error: MoorlineError) -> None:
         halt = Halt(

@@ -124,12 +124,21 @@ class HostAgents:
     async def start(self, host: str, order: GuestOrder) -> GuestReport:
         """Start a guest there."""
         async with self._client(self._agent(host)) as client:
-            return _report(await client.post_cbor("/v1/guests", schema.encode(order)))
+            return _report(_json(await client.post_cbor("/v1/guests", schema.encode(order))))
 
     async def report(self, host: str, instance: str) -> GuestReport:
         """How a guest is there."""
         async with self._client(self._agent(host)) as client:
-            return _report(await client.get_bytes(f"/v1/guests/{instance}"))
+            return _report(await client.get_json(f"/v1/guests/{instance}"))
+
+    async def reports(self, host: str) -> dict[str, GuestReport]:
+        """How every guest there is, in one answer."""
+        async with self._client(self._agent(host)) as client:
+            answer = await client.get_json("/v1/guests")
+        guests = answer.get("guests") if isinstance(answer, dict) else None
+        if not isinstance(guests, list) or not all(isinstance(one, dict) for one in guests):
+            raise Malformed("peer.answer_malformed", "the host agent's answer is no list of guests")
+        return {str(one.get("instance")): _report(one) for one in guests}
 
     async def stop(self, host: str, instance: str) -> None:
         """End a guest there; fine if it is not there."""
@@ -231,9 +240,15 @@ class LauncherLink:
             ) from None
 
 
-def _report(answer: bytes) -> GuestReport:
+def _json(answer: bytes) -> object:
     try:
-        state = json.loads(answer)
+        return json.loads(answer)
+    except (ValueError, RecursionError):
+        raise Malformed("peer.answer_malformed", "the host agent's answer is not JSON") from None
+
+
+def _report(state: Any) -> GuestReport:  # noqa: ANN401 - JSON of a stranger
+    try:
         events = [event for event in state["events"] if isinstance(event, dict)]
         given_up = (event.get("problem") for event in reversed(events) if event.get("event") in ("refused", "halted"))
         refusal = next(given_up, None)
