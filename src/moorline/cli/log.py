@@ -40,6 +40,11 @@ def export(
     operator: Annotated[
         Path | None, typer.Option("--as", envvar="MOOR_OPERATOR", help="operator.toml: as whom to ask services.")
     ] = None,
+    roots: Annotated[Path | None, typer.Option(help="In place of --as: root certificates, PEM.")] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="In place of --as: the operator's certificate chain, PEM.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="In place of --as: the operator's private key, PEM.")] = None,
     as_json: render.AsJson = False,
 ) -> None:
     """Write all logs into one file, with checkpoints signed now and the ledger's proof of them.
@@ -49,7 +54,10 @@ def export(
     """
     from moorline.cli.log_collect import collected
 
-    identity, roots_pem = (None, b"") if operator is None else _operator(operator)
+    if roots is not None and certificate is not None and key is not None:
+        identity, roots_pem = _identity(roots, certificate, key)
+    else:
+        identity, roots_pem = (None, b"") if operator is None else _operator(operator)
     with render.progress("waiting for the anchor"):
         found = asyncio.run(collected(source, identity=identity, roots_pem=roots_pem))
     render.new_file(output, found.data)
@@ -170,10 +178,8 @@ def _trust(path: Path) -> LedgerTrust:
     return LedgerTrust.parse(render.read(path))
 
 
-def _operator(path: Path) -> tuple[ClientIdentity, bytes]:
+def _operator(path: Path) -> tuple[ClientIdentity | None, bytes]:
     """Identity and roots of an operator, from the same file as moor vnf; what else is in it is not looked at."""
-    from moorline.wire.http import ClientIdentity
-
     try:
         named = tomllib.loads(render.read(path).decode("utf-8"))
         roots, chain, key = (path.parent / named[name] for name in ("roots", "certificate_chain", "private_key"))
@@ -184,6 +190,12 @@ def _operator(path: Path) -> tuple[ClientIdentity, bytes]:
             expected="roots, certificate_chain, private_key",
             got=error,
         ) from None
+    return _identity(roots, chain, key)
+
+
+def _identity(roots: Path, chain: Path, key: Path) -> tuple[ClientIdentity | None, bytes]:
+    from moorline.wire.http import ClientIdentity
+
     identity = ClientIdentity(certificate_chain_pem=render.read(chain), private_key_pem=render.read(key))
     return identity, render.read(roots)
 
