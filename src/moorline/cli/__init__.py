@@ -34,6 +34,7 @@ NOUNS: Final = {
     "contract": "What one provider lets devices of another do",
     "log": "Export, verify and read secure logs",
     "evidence": "Inspect and appraise evidence, offline",
+    "collateral": "Keep what vendors say about hardware: fetch, list, carry, forecast",
     "device": "Enrol a device and talk to a function",
     "simulate": "Simulated processors, under roots that say SIMULATED",
     "simulate-tpm": "Simulated TPMs and boots, under roots that say SIMULATED",

@@ -64,6 +64,8 @@ def open_bundle(data: bytes, signers: Sequence[keys.PublicKey]) -> tuple[Bundle,
     bundle = schema.decode(Bundle, cose.verify(sign1, key), max_bytes=MAX_BUNDLE)
     if bundle.version != 1:
         raise Malformed("bundle.version", "unknown version of a bundle", expected=1, got=bundle.version)
+    if any(item.fetched > bundle.created for item in bundle.items):
+        raise Malformed("bundle.dates", "an item was fetched after the bundle was made", expected=f"<= {bundle.created}")
     names = [item.name for item in bundle.items]
     if names != sorted(set(names)):
         raise Malformed("bundle.order", "the items of a bundle are sorted by name, each there once")
