@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from moorline.cli.demo import federating
+from moorline.cli.demo import federating, keeping
 from moorline.cli.demo.world import ORCHESTRATOR, VERIFIER, World
 from moorline.errors import MoorlineError, Refused
 from moorline.nfv import Role
@@ -40,15 +40,13 @@ async def audit(world: World) -> str:
 async def export(world: World, name: str) -> Path:
     """One file with the logs of alpha's broker, orchestrator and verifier."""
     target = exported_file(world, name)
-    operator = world.stage.directory / "alpha" / "operator"
     orchestrator = world.alpha.name_of(Role.ORCHESTRATOR, ORCHESTRATOR)
     await federating.moor(
         *("log", "export", "-o", str(target)),
         *("--from", f"unix:{world.alpha.admin_socket}"),
         *("--from", f"https://{world.facts['orchestrator_address']}|{orchestrator}"),
         *("--from", f"https://{world.facts['verifier_address']}|{world.alpha.name_of(Role.VERIFIER, VERIFIER)}"),
-        *("--roots", str(world.roots_file)),
-        *("--certificate", str(operator / "chain.pem"), "--key", str(operator / "key.pem")),
+        *("--as", str(keeping.operator_file(world))),
     )
     return target
 

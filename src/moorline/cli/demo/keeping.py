@@ -20,16 +20,7 @@ def how_to_talk(world: World) -> list[str]:
     trust = f"--trust {world.trust_file} --genesis {world.consortium.directory / 'genesis.cbor'}"
     lines = [f"{moor} ledger show provider/alpha provider/beta {trust}"]
     if "orchestrator_address" in world.facts:
-        operator = where / "alpha" / "operator"
-        configured = OperatorSettings(
-            orchestrator_url=f"https://{world.facts['orchestrator_address']}",
-            orchestrator_name=world.alpha.name_of(Role.ORCHESTRATOR, ORCHESTRATOR),
-            roots=world.roots_file,
-            certificate_chain=operator / "chain.pem",
-            private_key=operator / "key.pem",
-        )
-        settings.write(configured, operator / "operator.toml")
-        lines.append(f"{moor} vnf list --as {operator / 'operator.toml'}")
+        lines.append(f"{moor} vnf list --as {operator_file(world)}")
     if "function" in world.facts:
         lines.append(
             f"{moor} device connect get --dir {where / 'beta' / 'devices' / 'device-1'} --provider alpha "
@@ -40,6 +31,20 @@ def how_to_talk(world: World) -> list[str]:
     lines.append(f"sh {where / 'stop'}    # stops everything and leaves nothing behind")
     (where / "talk.txt").write_text("\n".join(lines) + "\n", "utf-8")
     return lines
+
+
+def operator_file(world: World) -> Path:
+    """`operator.toml` of alpha's operator, for `moor vnf` and `moor log`."""
+    operator = world.stage.directory / "alpha" / "operator"
+    configured = OperatorSettings(
+        orchestrator_url=f"https://{world.facts['orchestrator_address']}",
+        orchestrator_name=world.alpha.name_of(Role.ORCHESTRATOR, ORCHESTRATOR),
+        roots=world.roots_file,
+        certificate_chain=operator / "chain.pem",
+        private_key=operator / "key.pem",
+    )
+    settings.write(configured, operator / "operator.toml")
+    return operator / "operator.toml"
 
 
 def _write_stop(world: World, path: Path) -> None:
