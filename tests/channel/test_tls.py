@@ -165,6 +165,18 @@ async def test_connections_beyond_the_bound_are_closed(consortium):
         await first.aclose()
 
 
+async def test_silent_peers_beyond_the_bound_make_room(consortium):
+    async with await listening(consortium, max_connections=4) as server:
+        host, _, port = server.address.rpartition(":")
+        silent = [await asyncio.open_connection(host, int(port)) for _ in range(12)]
+        stream = await tls.connect(server.address, identity=None, verify=judge(consortium))
+        await write_frame(stream, b"anybody?", deadline_s=5)
+        assert await read_frame(stream, deadline_s=5) == b"anybody?"
+        await stream.aclose()
+        for _, writer in silent:
+            writer.transport.abort()
+
+
 async def test_one_who_hangs_up_in_the_handshake_is_unavailable():
     async def reset(_reader, writer):
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -169,6 +169,24 @@ async def test_connections_are_capped_and_idle_ones_dropped():
         await made.aclose()
 
 
+async def test_a_silent_connection_makes_room_for_one_that_speaks():
+    target, front = relay.listen_tcp("127.0.0.1", 0), relay.listen_tcp("127.0.0.1", 0)
+    async with echo(target):
+        made = await relay.relay(front, relay.to_address("{}:{}".format(*target.getsockname())), max_connections=2)
+        silent = [await connected(made.address) for _ in range(2)]
+        async with asyncio.timeout(10):
+            answer = b""
+            while answer != b"y":  # until the others have been silent for a while
+                reader, writer = await connected(made.address)
+                with contextlib.suppress(ConnectionError):
+                    writer.write(b"y")
+                    answer = await reader.read(1)
+                writer.close()
+        for _, writer in silent:
+            writer.close()
+        await made.aclose()
+
+
 async def test_state_reports_what_the_guest_said(guests):
     await guests.start(order())
     status = guests.shared("records-1") / "status.jsonl"

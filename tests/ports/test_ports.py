@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from moorline.channel.messages import pack, reported, unpack_any
 from moorline.cli.demo import federating, hosting
 from moorline.cli.demo.world import AUTHORITIES, HSM, ORCHESTRATOR, VERIFIER
-from moorline.errors import MoorlineError, from_problem
+from moorline.errors import MoorlineError, Unavailable, from_problem
 from moorline.host_agent.silicon import SiliconClient
 from moorline.nfv import Role
 from moorline.services.orchestrator_peers import LauncherLink
@@ -36,7 +36,7 @@ from moorline.wire.session import EvidenceFormat, Hello, Problem, SessionRole
 pytestmark = [pytest.mark.story, pytest.mark.asyncio(loop_scope="module")]
 
 SERVED_S = 10.0
-HALF_OPEN = 60
+HALF_OPEN = 100
 STALLED = 30
 SLOW = 6
 
@@ -108,7 +108,7 @@ async def ask_launcher(system: Any) -> None:
     """An intent that is none is answered with a typed refusal."""
     reply = schema.decode(LaunchReply, await LauncherLink(system.world.facts["launcher_address"]).exchange(b"\xa0"))
     assert reply.grant is None
-    assert from_problem(cbor.decode(reply.problem or b"")).code.startswith("schema.")
+    assert from_problem(cbor.decode(reply.problem or b"")).code == "message.fields"
 
 
 async def ask_function(system: Any) -> None:
@@ -155,9 +155,13 @@ PORTS = {
 
 
 async def served(system: Any, name: str) -> None:
-    """An honest peer gets its answer, in time."""
+    """An honest peer gets its answer, in time; it asks again if it was turned away for the moment."""
     async with asyncio.timeout(SERVED_S):
-        await PORTS[name].honest(system)
+        while True:
+            with contextlib.suppress(Unavailable):
+                await PORTS[name].honest(system)
+                return
+            await asyncio.sleep(0.1)
 
 
 # The stories ---------------------------------------------------------------------------------------------------------------
@@ -191,10 +195,14 @@ async def test_garbage_in_the_protocol_is_refused_in_words(system, name):
         answer = await said(system, port, b"\x01\x02\x03 nonsense\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 400"), answer[:200]
         assert b"http.request_malformed" in answer
+        await served(system, name)
         return
     answer = await said(system, port, frames.frame(b"\x01\x02\x03 nonsense"))
-    code = code_of(name, frames_in(answer))
-    assert code.split(".")[0] in ("schema", "cbor", "session", "tls", "silicon", "device"), code
+    if name == "function":
+        assert answer == b""  # TLS 1.3 itself refuses, with the alert certificate_required
+    else:
+        code = code_of(name, frames_in(answer))
+        assert code.split(".")[0] in ("message", "cbor", "session"), code
     await served(system, name)
 
 
@@ -206,7 +214,7 @@ async def test_a_huge_frame_or_body_is_not_waited_for(system, name):
         assert b"http.body_too_large" in answer, answer[:200]
     else:
         answer = await said(system, port, (64 << 20).to_bytes(frames.HEADER, "big") + b"x")
-        assert code_of(name, frames_in(answer)) in ("frame.too_large", "tls.no_certificate")
+        assert answer == b"" if name == "function" else code_of(name, frames_in(answer)) == "frame.too_large"
     await served(system, name)
 
 

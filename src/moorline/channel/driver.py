@@ -414,7 +414,7 @@ class _Reception:
     def __init__(self, broker: _Broker) -> None:
         self._broker = broker
         self._greeting = 0
-        self._cuts: set[_Cut] = set()
+        self._cuts: dict[_Cut, None] = {}  # in order of arrival
 
     def end(self, nonce: bytes, reason: MoorlineError) -> bool:
         """End the session of this claim, if there is one."""
@@ -432,14 +432,22 @@ class _Reception:
             self._greeting -= 1
         await session.serve()
 
+    def _made_room(self) -> bool:
+        """Whoever came first and has not shown evidence yet goes: silent peers, however many, shut nobody out."""
+        for cut in self._cuts:
+            if cut.machine.claim is None:
+                cut.now(Unavailable("session.busy", "too many sessions are being opened", retry_after_s=2))
+                return True
+        return False
+
     async def accept(self, stream: tls.TlsStream) -> None:
         """One connection, from its first frame to its end."""
-        if self._greeting >= self._broker.max_handshakes:
+        if self._greeting >= self._broker.max_handshakes and not self._made_room():
             await _tell(stream, Unavailable("session.busy", "too many sessions are being opened", retry_after_s=2))
             return
         machine = Responder(facts=self._broker.facts, export=stream.export, peer_address=stream.peer_address)
         cut = _Cut(machine)
-        self._cuts.add(cut)
+        self._cuts[cut] = None
         try:
             await cut.around(self._attend(_ServedSession(self._broker, stream, machine)))
         except MoorlineError as error:
@@ -450,7 +458,7 @@ class _Reception:
             _LOG.exception("session failed")
             await _tell(stream, Unavailable("session.internal", "the broker could not go on with this session"))
         finally:
-            self._cuts.discard(cut)
+            self._cuts.pop(cut)
             machine.end()
             if machine.claim is not None and self._broker.ended is not None:
                 await asyncio.shield(self._broker.ended(machine.claim))

@@ -267,16 +267,23 @@ class _Connections:
         self._handshake_deadline_s = handshake_deadline_s
         self._made: tuple[TlsIdentity, SSL.Context] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._greeting: dict[asyncio.StreamWriter, None] = {}
 
     def arrived(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Called by asyncio for each connection; beyond the bound it is closed at once."""
+        """Called by asyncio for each connection. One beyond the bound takes the place of the longest handshake under way.
+
+        So silent peers shut nobody out. If all are past their handshakes, the newcomer is closed at once.
+        """
         if len(self._tasks) >= self._bound:
-            writer.close()
-            return
+            if not self._greeting:
+                writer.close()
+                return
+            self._hang_up(next(iter(self._greeting)))
         # A peer whose machine died silently must not hold its place for ever.
         carrier = writer.get_extra_info("socket")
         if carrier.family != socket.AF_UNIX:
             carrier.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._greeting[writer] = None
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -294,6 +301,7 @@ class _Connections:
             stream = TlsStream(connection, reader, writer, peer)
             async with asyncio.timeout(self._handshake_deadline_s):
                 await _established(stream, self._verify)
+            self._greeting.pop(writer, None)
             try:
                 await self._accept(stream)
             finally:
@@ -305,7 +313,12 @@ class _Connections:
         except Exception:  # the top of this connection's task: a fault here must not reach the others
             _LOG.exception("connection failed")
         finally:
+            self._greeting.pop(writer, None)
             writer.close()
+
+    def _hang_up(self, writer: asyncio.StreamWriter) -> None:
+        self._greeting.pop(writer, None)
+        writer.transport.abort()
 
     def _current(self) -> SSL.Context:
         identity = self._identity()

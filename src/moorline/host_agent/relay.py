@@ -24,6 +24,7 @@ from moorline.errors import Unavailable
 MAX_CONNECTIONS: Final = 64
 IDLE_S: Final = 600.0
 CONNECT_S: Final = 5.0
+_SILENT_S: Final = 0.25
 _CHUNK: Final = 64 * 1024
 _BACKLOG: Final = 64
 
@@ -38,7 +39,7 @@ class Relay:
         self._connect = connect
         self._idle_s = idle_s
         self._free = max_connections
-        self._copies: set[asyncio.Task[None]] = set()
+        self._copies: dict[asyncio.Task[None], float] = {}  # when something last moved
         self._server: asyncio.Server | None = None
         self.address = ""
 
@@ -59,16 +60,24 @@ class Relay:
         await asyncio.gather(*self._copies, return_exceptions=True)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._free == 0:
+        if self._free <= 0 and not self._made_room():
             writer.transport.abort()
             return
         self._free -= 1
         task = asyncio.ensure_future(self._copy_both((reader, writer)))
-        self._copies.add(task)
+        self._copies[task] = asyncio.get_running_loop().time()
         task.add_done_callback(self._done)
 
+    def _made_room(self) -> bool:
+        """The connection on which nothing has moved for longest goes, if that is a while: silent peers shut nobody out."""
+        waiting = {task: moved for task, moved in self._copies.items() if not task.cancelling()}
+        longest = min(waiting, key=lambda task: waiting[task], default=None)
+        if longest is None or asyncio.get_running_loop().time() - waiting[longest] < _SILENT_S:
+            return False
+        return longest.cancel()
+
     def _done(self, task: asyncio.Task[None]) -> None:
-        self._copies.discard(task)
+        self._copies.pop(task, None)
         self._free += 1
 
     async def _copy_both(self, near: Ends) -> None:
@@ -76,9 +85,10 @@ class Relay:
         try:
             async with asyncio.timeout(CONNECT_S):
                 far = await self._connect()
+            mine = asyncio.current_task()
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._copy(near[0], far[1]))
-                group.create_task(self._copy(far[0], near[1]))
+                group.create_task(self._copy(near[0], far[1], mine))
+                group.create_task(self._copy(far[0], near[1], mine))
         except (TimeoutError, OSError, ExceptionGroup):
             return  # a relay has nobody to tell: both ends see their connection close, below
         finally:
@@ -86,12 +96,16 @@ class Relay:
                 if ends is not None:
                     ends[1].transport.abort() if ends[1].transport.get_write_buffer_size() else ends[1].close()
 
-    async def _copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    async def _copy(
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, connection: asyncio.Task[None] | None
+    ) -> None:
         while True:
             async with asyncio.timeout(self._idle_s):
                 data = await source.read(_CHUNK)
                 if not data:
                     break
+                if connection in self._copies:
+                    self._copies[connection] = asyncio.get_running_loop().time()
                 target.write(data)
                 await target.drain()
         with contextlib.suppress(OSError):

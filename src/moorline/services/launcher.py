@@ -161,26 +161,37 @@ def _judge_clock(told: int) -> None:
 
 
 class _Door:
-    """Connections on the socket `in`: one frame asks, one answers; anything odd is told why and shown out."""
+    """Connections on the socket `in`: one frame asks, one answers; anything odd is told why and shown out.
+
+    A newcomer beyond the bound takes the place of the one that has asked nothing for longest.
+    """
 
     def __init__(self, launcher: Launcher) -> None:
         self._launcher = launcher
         self._free = MAX_CONNECTIONS
+        self._silent: dict[asyncio.StreamWriter, None] = {}
 
     async def enter(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._free == 0:
-            writer.close()
-            return
+        if self._free <= 0:
+            if not self._silent:
+                writer.close()
+                return
+            longest = next(iter(self._silent))
+            del self._silent[longest]
+            longest.transport.abort()
         self._free -= 1
         try:
             while True:
+                self._silent[writer] = None
                 frame = await read_frame(reader, cap=LAUNCH_FRAME_CAP, deadline_s=FRAME_DEADLINE_S)
+                self._silent.pop(writer, None)
                 await write_frame(writer, await self._launcher.answer(frame), deadline_s=FRAME_DEADLINE_S)
         except MoorlineError as error:
             if not reader.at_eof():
                 reply = LaunchReply(grant=None, problem=problem_bytes(error))
                 await _last_word(writer, schema.encode(reply))
         finally:
+            self._silent.pop(writer, None)
             self._free += 1
             writer.close()
 
