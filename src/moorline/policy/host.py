@@ -201,7 +201,7 @@ def appraise_host(facts: HostFacts, policy: HostPolicy, *, reference: Reference,
     """The verdict about one host. Never raises for a host that is not acceptable: that is a verdict."""
     findings = (
         _identity(facts),
-        *_clock(facts, policy),
+        *_clock(policy, safe=facts.quote.value.clock.safe),
         *_boot(facts.boot, policy),
         *_secure_boot(facts.boot, policy),
         *_anomalies(facts.boot, policy),
@@ -215,12 +215,29 @@ def appraise_host(facts: HostFacts, policy: HostPolicy, *, reference: Reference,
         expires=appraisal.expires,
         root=facts.quote.root,
         simulated_allowed=appraisal.simulated_allowed,
-        vector=_vector(findings),
+        vector=trust_vector(findings),
         findings=findings,
         policy_digest=policy_digest(policy, reference),
         nonce=appraisal.nonce,
         capabilities=_capabilities(facts, findings, simulated_allowed=appraisal.simulated_allowed),
         bound=_bound(facts),
+    )
+
+
+def appraise_measurements(
+    boot: BootState | None, files: FileStanding | None, policy: HostPolicy, *, clock_safe: bool
+) -> tuple[Finding, ...]:
+    """What of `policy` can be judged from a quote, its boot log and its IMA list alone, without an enrolment.
+
+    A location cannot: a demand on it is not met. `None` is evidence that was not sent.
+    """
+    return (
+        *_clock(policy, safe=clock_safe),
+        *_boot(boot, policy),
+        *_secure_boot(boot, policy),
+        *_anomalies(boot, policy),
+        *_files(files, policy),
+        *_unlocated(policy),
     )
 
 
@@ -234,8 +251,7 @@ def _identity(facts: HostFacts) -> Finding:
     )
 
 
-def _clock(facts: HostFacts, policy: HostPolicy) -> Iterable[Finding]:
-    safe = facts.quote.value.clock.safe
+def _clock(policy: HostPolicy, *, safe: bool) -> Iterable[Finding]:
     if isinstance(policy.clock_safe, NotRequired):
         yield _not_asked("host.clock_unsafe", "instance-identity", policy.clock_safe)
     elif meets(safe, policy.clock_safe):
@@ -363,18 +379,9 @@ def _files(files: FileStanding | None, policy: HostPolicy) -> Iterable[Finding]:
 
 
 def _location(facts: HostFacts, policy: HostPolicy, now: Instant) -> Iterable[Finding]:
-    if isinstance(policy.location, NotRequired):
-        yield _not_asked("host.location_missing", "configuration", policy.location)
-        return
     shown_tag = facts.location
-    if shown_tag is None:
-        yield Finding(
-            code="host.location_missing",
-            outcome=Outcome.NOT_MET,
-            claim="configuration",
-            says="the host showed no certified location tag",
-            remedy="write the tag into the TPM and give it to the host agent",
-        )
+    if shown_tag is None or isinstance(policy.location, NotRequired):
+        yield from _unlocated(policy)
         return
     tag = shown_tag.tag
     code, got = "", ""
@@ -404,6 +411,19 @@ def _location(facts: HostFacts, policy: HostPolicy, now: Instant) -> Iterable[Fi
         )
 
 
+def _unlocated(policy: HostPolicy) -> Iterable[Finding]:
+    if isinstance(policy.location, NotRequired):
+        yield _not_asked("host.location_missing", "configuration", policy.location)
+        return
+    yield Finding(
+        code="host.location_missing",
+        outcome=Outcome.NOT_MET,
+        claim="configuration",
+        says="the host showed no certified location tag",
+        remedy="write the tag into the TPM and give it to the host agent",
+    )
+
+
 def _is_registered(shown_tag: ProvenLocation) -> bool:
     tag = shown_tag.tag
     return same(shown_tag.digest, shown_tag.registered_digest) and tag.location == shown_tag.registered_location
@@ -417,7 +437,8 @@ def _not_asked(code: str, claim: str, demand: NotRequired) -> Finding:
     return Finding(code=code, outcome=Outcome.NOT_APPRAISED, claim=claim, says=f"not required: {demand.reason}")
 
 
-def _vector(findings: tuple[Finding, ...]) -> dict[str, Tier]:
+def trust_vector(findings: tuple[Finding, ...]) -> dict[str, Tier]:
+    """The AR4SI vector: contraindicated where a rule was not met, affirming where all that were asked were met."""
     vector = dict.fromkeys(AR4SI_CLAIMS, Tier.NONE)
     for finding in findings:
         if finding.outcome is Outcome.NOT_MET:
