@@ -12,8 +12,8 @@
 
 Demands: `exact`, `at_least`, `one_of`, `all_bits`, `within` and `none_of` (advisories), `reference`, `not_required` with its
 reason. Bytes are hexadecimal. `platform` (sgx, tdx) and `host` (tpm) are policies in a policy: their fields are demands too.
-A field that is missing, unknown, or has more than one demand is Misconfigured("policy_file.*"): there is no default, and a slip
-of the pen must not make a policy weaker.
+A field that is missing, unknown, or has more than one demand is Misconfigured("policy_file.*"): there is no default, and a
+slip of the pen must not make a policy weaker.
 """
 
 from __future__ import annotations
@@ -115,9 +115,8 @@ class Policy:
                 one,
                 past.name,
             )
-        return _release_finding(
-            "reference.release_unknown", Outcome.NOT_MET, "the state is that of no one release of the set", one, "none"
-        )
+        says = "the state is that of no one release of the set"
+        return _release_finding("reference.release_unknown", Outcome.NOT_MET, says, one, "none")
 
     def _conforms(self, one: AcceptedSet, release: Release, verified: object) -> bool:
         """Everything that asks this set is as this one release says. The root is not a matter of releases."""
@@ -152,7 +151,7 @@ def parse_policy(data: bytes) -> PolicyText:
         asked.add(name)
         return OneOf(frozenset())
 
-    _built(FAMILIES[family].kind, text.demands, "", noted)
+    _built(FAMILIES[family].kind, text.demands, "", _Filling(of_set=noted))
     if asked != {one.name for one in trusted}:
         raise Misconfigured(
             "policy_file.references",
@@ -171,7 +170,7 @@ def resolve(text: PolicyText, files: Iterable[bytes], *, now: Instant, highest: 
         return _from_releases(sets[name].current, path, kind)
 
     family = FAMILIES[text.family]
-    policy = _built(family.kind, text.demands, "", filled)
+    policy = _built(family.kind, text.demands, "", _Filling(of_set=filled))
     held = tuple(sets[name] for name in sorted(sets))
     return Policy(
         family=text.family,
@@ -205,18 +204,24 @@ def _release_finding(code: str, outcome: Outcome, says: str, one: AcceptedSet, g
 # ---------------------------------------------------------------- references
 
 
-_Filler = Callable[[str, str, object], object]
-"""Makes the demand on a field that asks a set: name of the set, path of the field, type of its values."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Filling:
+    """How demands on fields that ask a set are made: from name of the set, path of the field, type of its values.
+
+    With `nothing_else`, fields that ask no set are not asked at all.
+    """
+
+    of_set: Callable[[str, str, object], object]
+    nothing_else: bool = False
 
 
-def _only(name: str, release: Release) -> _Filler:
+def _only(name: str, release: Release) -> _Filling:
     """Demands of one release on the fields that ask the set `name`; nothing else is asked."""
 
-    def filler(asked: str, path: str, kind: object) -> object:
+    def of_set(asked: str, path: str, kind: object) -> object:
         return _from_releases((release,), path, kind) if asked == name else _RELEASE
 
-    filler.only = True  # type: ignore[attr-defined] # read by _demand: other demands are left out
-    return filler
+    return _Filling(of_set=of_set, nothing_else=True)
 
 
 def _from_releases(releases: tuple[Release, ...], path: str, kind: object) -> object:
@@ -264,7 +269,7 @@ def _bad_reference(got: str) -> Misconfigured:
 # ---------------------------------------------------------------- demands
 
 
-def _built(kind: type, demands: object, path: str, filler: _Filler) -> Any:  # noqa: ANN401 - of `kind`
+def _built(kind: type, demands: object, path: str, filling: _Filling) -> Any:  # noqa: ANN401 - of `kind`
     """The policy of `kind` from its demands, field by field."""
     fields = typing.get_type_hints(kind)
     if not isinstance(demands, dict) or set(demands) != set(fields):
@@ -279,23 +284,23 @@ def _built(kind: type, demands: object, path: str, filler: _Filler) -> Any:  # n
     made: dict[str, object] = {}
     for name, hint in fields.items():
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            made[name] = _built(hint, demands[name], f"{path}{name}.", filler)
+            made[name] = _built(hint, demands[name], f"{path}{name}.", filling)
         else:
-            made[name] = _demand(path + name, hint, demands[name], filler)
+            made[name] = _demand(path + name, hint, demands[name], filling)
     return kind(**made)
 
 
-def _demand(path: str, hint: object, written: object, filler: _Filler) -> object:
+def _demand(path: str, hint: object, written: object, filling: _Filling) -> object:
     if not isinstance(written, dict) or len(written) != 1:
         raise Misconfigured("policy_file.demand", f"a demand is one of {_WORDS}", got=path)
     ((word, value),) = written.items()
-    demand = _advisories(word, value) if typing.get_args(hint)[0] is Within else _match(path, hint, word, value, filler)
+    demand = _advisories(word, value) if typing.get_args(hint)[0] is Within else _match(path, hint, word, value, filling)
     if demand is None:
         raise Misconfigured("policy_file.demand", "a demand that is not understood", got=f"{path}: {word}")
-    return _RELEASE if getattr(filler, "only", False) and word != "reference" else demand
+    return _RELEASE if filling.nothing_else and word != "reference" else demand
 
 
-def _match(path: str, hint: object, word: object, value: object, filler: _Filler) -> object:  # noqa: PLR0911 - a return a word
+def _match(path: str, hint: object, word: object, value: object, filling: _Filling) -> object:  # noqa: PLR0911 - a return a word
     kind = typing.get_args(typing.get_args(hint)[0])[0]  # the T of `Match[T]`, which is `Exact[T] | OneOf[T] | ...`
     if word == "exact":
         return Exact(_value(path, kind, value))
@@ -306,7 +311,7 @@ def _match(path: str, hint: object, word: object, value: object, filler: _Filler
     if word == "all_bits" and kind is int and type(value) is int and value:
         return AllBits(value)
     if word == "reference" and isinstance(value, str):
-        return filler(value, path, kind)
+        return filling.of_set(value, path, kind)
     if word == "not_required" and isinstance(value, str):
         return NotRequired(value)
     return None

@@ -1,8 +1,8 @@
 """Documents that people write, policies and reference values, as plain data: YAML, JSON (which is YAML 1.2) or TOML.
 
 What YAML guesses about plain words is where policies go wrong, so of plain words only `true`, `false`, `null` and numbers
-(decimal, or hexadecimal with 0x) are not texts: `1e10` in a digest stays a text, `no` is a text, a date is a text. A key that
-stands twice is refused in all three. YAML needs PyYAML (`moorline[policy]`); JSON and TOML need nothing.
+(decimal, or hexadecimal with 0x) are not texts: `1e10` in a digest stays a text, `no` is a text, a date is a text. A key
+that stands twice is refused in all three. YAML needs PyYAML (`moorline[policy]`); JSON and TOML need nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _WORDS: Final = {
 
 
 def read_document(data: bytes) -> dict[str, Any]:
-    """The mapping that `data` is. Written by whoever configures this verifier, so errors are Misconfigured (`document.*`)."""
+    """The mapping that `data` is. Who configures the verifier wrote it: errors are Misconfigured (`document.*`)."""
     if len(data) > MAX_BYTES:
         raise Misconfigured("document.too_large", "the document is too large", expected=f"<= {MAX_BYTES}", got=len(data))
     try:

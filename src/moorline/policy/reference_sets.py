@@ -8,8 +8,8 @@ no state that anybody released. Files measured at run time are the exception, si
 
 1. The set is signed by a key that the policy names for it, and is of the family it is asked for. [reference.signer_unknown
    reference.family reference.missing reference.twice]
-2. Its serial is not below what the policy demands, nor below the highest that was seen: an older set put back does not count.
-   [reference.rollback]
+2. Its serial is not below what the policy demands, nor below the highest that was seen: an older set put back does not
+   count. [reference.rollback]
 3. It is in force at the time of appraisal. [reference.expired reference.not_yet_valid]
 4. Releases in force at that time are accepted; none in force is no acceptance. [reference.no_release]
 5. Values are compared as the policy language reads them (`policy.language`), never as texts.

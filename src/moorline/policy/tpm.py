@@ -1,8 +1,8 @@
 """Is a machine behind a TPM quote acceptable? For quotes appraised by themselves, without the verifier's enrolment.
 
-Input is verified: the quote, and a boot log and an IMA list that replay to it. There are no defaults: a field that is None or
-of another kind refuses. The AK's own worth is `root`: a key that somebody handed over rests on software, one of a cloud's
-certificate on `virtual`, one bound by hardware evidence on that.
+Input is verified: the quote, and a boot log and an IMA list that replay to it. There are no defaults: a field that is None
+or of another kind refuses. The AK's own worth is `root`: a key that somebody handed over rests on software, one of a
+cloud's certificate on `virtual`, one bound by hardware evidence on that.
 
     rule                     AR4SI claim          what goes wrong without it
     tpm.root                 instance-identity    a key that anybody could hold counts as a TPM's
