@@ -136,6 +136,8 @@ async def test_a_function_from_request_to_end(api, provider, mano):  # noqa: F81
         ({"package": "00" * 32}, 403, "package.not_onboarded"),
         ({"service": "other"}, 403, "launch.other_service"),
         ({"id": "../x"}, 400, "name.malformed"),
+        ({"id": "x" * 60}, 400, "name.malformed"),
+        ({"id": "records-g2"}, 400, "launch.instance_name"),
         ({"contracts": ["A B"]}, 400, "name.malformed"),
         ({"surprise": 1}, 400, "http.request_malformed"),
         ({"tenant": 7}, 400, "http.request_malformed"),

@@ -41,7 +41,7 @@ from moorline.services.orchestrator_peers import Brokers, HostAgents, LauncherLi
 from moorline.services.process import announce_ready, serve_all
 from moorline.services.service_audit import ServiceLog
 from moorline.storage.orchestrator_store import AUDIT_DOMAIN, Afterwards, FunctionRow, OrchestratorStore, PackageRow
-from moorline.wire import keys
+from moorline.wire import keys, launch
 from moorline.wire.certificates import dns_name
 from moorline.wire.http import ClientIdentity, HttpClient, load_identity
 from moorline.wire.orchestration import MAX_PACKAGE_BYTES
@@ -49,6 +49,7 @@ from moorline.wire.orchestration import MAX_PACKAGE_BYTES
 IDENTITY_REREAD_S: Final = 600.0
 END_WAIT_S: Final = 20.0
 STORE_RETRY_S: Final = 2.0
+MAX_GENERATION: Final = 99_999
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,13 +193,16 @@ class Orchestrator:
         return await asyncio.to_thread(self.store.function, instance)
 
     def _record(self, asked: FunctionRequest) -> FunctionRow:
+        instance = parse_name(asked.id or f"{asked.service}-{secrets.token_hex(4)}", "id")
+        launch.require_instance_name(instance)
+        parse_name(launch.identity_name(instance, MAX_GENERATION), "id with the generation")
         package, _ = self.store.package(parse_digest(asked.package))
         if package.service != asked.service:
             raise Refused(
                 "launch.other_service", "the package is of another service", expected=package.service, got=asked.service
             )
         row = FunctionRow(
-            instance=parse_name(asked.id or f"{asked.service}-{secrets.token_hex(4)}", "id"),
+            instance=instance,
             service=parse_name(asked.service, "service"),
             tenant=parse_name(asked.tenant, "tenant"),
             hsm=parse_name(asked.hsm or self._settings.hsm, "hsm"),
@@ -396,7 +400,7 @@ async def run(settings: OrchestratorSettings, log: structlog.stdlib.BoundLogger)
             clock=clock,
             reactions=reactions,
             interrupt=orchestrator.interrupt,
-            on_error=lambda error: log.warning("compliance", **error.as_problem()),
+            on_error=_said_once(log),
         )
         await orchestrator.resume_all()
         secure_log = _secure_log(settings, store, launches, roots, identity)
@@ -408,6 +412,18 @@ async def run(settings: OrchestratorSettings, log: structlog.stdlib.BoundLogger)
         finally:
             await orchestrator.aclose()
             store.close()
+
+
+def _said_once(log: structlog.stdlib.BoundLogger) -> Callable[[MoorlineError], None]:
+    """Logs what keeps compliance from looking when it begins, not each time it looks."""
+    said: list[str] = []
+
+    def on_error(error: MoorlineError) -> None:
+        if said != [error.code]:
+            said[:] = [error.code]
+            log.warning("compliance", **error.as_problem())
+
+    return on_error
 
 
 def _secure_log(
