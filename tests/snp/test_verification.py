@@ -288,7 +288,7 @@ def test_a_crl_that_is_stale_forged_or_garbage_refuses(world, stranger):
     ark = world.maker.ark_key
     for code, crl, kind in (
         ("snp.crl_stale", _crl(world, ark, end=-1), NotAuthentic),
-        ("snp.crl_stale", _crl(world, ark, start=10), NotAuthentic),
+        ("snp.crl_not_yet_valid", _crl(world, ark, start=10), NotAuthentic),
         ("snp.crl_invalid", _crl(world, stranger.maker.ark_key), NotAuthentic),
         ("snp.crl_invalid", _crl(world, ark, issuer=world.chip.ask), NotAuthentic),
         ("snp.crl_malformed", b"\x30\x00", Malformed),

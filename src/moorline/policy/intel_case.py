@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Final
 
 from moorline.clock import Instant
-from moorline.errors import Malformed, Misconfigured
+from moorline.errors import Malformed, Misconfigured, Unavailable
 from moorline.evidence import ccel, dcap_quote, eventlog
 from moorline.evidence.dcap_quote import TeeType
 from moorline.evidence.intel_collateral import TcbStatus
@@ -23,6 +23,7 @@ from moorline.policy.match import Exact, NotRequired, OneOf
 from moorline.policy.sgx import SgxPolicy, appraise_sgx
 from moorline.policy.tdx import TdxPolicy, appraise_tdx
 from moorline.rats import Finding, Outcome
+from moorline.verification import sgx, tdx
 from moorline.verification.ccel import verify_ccel
 from moorline.verification.intel_collateral import Collateral, IntelEndorsements
 from moorline.verification.intel_endorsements import assemble, kind_of_json
@@ -72,13 +73,30 @@ def run_case(
 ) -> CaseOutcome:
     """The outcome of one appraisal of one quote, with its event log if there is one.
 
-    `mode` is `authentic` (no policy) or `policy`. Where `inputs` names no `report_data_hex` the quote's own is taken, so
-    nothing is said about freshness. `at` None is the year 1970: whatever is dated is then refused. `simulated_allowed` is
-    for callers that named the roots themselves. Raises Malformed, NotAuthentic and Unavailable with the codes of the rules,
-    and Misconfigured("case.inputs") for inputs that are no such thing.
+    `mode` is `authentic` (no policy) or `policy`. `simulated_allowed` is for callers that named the roots themselves. The
+    rest is as for `verify_case`.
     """
     if mode not in ("authentic", "policy"):
         raise Misconfigured("case.inputs", "no such mode", expected="authentic or policy", got=mode)
+    verified, facts = verify_case(evidence=evidence, endorsements=endorsements, at=at, inputs=inputs, anchors=anchors)
+    findings = _appraise(verified, policy, simulated_allowed=simulated_allowed) if mode == "policy" else ()
+    return CaseOutcome(facts=facts, findings=findings)
+
+
+def verify_case(
+    *,
+    evidence: Sequence[CaseFile],
+    endorsements: Sequence[CaseFile],
+    at: Instant | None,
+    inputs: Mapping[str, object],
+    anchors: IntelAnchors,
+) -> tuple[Verified[SgxClaims] | Verified[TdxClaims], dict[str, str | bool]]:
+    """What the files prove, before any policy, and the facts for people; with its event log if there is one.
+
+    Where `inputs` names no `report_data_hex` the quote's own is taken, so nothing is said about freshness. Raises Malformed,
+    NotAuthentic and Unavailable with the codes of the rules, Unavailable("intel.no_time") without a time: everything Intel
+    signs is dated, and no time is not a time; Misconfigured("case.inputs") for inputs that are no such thing.
+    """
     kinds = {one.hint or detect(one.data): one for one in evidence}
     quotes = [kind for kind in kinds if kind in _QUOTES]
     if len(quotes) != 1 or len(kinds) != len(evidence):
@@ -87,13 +105,16 @@ def run_case(
         )
     kind, wanted = quotes[0], _collateral(inputs)
     given = assemble([(one.hint or detect(one.data) or "", one.data) for one in endorsements])
-    now = at if at is not None else Instant(0)
-    verified = _verify(kind, kinds[kind].data, given, _report_data(inputs), (wanted, anchors, now))
+    if at is None:
+        _require_certification(kind, kinds[kind].data)
+        raise Unavailable(
+            "intel.no_time", "certificates and statements are dated, and no time was given", remedy="say when to appraise"
+        )
+    verified = _verify(kind, kinds[kind].data, given, _report_data(inputs), (wanted, anchors, at))
     facts = _facts(verified)
     if _LOG in kinds:
         facts |= _log(kinds, verified)
-    findings = _appraise(verified, policy, simulated_allowed=simulated_allowed) if mode == "policy" else ()
-    return CaseOutcome(facts=facts, findings=findings)
+    return verified, facts
 
 
 def detect(data: bytes) -> str | None:
@@ -131,6 +152,14 @@ def _verify(
     enclave = parse_sgx_quote(parse_oe_report(data) if kind == "oe-report" else data)
     expected = enclave.report.report_data if report_data is None else report_data
     return verify_sgx(enclave, given, report_data=expected, collateral=collateral, anchors=anchors, now=now)
+
+
+def _require_certification(kind: str, data: bytes) -> None:
+    """A quote without its certificates lacks an endorsement at any time; that is the better answer."""
+    if kind == "tdx-quote":
+        tdx.endorsements_needed(parse_tdx_quote(data))
+    elif kind != "ratls-cert":
+        sgx.endorsements_needed(parse_sgx_quote(parse_oe_report(data) if kind == "oe-report" else data))
 
 
 def _log(kinds: Mapping[str | None, CaseFile], verified: Verified[SgxClaims] | Verified[TdxClaims]) -> dict[str, str | bool]:
@@ -231,7 +260,7 @@ _CLASSES: Final = {
     "unsupported": ("quote.version", "quote.key_type", "ratls.key_unsupported"),
     "key": ("intel.attestation_key",),
     "chain": (
-        "intel.endorsement_missing", "intel.anchor_unknown", "intel.anchor_mixed", "intel.anchor_not_root",
+        "intel.endorsement_missing", "intel.no_time", "intel.anchor_unknown", "intel.anchor_mixed", "intel.anchor_not_root",
         "intel.anchor_malformed", "intel.chain_broken", "intel.chain_role", "intel.crl_issuer",
     ),
     "signature": (

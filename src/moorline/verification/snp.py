@@ -16,7 +16,8 @@ the 64 bytes of report data that this verifier expects; pinned anchors; the time
 6.  Every certificate of the chain is valid at `now`: judged at each call, never remembered.
                                                                 snp.certificate_expired snp.certificate_not_yet_valid
 7.  If a CRL is given, the pinned ARK signed it, it is current at `now`, and it names neither CA nor leaf.
-                                                          snp.crl_invalid snp.crl_malformed snp.crl_stale snp.revoked
+                                                          snp.crl_invalid snp.crl_malformed snp.crl_not_yet_valid
+                                                          snp.crl_stale snp.revoked
 8.  The product of the certificate is the product of the report's CPUID (version 3 and later).      snp.product_mismatch
 9.  hwID equals CHIP_ID. A masked CHIP_ID (all zero) passes without naming a chip: `chip_id` is None and policy decides.
     A VLEK names no chip either.                                                                       snp.chip_mismatch
@@ -619,9 +620,21 @@ def _not_revoked(crl_der: bytes, chain: SnpChain, now: Instant) -> None:
         raise NotAuthentic("snp.crl_invalid", "the CRL is not signed by the pinned root of this product")
     if crl.issuer != chain.ark_name:
         raise NotAuthentic("snp.crl_invalid", "the CRL is not from the pinned root of this product")
-    if not crl.last_update <= now <= crl.next_update:
+    if now < crl.last_update:
         raise NotAuthentic(
-            "snp.crl_stale", "the CRL is not current", got=f"next update {rendered(crl.next_update)}", expected=rendered(now)
+            "snp.crl_not_yet_valid",
+            "the CRL is from the future",
+            expected=f"<= {rendered(now)}",
+            got=rendered(crl.last_update),
+            remedy="set the clock",
+        )
+    if now > crl.next_update:
+        raise NotAuthentic(
+            "snp.crl_stale",
+            "the CRL is out of date",
+            expected=f">= {rendered(now)}",
+            got=f"next update {rendered(crl.next_update)}",
+            remedy="fetch the CRL from AMD again",
         )
     # Leaf serials are 0 in every AMD certificate, so an entry 0 would mean all of them; AMD revokes CAs. Both are judged.
     if chain.ca_serial in crl.revoked or chain.leaf.serial in crl.revoked:

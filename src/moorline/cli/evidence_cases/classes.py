@@ -124,6 +124,7 @@ _CODES: Final = {
     "snp.revoked": "revoked",
     "snp.crl_invalid": "signature",
     "snp.crl_stale": "expired",
+    "snp.crl_not_yet_valid": "not_yet_valid",
     "snp.root": "chain",
     "snp.debug": "debug",
     "snp.reported_tcb": "tcb",
