@@ -42,6 +42,8 @@ from moorline.wire.session import (
     FunctionFields,
     FunctionSecrets,
     ProveCall,
+    SessionRole,
+    resume_message,
 )
 from moorline.workload_agent import agent
 
@@ -191,6 +193,9 @@ class Broker:
         self.asked = []
         self.certified = self.pool
         self.time_off = 0
+        self.verdict = None
+        self.claims = []
+        self.bundles_made = 0
 
     async def serve(self, where):
         facts = SessionFacts(ledger_id=self.ledger.ledger_id, provider="alpha", hsm="hsm-1")
@@ -205,6 +210,7 @@ class Broker:
         )
 
     async def bundle(self):
+        self.bundles_made += 1
         return self.ledger.bundle(standing.hsm_keys("alpha", "hsm-1"))
 
     async def appraise(self, claim):
@@ -215,11 +221,21 @@ class Broker:
         verified = verify_snp(report, endorsements, report_data=claim.binding, anchors=self.anchors, now=now)
         if verified.value.host_data != launch.commitment(fields):
             raise NotAuthentic("hsm.commitment", "HOST_DATA is another launch's")
+        self.claims.append(claim)
+        if claim.role is SessionRole.RESUME:
+            return self.resumed(claim)
         if claim.proof != launch.token_proof(launch.token(self.launch_key, fields), claim.challenge_digest):
             raise NotAuthentic("hsm.token", "the token does not hold")
         encoding = serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         private = self.pool.private_bytes(*encoding)
         return schema.encode(FunctionSecrets(private_key=private, storage_key=self.storage_key, generation=1))
+
+    def resumed(self, claim):
+        if self.verdict is not None:
+            raise self.verdict
+        assert claim.signing_public == keys.public_bytes(self.pool.public_key())
+        keys.verify(self.pool.public_key(), claim.proof, resume_message(claim.challenge_digest))
+        return b""
 
     async def activate(self, claim):
         leaf = self.alpha.leaf("svc/records/i-1", key=self.certified, serial=self.next_serial())

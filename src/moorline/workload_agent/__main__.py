@@ -1,6 +1,7 @@
 """Entry of the measured guest: `python -I -m moorline.workload_agent` in /run/moor.
 
-Exit code 0 after SIGTERM, 1 when something refused, 2 when it could not be decided; why stands in status.jsonl.
+Exit code 0 after SIGTERM, 1 when something refused, 2 when it could not be decided; why stands in status.jsonl: `refused`
+before it was active, `halted` after.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ def main(directory: Path) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     status = StatusFile(directory / guest.STATUS_FILE)
     try:
-        asyncio.run(_until_stopped(directory))
+        asyncio.run(_until_stopped(directory, status))
     except MoorlineError as error:
-        status.say("refused", problem=error.as_problem())
+        # By now nobody is served and the keys are forgotten.
+        status.say("halted" if status.active else "refused", problem=error.as_problem())
         return EXIT_REFUSED
     except Exception as error:
         logging.exception("crashed")  # noqa: LOG015 - the process's top loop
@@ -35,8 +37,8 @@ def main(directory: Path) -> int:
     return EXIT_YES
 
 
-async def _until_stopped(directory: Path) -> None:
-    task = asyncio.ensure_future(run(directory, _reports))
+async def _until_stopped(directory: Path, status: StatusFile) -> None:
+    task = asyncio.ensure_future(run(directory, _reports, status))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     try:
         await task

@@ -4,7 +4,9 @@
 2. attest to the broker, which is authenticated by chain and ledger proof first
 3. take the identity, open sealed storage, load the application
 4. serve devices on the inbound socket; say "active"
-5. keep time, renew the identity; when the broker is gone, stop
+5. keep time, renew the identity; come back to a broker that was away
+6. end when the broker says so (revoked, host not standing), or when it was away for too long: close every connection,
+   forget the keys
 
 Each device is judged by its chain, its ledger proof and the broker's decision under a contract, again every max_age.
 """
@@ -15,7 +17,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +30,7 @@ from moorline.ledger import peers, records, standing
 from moorline.nfv import Role
 from moorline.verification.chains import VerifiedChain
 from moorline.wire import guest
-from moorline.workload_agent.broker import TIME_INTERVAL_S, BrokerLink, attest
+from moorline.workload_agent.broker import TIME_INTERVAL_S, BrokerLink, attest, is_verdict
 from moorline.workload_agent.function import Context, Function, load_function
 from moorline.workload_agent.launch import Launch, read_launch
 from moorline.workload_agent.storage import SealedStorage
@@ -36,7 +38,8 @@ from moorline.workload_agent.storage import SealedStorage
 STORAGE_DIRECTORY: Final = "storage"
 MAX_CONTRACTS: Final = 16
 _LOG: Final = logging.getLogger("moorline.workload_agent")
-_LOST: Final = frozenset({"session.closed", "peer.gone", "frame.truncated", "workload.no_time"})
+_RETRY_MIN_S: Final = 0.25
+_RETRY_MAX_S: Final = 5.0
 
 
 class StatusFile:
@@ -44,18 +47,22 @@ class StatusFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.active = False
 
     def say(self, event: str, **facts: object) -> None:
         """Append one event."""
+        self.active = self.active or event == "active"
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"event": event, **facts}) + "\n")
 
 
-async def run(directory: Path, reports: Callable[[], ReportSource]) -> None:
+async def run(directory: Path, reports: Callable[[], ReportSource], status: StatusFile | None = None) -> None:
     """The function's whole life; ends by cancellation, or by the error that ended it. Numbers are those above."""
     launch = read_launch(directory)  # 1
-    status = StatusFile(directory / guest.STATUS_FILE)
-    link = await attest(f"unix:{directory / guest.BROKER_SOCKET}", launch, reports())  # 2
+    status = status or StatusFile(directory / guest.STATUS_FILE)
+    broker = f"unix:{directory / guest.BROKER_SOCKET}"
+    source = reports()
+    link = await attest(broker, launch, source)  # 2
     try:
         storage = SealedStorage(directory / STORAGE_DIRECTORY, link.storage_key)  # 3
         context = Context(
@@ -68,34 +75,79 @@ async def run(directory: Path, reports: Callable[[], ReportSource]) -> None:
         inbound = f"unix:{directory / guest.INBOUND_SOCKET}"
         async with await service.listen(inbound):  # 4
             status.say("active", spiffe_id=str(link.chain.spiffe_id), address=inbound)
-            await keep(link)  # 5
-    finally:
+            await keep(link, lambda: link.resume(broker, source), status)  # 5
+    finally:  # 6
         await link.aclose()
+        link.forget()
 
 
-async def keep(link: BrokerLink) -> None:
-    """Keep time and identity fresh, for ever. Raises when the broker is gone for good."""
-    renew_at = time.monotonic() + link.renew_after_s
+async def keep(link: BrokerLink, resume: Callable[[], Awaitable[None]], status: StatusFile) -> None:
+    """Keep session, time and identity fresh, for ever. Raises the broker's verdict, or Unavailable("workload.no_time")."""
     while True:
-        await asyncio.sleep(min(TIME_INTERVAL_S, max(0.0, renew_at - time.monotonic())))
+        why = await _attend(link, status)
+        if is_verdict(why):
+            raise why
+        _LOG.warning("session lost", extra={"code": why.code})
+        await _resumed(link, resume)
+        status.say("reconnected", not_after=int(link.chain.leaf.not_valid_after_utc.timestamp()))
+
+
+async def _attend(link: BrokerLink, status: StatusFile) -> MoorlineError:
+    """Use the session as long as it lasts; why it ended. Raises what refused a renewal."""
+    ended = asyncio.ensure_future(link.ended())
+    renew_at = time.monotonic() + link.renew_after_s
+    try:
+        while not ended.done():
+            await asyncio.wait({ended}, timeout=min(TIME_INTERVAL_S, max(0.0, renew_at - time.monotonic())))
+            if ended.done():
+                break
+            try:
+                await link.synchronise()
+                if time.monotonic() >= renew_at:
+                    await link.renew()
+                    renew_at = time.monotonic() + link.renew_after_s
+                    status.say("renewed", not_after=int(link.chain.leaf.not_valid_after_utc.timestamp()))
+            except MoorlineError as error:
+                await _tolerated(link, error)
+        return ended.result()
+    finally:
+        ended.cancel()
+
+
+async def _tolerated(link: BrokerLink, error: MoorlineError) -> None:
+    """Returns if the session is gone, or the broker just cannot answer now; raises what was a refusal."""
+    if link.closed and not is_verdict(error):
+        await link.ended()
+    elif isinstance(error, Unavailable):
+        _LOG.warning("broker did not answer", extra={"code": error.code})
+        link.clock.now()  # this runs out by itself if it lasts
+        await asyncio.sleep(_RETRY_MIN_S)
+    else:
+        raise error
+
+
+async def _resumed(link: BrokerLink, resume: Callable[[], Awaitable[None]]) -> None:
+    """Come back to the broker. Raises its verdict, or Unavailable("workload.no_time") when it was away for too long."""
+    pause = _RETRY_MIN_S
+    while True:
+        link.clock.now()
         try:
-            await link.synchronise()
-            if time.monotonic() >= renew_at:
-                await link.renew()
-                renew_at = time.monotonic() + link.renew_after_s
-        except Unavailable as error:
-            if error.code in _LOST:
+            await resume()
+        except MoorlineError as error:
+            if is_verdict(error):
                 raise
-            # The broker is there and cannot answer now; the clock runs out by itself if that lasts.
-            _LOG.warning("broker did not answer", extra={"code": error.code})
-            link.clock.now()
-            await asyncio.sleep(1)
+            _LOG.warning("session not resumed", extra={"code": error.code})
+        else:
+            return
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _RETRY_MAX_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Cached:
-    until: float
+    at: float
     bundle: bytes
+    chain: VerifiedChain
 
 
 class Service:
@@ -125,13 +177,23 @@ class Service:
         )
 
     async def own_status(self) -> bytes:
-        """A proof of this instance's standing and of its contracts, a fraction of max_age old at most."""
+        """A proof of this instance's standing and contracts, a quarter of max_age old, or half while nobody answers."""
         async with self._proving:
             now = asyncio.get_running_loop().time()
-            if self._status is None or self._status.until < now:
+            # A proof is about certificates: one that was made before a renewal says nothing about the new one.
+            kept = self._status if self._status is not None and self._status.chain is self._link.chain else None
+            if kept is not None and now <= kept.at + self._max_age_s / 4:
+                return kept.bundle
+            chain = self._link.chain
+            try:
                 bundle, _ = await self._link.prove(await self._status_keys())
-                self._status = _Cached(until=now + self._max_age_s / 4, bundle=bundle)
-            return self._status.bundle
+            except Unavailable:
+                # The broker is away: the last proof serves as long as a peer would take it, and peers judge that again.
+                if kept is None or now > kept.at + self._max_age_s / 2:
+                    raise
+                return kept.bundle
+            self._status = _Cached(at=now, bundle=bundle, chain=chain)
+            return bundle
 
     async def judge(self, chain: VerifiedChain, bundle: bytes) -> None:
         """Raises unless the peer is a device in good standing that a contract lets in, by the broker's decision.
@@ -181,7 +243,8 @@ class Service:
     async def _status_keys(self) -> tuple[str, ...]:
         fields = self._launch.fields
         await self._learn_grantees()
-        wanted = list(peers.instance_keys(self._link.chain))
+        # Also of the certificates before: a connection that was opened with one is judged by it as long as it lasts.
+        wanted = [key for chain in self._link.chains for key in peers.instance_keys(chain)]
         for contract, grantee in self._grantees.items():
             wanted += standing.contract_keys(contract, provider=fields.provider, service=fields.service, grantee=grantee)
         return tuple(dict.fromkeys(wanted))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
@@ -18,13 +20,13 @@ from moorline.attesters.reports import ReportSource
 from moorline.channel.driver import ClientSession, Collected, answered, new_kem, open_session
 from moorline.channel.tls import TlsIdentity
 from moorline.clock import Instant, SystemClock
-from moorline.errors import Malformed, NotAuthentic, Refused, Unavailable
+from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused, Unavailable
 from moorline.ledger import peers
 from moorline.ledger.light_client import LedgerTrust, ProvenState, verify_bundle
 from moorline.nfv import Role, SpiffeId
 from moorline.verification.chains import VerifiedChain, verify_chain
 from moorline.wire import cbor, keys, schema
-from moorline.wire.launch import token_proof
+from moorline.wire.launch import identity_name, token_proof
 from moorline.wire.session import (
     Activation,
     AuthoriseDeviceCall,
@@ -35,13 +37,16 @@ from moorline.wire.session import (
     FunctionSecrets,
     ProveCall,
     SessionRole,
+    resume_message,
 )
 from moorline.workload_agent.launch import Launch
 
 TIME_INTERVAL_S: Final = 20
-_TIME_TRUSTED_S: Final = 3 * TIME_INTERVAL_S
+TIME_TRUSTED_S: Final = 3 * TIME_INTERVAL_S
 MAX_CLOCK_DISAGREEMENT_S: Final = 300
 ATTEST_S: Final = 60.0
+_WAIT_FOR_SESSION_S: Final = 5.0
+_CHAINS_KEPT: Final = 4
 
 
 class BrokerClock:
@@ -62,7 +67,7 @@ class BrokerClock:
     def now(self) -> Instant:
         """The present; raises Unavailable("workload.no_time") if the broker has not told it lately."""
         passed = time.monotonic() - self._at
-        if passed > _TIME_TRUSTED_S:
+        if passed > TIME_TRUSTED_S:
             raise Unavailable("workload.no_time", "the broker has not told the time lately, so nothing can be judged")
         return Instant(int(self._told + passed))
 
@@ -72,11 +77,21 @@ def trust_of(launch: Launch) -> LedgerTrust:
     return replace(launch.trust, max_age_s=min(launch.trust.max_age_s, launch.configuration.max_age_s))
 
 
+def is_verdict(error: MoorlineError) -> bool:
+    """Whether the broker said that this function has to end: revoked, its host not standing, a later generation launched.
+
+    Everything else, also a broker that cannot be trusted now, is a reason to ask again as long as there is time.
+    """
+    return error.code.startswith("renewal.") or error.code == "session.superseded"
+
+
 class BrokerLink:
-    """An active session of this function, and what came with it."""
+    """The session of this function, another one after each `resume`, and what came with the first."""
 
     def __init__(self, session: ClientSession, launch: Launch, secrets: FunctionSecrets) -> None:
         self._session = session
+        self._up = asyncio.Event()
+        self._chains: tuple[VerifiedChain, ...] = ()
         self._launch = launch
         self._trust = trust_of(launch)
         self._key = _private_key(secrets.private_key)
@@ -95,17 +110,69 @@ class BrokerLink:
         return self._chain
 
     @property
+    def chains(self) -> tuple[VerifiedChain, ...]:
+        """The current chain and those before it that connections may still rest on."""
+        return self._chains
+
+    @property
     def renew_after_s(self) -> int:
         """When the identity must be renewed."""
         return self._renew_after_s
+
+    @property
+    def closed(self) -> bool:
+        """True while there is no session."""
+        return self._session.closed
+
+    async def ended(self) -> MoorlineError:
+        """Waits until the session is gone; why it is."""
+        return await self._session.ended()
 
     async def aclose(self) -> None:
         """End the session."""
         await self._session.aclose()
 
+    def forget(self) -> None:
+        """Drop identity key, certificate and storage key; the link is of no use after it."""
+        del self._key, self._identity, self.storage_key
+
+    async def resume(self, address: str, reports: ReportSource) -> None:
+        """A new session for the same identity (PROTOCOLS.md 4, role resume): fresh evidence, and the identity key's proof.
+
+        The broker is judged by the time it last told, not by the host's clock. Raises what the broker reports, and all
+        that `attest` raises but the token's refusals; Unavailable("workload.no_time") when that time is too long ago.
+        """
+        signer = keys.KeySigner(self._key)
+
+        async def verify_broker(challenge: Challenge, certificates: tuple[bytes, ...]) -> None:
+            judge_broker(challenge, certificates, self._launch, self._trust, self.clock.now())
+
+        async def prove(_challenge: Challenge, digest: bytes) -> bytes:
+            return signer.sign(resume_message(digest))
+
+        session = await open_session(
+            address,
+            role=SessionRole.RESUME,
+            formats=(EvidenceFormat.SNP,),
+            fields=schema.encode(FunctionFields(launch_fields=self._launch.encoded_fields)),
+            signing_public=keys.public_bytes(signer.public_key()),
+            verify_broker=verify_broker,
+            prove=prove,
+            collect=_collector(reports),
+        )
+        try:
+            self._take(session.activation)
+        except BaseException:
+            await session.aclose()
+            raise
+        await self._session.aclose()
+        self._session = session
+        self.clock.set(session.activation.now)
+        self._up.set()
+
     async def synchronise(self) -> None:
         """Ask the broker for the time. The session's records make the answer fresh."""
-        item = cbor.decode(await self._session.call("time", b""))
+        item = cbor.decode(await self._call("time", b""))
         now = item.get("now") if isinstance(item, dict) else None
         if not isinstance(now, int) or isinstance(now, bool):
             raise Malformed("workload.time_malformed", "the broker's time is not one")
@@ -113,11 +180,11 @@ class BrokerLink:
 
     async def renew(self) -> None:
         """A fresh certificate for the same key."""
-        self._take(schema.decode(Activation, await self._session.call("renew", b"")))
+        self._take(schema.decode(Activation, await self._call("renew", b"")))
 
     async def prove(self, wanted: tuple[str, ...]) -> tuple[bytes, ProvenState]:
         """A ledger proof bundle with these keys, verified, and what it proves."""
-        bundle = await self._session.call("ledger.prove", schema.encode(ProveCall(keys=wanted)))
+        bundle = await self._call("ledger.prove", schema.encode(ProveCall(keys=wanted)))
         return bundle, self.verify(bundle)
 
     def verify(self, bundle: bytes) -> ProvenState:
@@ -127,13 +194,23 @@ class BrokerLink:
     async def authorise(self, device: str, contract: str) -> AuthoriseDeviceReply:
         """The broker's decision about a device under one contract, with the proof it rests on."""
         call = AuthoriseDeviceCall(service=self._launch.fields.service, device=device, contract=contract)
-        return schema.decode(AuthoriseDeviceReply, await self._session.call("device.authorise", schema.encode(call)))
+        return schema.decode(AuthoriseDeviceReply, await self._call("device.authorise", schema.encode(call)))
+
+    async def _call(self, operation: str, body: bytes) -> bytes:
+        if self._session.closed:
+            # Whoever serves a device meanwhile waits a little for the session to come back; a device waits no longer.
+            self._up.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_WAIT_FOR_SESSION_S):
+                    await self._up.wait()
+        return await self._session.call(operation, body)
 
     def _take(self, activation: Activation) -> None:
         """The certificate must be for our key, in our name, and its chain must hold: also the broker can make a mistake."""
         chain = verify_chain(activation.certificate, activation.chain, self._trust.roots, Instant(activation.now))
         fields = self._launch.fields
-        mine = chain.spiffe_id.role is Role.SERVICE and chain.spiffe_id.segments == (fields.service, fields.instance)
+        name = identity_name(fields.instance, fields.generation)
+        mine = chain.spiffe_id.role is Role.SERVICE and chain.spiffe_id.segments == (fields.service, name)
         public = keys.public_bytes(self._key.public_key())
         certified = chain.leaf.public_key().public_bytes(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
@@ -142,10 +219,11 @@ class BrokerLink:
             raise NotAuthentic(
                 "workload.identity_mismatch",
                 "the broker certified another name or key than this function's",
-                expected=f"svc/{fields.service}/{fields.instance} of {fields.provider}",
+                expected=f"svc/{fields.service}/{name} of {fields.provider}",
                 got=str(chain.spiffe_id),
             )
         self._chain = chain
+        self._chains = (chain, *self._chains[: _CHAINS_KEPT - 1])
         self._identity = TlsIdentity(key=self._key, chain=(activation.certificate, *activation.chain))
         self._renew_after_s = max(1, activation.renew_after_s)
 
@@ -166,10 +244,6 @@ async def attest(address: str, launch: Launch, reports: ReportSource) -> BrokerL
     async def prove(_challenge: Challenge, digest: bytes) -> bytes:
         return token_proof(launch.token, digest)
 
-    async def collect(binding: bytes, _challenge: Challenge) -> Collected:
-        report = await asyncio.to_thread(reports.report, binding)
-        return Collected(format=EvidenceFormat.SNP, evidence=report.outblob, endorsements=report.auxblob)
-
     kem, signing = new_kem(), keys.public_bytes(ed25519.Ed25519PrivateKey.generate().public_key())
 
     async def ask() -> ClientSession:
@@ -181,7 +255,7 @@ async def attest(address: str, launch: Launch, reports: ReportSource) -> BrokerL
             signing_public=signing,
             verify_broker=verify_broker,
             prove=prove,
-            collect=collect,
+            collect=_collector(reports),
             kem=kem,
         )
 
@@ -200,6 +274,14 @@ async def attest(address: str, launch: Launch, reports: ReportSource) -> BrokerL
     except BaseException:
         await session.aclose()
         raise
+
+
+def _collector(reports: ReportSource) -> Callable[[bytes, Challenge], Awaitable[Collected]]:
+    async def collect(binding: bytes, _challenge: Challenge) -> Collected:
+        report = await asyncio.to_thread(reports.report, binding)
+        return Collected(format=EvidenceFormat.SNP, evidence=report.outblob, endorsements=report.auxblob)
+
+    return collect
 
 
 def judge_broker(
