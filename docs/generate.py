@@ -18,12 +18,27 @@ REFERENCE = ROOT / "docs" / "reference"
 KINDS = ("Malformed", "NotAuthentic", "Refused", "Conflict", "Unavailable", "Misconfigured")
 ROLES = ("hsm", "svc", "device", "host", "orchestrator", "verifier", "launcher", "operator", "authority")
 METHODS = ("get", "post", "put", "delete")
+SETTINGS = """# Settings
+
+One TOML file a service; unknown keys are refused with the nearest known name. Paths are relative to the file. `moor init` writes
+these files, with the same words as comments.
+
+A variable `MOOR_<SERVICE>_<KEY>` of the environment takes the place of a key, such as `MOOR_BROKER_LISTEN_HTTPS`, or, for a key of
+a table, `MOOR_HOST_ATTESTATION_PERIOD_S`: text and paths as they are, everything else as TOML writes it. An unknown one is refused
+with the nearest known name. No setting is a secret: secrets are in files (0600) that settings name.
+"""
 HEAD = "<!-- Written by ./dev docs from the code; edit the code, not this page. -->\n\n"
 
 
 def pages() -> dict[str, str]:
     """Every generated page by file name."""
-    return {"codes.md": codes(), "endpoints.md": endpoints(), "settings.md": settings(), "cli.md": command_line()}
+    return {
+        "codes.md": codes(),
+        "endpoints.md": endpoints(),
+        "settings.md": settings(),
+        "metrics.md": metrics(),
+        "cli.md": command_line(),
+    }
 
 
 def codes() -> str:
@@ -76,18 +91,48 @@ def endpoints() -> str:
 
 def settings() -> str:
     """All keys of all TOML files, from the frozen dataclasses that load them."""
-    head = "# Settings\n\nOne TOML file a service; unknown keys are refused with the nearest known name."
-    parts = [f"{head} Paths are relative to the file.\n"]
-    for path, tree in modules("services"):
+    parts = [SETTINGS]
+    for path, tree in modules("services", "cli"):
         for cls in (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("Settings")):
             parts.append(f"\n## `{path.stem}`: {cls.name}\n\n{(ast.get_docstring(cls) or '').strip()}\n")
-            parts.append("\n| key | type | default |\n|---|---|---|")
-            for field in (node for node in cls.body if isinstance(node, ast.AnnAssign)):
+            parts.append("\n| key | type | default | what it is for |\n|---|---|---|---|")
+            for field, after in zip(cls.body, [*cls.body[1:], None], strict=True):
+                if not isinstance(field, ast.AnnAssign):
+                    continue
                 default = "required" if field.value is None else f"`{ast.unparse(field.value)}`"
                 kind = ast.unparse(field.annotation).replace("|", "or")
-                parts.append(f"\n| `{ast.unparse(field.target)}` | `{kind}` | {default} |")
+                says = " ".join((_text(after.value) or "").split()) if isinstance(after, ast.Expr) else ""
+                parts.append(f"\n| `{ast.unparse(field.target)}` | `{kind}` | {default} | {says} |")
             parts.append("\n")
     return HEAD + "".join(parts)
+
+
+def metrics() -> str:
+    """All metrics of all services, from the calls that make them."""
+    rows = []
+    for path, tree in modules("services"):
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            name = getattr(call.func, "id", None)
+            texts = [text for text in map(_text, call.args) if text is not None]
+            if name not in ("measured", "Counter", "Gauge") or len(texts) < 2 or not texts[0].startswith("moorline_"):
+                continue
+            labels = [
+                text
+                for node in (*call.args[2:], *(keyword.value for keyword in call.keywords if keyword.arg == "labels"))
+                if isinstance(node, ast.List | ast.Tuple)
+                for text in map(_text, node.elts)
+                if text is not None
+            ]
+            kind = "counter" if name == "Counter" else "gauge"
+            full = texts[0] + ("_total" if kind == "counter" else "")
+            rows.append(f"| `{full}` | {kind} | {', '.join(labels) or '-'} | {texts[1]} | `{path.stem}` |")
+    intro = (
+        "# Metrics\n\nServices with an HTTP interface answer `/metrics` (Prometheus text) and `/healthz` there; a broker "
+        "shows its own on its admin\nsocket, a host agent and a launcher on the unix socket `status_socket` names. Whoever "
+        "reaches a port may read them: they are counts,\nwithout names of hosts, devices or functions.\n\n"
+    )
+    head = ["| metric | kind | labels | what | module |", "|---|---|---|---|---|"]
+    return HEAD + intro + "\n".join([*head, *sorted(rows)]) + "\n"
 
 
 def command_line() -> str:

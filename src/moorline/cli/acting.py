@@ -1,16 +1,16 @@
 """Who acts on the command line: a provider with its offline key, an authority with its folder, an operator of a broker.
 
-provider.toml is what `moor init provider` writes; `--as DIR` names its directory. The provider's key is read for each act and
-is needed by no service, so that directory can be on a machine of its own.
+provider.toml is what `moor init provider` writes; `--as DIR` names its directory. The provider's key is read for each act
+and is needed by no service, so that directory can be on a machine of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from moorline.ledger.client import LedgerClient, Submitter
     from moorline.ledger.light_client import LedgerTrust, ProvenState
     from moorline.ledger.transactions import Action, Body
-    from moorline.services.broker import BrokerSettings
     from moorline.wire.certificates import Issuer
     from moorline.wire.http import HttpClient
 
@@ -152,23 +151,54 @@ def provider(directory: Path) -> Provider:
     return Provider(settings=settings.load(ProviderSettings, directory / PROVIDER_FILE, service="provider"))
 
 
-def broker_settings(directory: Path) -> BrokerSettings:
-    """The broker whose directory this is."""
-    from moorline.services import settings
-    from moorline.services.broker import BrokerSettings
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerFacts:
+    """What others need to know of a broker to find it."""
 
-    return settings.load(BrokerSettings, directory / BROKER_FILE, service="broker")
+    trust_domain: str
+    hsm: str
+    listen_sessions: str
+    listen_https: str
+    admin_socket: str
+    verifier: str | None
+    verifier_url: str | None
+
+    def require_verifier(self) -> tuple[str, str]:
+        """Id and URL of the attestation authority. Raises Misconfigured("init.no_verifier")."""
+        if self.verifier is None or self.verifier_url is None:
+            raise Misconfigured(
+                "init.no_verifier",
+                "the broker knows no attestation authority",
+                remedy="set verifier and verifier_url in broker.toml, or moor init broker --verifier ID=ADDRESS:PORT",
+            )
+        return self.verifier, self.verifier_url
+
+
+def broker_facts(directory: Path) -> BrokerFacts:
+    """The broker whose directory this is. Its own classes are not loaded: they bring half of the system with them."""
+    import tomllib
+
+    try:
+        table = tomllib.loads(render.read(directory / BROKER_FILE).decode("utf-8"))
+        names: dict[str, Any] = {field.name: table.get(field.name) for field in fields(BrokerFacts)}
+        required = [names[name] for name in ("trust_domain", "hsm", "listen_sessions", "listen_https", "admin_socket")]
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        required = [None]
+    if not all(isinstance(value, str) for value in required):
+        raise Misconfigured(
+            "cli.broker_file",
+            "the broker's settings file cannot be read",
+            got=directory / BROKER_FILE,
+            remedy="moor broker check says what is wrong with it",
+        )
+    return BrokerFacts(**names)
 
 
 def at_broker(directory: Path, ask: Callable[[HttpClient], Awaitable[T]]) -> T:
     """Ask the admin socket of a broker; whoever can open it is the provider."""
-    import tomllib
-
     from moorline.wire.http import HttpClient
 
-    # Read without the broker's own classes: they bring half of the system with them, and only one key matters here.
-    named = tomllib.loads(render.read(directory / BROKER_FILE).decode("utf-8")).get("admin_socket", "admin.sock")
-    socket = directory / str(named)
+    socket = directory / broker_facts(directory).admin_socket
 
     async def asked() -> T:
         async with HttpClient("http://broker", server_name="", roots_pem=b"", uds=str(socket), timeout_s=30.0) as client:

@@ -112,7 +112,7 @@ def svid(
     from moorline.nfv import SpiffeId
     from moorline.wire import keys
 
-    domain = _trust_domain(broker)
+    domain = acting.broker_facts(broker).trust_domain
     spiffe_id = SpiffeId(trust_domain=domain, role=role, segments=(name,))
     key = ec.generate_private_key(ec.SECP256R1())
     public = base64.b64encode(keys.public_bytes(key.public_key())).decode("ascii")
@@ -241,12 +241,3 @@ def _read(broker: Path, path: str) -> object:
 def _table(broker: Path, what: str, columns: tuple[str, ...], *, as_json: bool, empty: str) -> None:
     answer: Any = _read(broker, f"/v1/{what}")
     render.table(answer[what], columns, key=what, as_json=as_json, empty=empty)
-
-
-def _trust_domain(broker: Path) -> str:
-    import tomllib
-
-    from moorline.nfv import parse_domain
-
-    named = tomllib.loads(render.read(broker / acting.BROKER_FILE).decode("utf-8"))
-    return parse_domain(str(named.get("trust_domain", "")), "trust domain")

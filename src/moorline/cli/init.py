@@ -15,8 +15,7 @@ from moorline.errors import Misconfigured
 from moorline.nfv import Role
 
 if TYPE_CHECKING:
-    from moorline.cli.acting import Provider
-    from moorline.services.broker import BrokerSettings
+    from moorline.cli.acting import BrokerFacts, Provider
     from moorline.services.orchestrator_peers import NamedHost
 
 app = typer.Typer(no_args_is_help=True)
@@ -232,7 +231,7 @@ def verifier(
     from moorline.services import settings
     from moorline.services.verifier import VerifierSettings
 
-    acts, hsm = acting.provider(provider), acting.broker_settings(broker)
+    acts, hsm = acting.provider(provider), acting.broker_facts(broker)
     simulated = bool(simulated_tpm_root or simulated_snp_root)
     signers = tuple(_signing_key(directory / f"{what}-signer.key.pem") for what in ("reference", "location"))
     configured = VerifierSettings(
@@ -288,13 +287,8 @@ def orchestrator(  # noqa: PLR0913 - one parameter an option
     from moorline.services.orchestrator import OrchestratorSettings
     from moorline.services.orchestrator_peers import Peer
 
-    acts, hsm = acting.provider(provider), acting.broker_settings(broker)
-    if hsm.verifier is None or hsm.verifier_url is None:
-        raise Misconfigured(
-            "init.no_verifier",
-            "the broker knows no attestation authority",
-            remedy="moor init broker --verifier ID=ADDRESS:PORT",
-        )
+    acts, hsm = acting.provider(provider), acting.broker_facts(broker)
+    judge, judge_url = hsm.require_verifier()
     results_key = hsm_request.read(broker / hsm_request.FILE).keys().verifier
     pem = results_key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     verifier_key = render.new_file(directory / "verifier.pem", pem)
@@ -313,7 +307,7 @@ def orchestrator(  # noqa: PLR0913 - one parameter an option
         intent_key=directory / "intent.key.pem",
         launcher=launcher,
         package_signers=package_signers,
-        verifier=Peer(url=hsm.verifier_url, server_name=_dns(hsm, Role.VERIFIER, hsm.verifier)),
+        verifier=Peer(url=judge_url, server_name=_dns(hsm, Role.VERIFIER, judge)),
         verifier_key=verifier_key,
         ledger=tuple(Peer(url=url, server_name=name) for url, name in acts.authorities()),
         hosts=tuple(_host(hsm, text) for text in host or ()),
@@ -384,13 +378,8 @@ def host(  # noqa: PLR0913 - one parameter an option
     from moorline.services import settings
     from moorline.services.host import AttestationSettings, HostSettings
 
-    acts, hsm = acting.provider(provider), acting.broker_settings(broker)
-    if hsm.verifier is None or hsm.verifier_url is None:
-        raise Misconfigured(
-            "init.no_verifier",
-            "the broker knows no attestation authority",
-            remedy="moor init broker --verifier ID=ADDRESS:PORT",
-        )
+    acts, hsm = acting.provider(provider), acting.broker_facts(broker)
+    judge, judge_url = hsm.require_verifier()
     configured = HostSettings(
         provider=acts.name,
         trust_domain=acts.settings.trust_domain,
@@ -407,12 +396,13 @@ def host(  # noqa: PLR0913 - one parameter an option
         trust=acts.settings.trust,
         attestation=AttestationSettings(
             tcti=_absolute(tcti),
-            verifier_url=hsm.verifier_url,
-            verifier_name=_dns(hsm, Role.VERIFIER, hsm.verifier),
+            verifier_url=judge_url,
+            verifier_name=_dns(hsm, Role.VERIFIER, judge),
             event_log=logs / "event_log.bin",
             ima=logs / "ima.txt",
             tag=tag,
         ),
+        status_socket=directory / "status.sock",
     )
     file = directory / "host.toml"
     settings.write_commented(configured, file, head=f"Agent of host {identifier} of {acts.name}.")
@@ -434,7 +424,7 @@ def launcher(
     from moorline.services import settings
     from moorline.services.launcher_parent import LauncherSettings
 
-    acts, hsm = acting.provider(provider), acting.broker_settings(broker)
+    acts, hsm = acting.provider(provider), acting.broker_facts(broker)
     configured = LauncherSettings(
         provider=acts.name,
         hsm=hsm.hsm,
@@ -445,6 +435,7 @@ def launcher(
         broker=hsm.listen_sessions,
         ticket=directory / "ticket.cose",
         trust=acts.settings.trust,
+        status_socket=directory / "status.sock",
     )
     file = directory / "launcher.toml"
     settings.write_commented(configured, file, head=f"Launcher of {acts.name}.")
@@ -515,14 +506,14 @@ def _ledger_urls(acts: Provider) -> tuple[str, ...]:
     return tuple(f"{url}|{name}" for url, name in acts.authorities())
 
 
-def _dns(hsm: BrokerSettings, role: Role, identifier: str) -> str:
+def _dns(hsm: BrokerFacts, role: Role, identifier: str) -> str:
     from moorline.nfv import SpiffeId
     from moorline.wire.certificates import dns_name
 
     return dns_name(SpiffeId(trust_domain=hsm.trust_domain, role=role, segments=(identifier,)))
 
 
-def _host(hsm: BrokerSettings, text: str) -> NamedHost:
+def _host(hsm: BrokerFacts, text: str) -> NamedHost:
     from moorline.services.orchestrator_peers import NamedHost
 
     name, address = _pair(text, "--host")

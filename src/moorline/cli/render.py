@@ -11,11 +11,13 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from moorline.clock import Instant, rendered
 from moorline.errors import Misconfigured
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="The one value that the next command needs, and nothing else.")]
 
+_TIMES: Final = ("at", "not_after")
 _WIDE: Final = 240
 """Columns where output goes to a file or a pipe: a table is not folded to a screen that is not there."""
 
@@ -27,7 +29,7 @@ def facts(found: Mapping[str, Any], *, as_json: bool, then: str | None = None) -
         return
     width = max(len(name) for name in found)
     for name, value in found.items():
-        typer.echo(f"{name:<{width}}  {_said(value)}")
+        typer.echo(f"{name:<{width}}  {_said(value, name)}")
     if then is not None:
         typer.echo(f"next: {then}")
 
@@ -40,16 +42,18 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, key: str
     if not rows:
         typer.echo(empty)
         return
-    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         shown.add_column(column, overflow="fold")
     for row in rows:
-        shown.add_row(*(_said(row.get(column)) for column in columns))
-    Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False, markup=False).print(shown)
+        shown.add_row(*(_said(row.get(column), column) for column in columns))
+    console = Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False, markup=False)
+    with console.capture() as drawn:
+        console.print(shown)
+    typer.echo("\n".join(line.rstrip() for line in drawn.get().splitlines()))
 
 
 def files(paths: Sequence[Path], *, as_json: bool, then: Sequence[str], **more: str) -> None:
@@ -100,11 +104,13 @@ def new_file(path: Path, data: bytes) -> Path:
     return path
 
 
-def _said(value: object) -> str:
+def _said(value: object, name: str = "") -> str:
     if value is None:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if name in _TIMES and isinstance(value, int):
+        return rendered(Instant(value))
     if isinstance(value, list | tuple):
         return ", ".join(_said(each) for each in value) or "-"
     return str(value)

@@ -108,10 +108,20 @@ def create(  # noqa: PLR0913 - one parameter an option
 
 @app.command()
 def show(
-    function: Annotated[str, typer.Argument(help="Name of the instance.")], operator: Operator, *, as_json: AsJson = False
+    function: Annotated[str, typer.Argument(help="Name of the instance.")],
+    operator: Operator,
+    *,
+    address: Annotated[bool, typer.Option("--address", help="Where it serves, and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show a function: where it is, why there, and every step of its launches and clean-ups, with times."""
-    _show_function(_ask(operator, lambda client: client.get_json(f"/v1/functions/{function}")), as_json=as_json)
+    answer = _ask(operator, lambda client: client.get_json(f"/v1/functions/{function}"))
+    if address:
+        if not answer.get("address"):
+            raise _why_not(answer)
+        typer.echo(answer["address"])
+        return
+    _show_function(answer, as_json=as_json)
 
 
 @app.command(name="list")

@@ -29,6 +29,7 @@ from moorline.ledger.engines.node import Node, encode_status
 from moorline.ledger.genesis import Genesis
 from moorline.ledger.transactions import MAX_TRANSACTION_BYTES
 from moorline.nfv import Role, SpiffeId
+from moorline.services import metrics
 from moorline.services.http import TlsIdentity, application, require, serve
 from moorline.services.process import announce_ready
 from moorline.storage.database import open_database
@@ -170,6 +171,7 @@ def authority_app(node: Node, engine: Sequencer | Cosigner) -> FastAPI:
     app = application(
         "moorline authority", body_cap=BODY_CAP if isinstance(engine, Cosigner) else MAX_TRANSACTION_BYTES, ready=why_not
     )
+    metrics.of_authority(app, node)
     _public_routes(app, node, engine)
     if isinstance(engine, Cosigner):
         _cosigner_routes(app, node, engine)

@@ -22,7 +22,7 @@ from moorline.clock import Instant
 from moorline.errors import Malformed
 from moorline.hsm.ceremony import public_keys
 from moorline.nfv import Role, SpiffeId, parse_name
-from moorline.services import broker_audit_routes, broker_peers, http
+from moorline.services import broker_audit_routes, broker_peers, http, metrics
 from moorline.services.broker import Broker
 from moorline.services.broker_est import code_digest, csr_key
 from moorline.services.broker_role import issued
@@ -73,7 +73,8 @@ async def serve(broker: Broker, bound: Callable[[str], None]) -> None:
 
 def application(broker: Broker) -> FastAPI:
     """All admin routes."""
-    app = http.application("broker-admin")
+    app = http.application("broker-admin", ready=lambda: metrics.why_broker_not_ready(broker))
+    metrics.of_broker(app, broker)
     _issuing_routes(app, broker)
     _launch_routes(app, broker)
     _reading_routes(app, broker)

@@ -28,7 +28,7 @@ from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused
 from moorline.hsm.issuing import key_digest
 from moorline.ledger.records import RevocationKind
 from moorline.nfv import Role, SpiffeId, parse_name
-from moorline.services import broker_audit_routes, broker_retire, http
+from moorline.services import broker_audit_routes, broker_retire, http, metrics
 from moorline.services.broker import Broker
 from moorline.services.broker_role import issued, require_not_revoked, revocable_keys
 from moorline.storage.steps import reached
@@ -75,7 +75,7 @@ async def serve(broker: Broker, bound: Callable[[str], None]) -> None:
 
 def application(broker: Broker) -> FastAPI:
     """The routes. Public on purpose: cacerts, csrattrs, ca-bundle; the others authenticate as their docstrings say."""
-    app = http.application("broker", body_cap=_BODY_CAP)
+    app = http.application("broker", body_cap=_BODY_CAP, ready=lambda: metrics.why_broker_not_ready(broker))
     _public_routes(app, broker)
     _enrolment_routes(app, broker)
     _refused_routes(app)

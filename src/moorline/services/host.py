@@ -33,7 +33,9 @@ from moorline.host_agent.silicon import SiliconClient
 from moorline.ledger.light_client import LedgerTrust
 from moorline.nfv import Role, parse_name
 from moorline.orchestration.broker import judge_broker
-from moorline.services import http
+from moorline.rats import Tier
+from moorline.services import http, metrics
+from moorline.services.condition import Condition, told
 from moorline.services.process import announce_ready, serve_all
 from moorline.wire import keys, schema
 from moorline.wire.http import HttpClient, load_identity
@@ -103,6 +105,8 @@ class HostSettings:
     """The ledger's trust file."""
     attestation: AttestationSettings | None
     """How this host proves what it booted."""
+    status_socket: Path | None = None
+    """Unix socket (0600) with /healthz and /metrics, which answers whether or not the host has an identity."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,8 +176,9 @@ async def run(settings: HostSettings, log: structlog.stdlib.BoundLogger) -> None
         tpm, attestation = await _attestation(settings, settings.attestation, stack)
         if settings.certificate_chain is None:
             obtain = _from_broker(settings, tpm, attestation)
-        judged = asyncio.Event()
-        await serve_all(_attest(attestation, log, judged), server.serve(obtain, after=judged))
+        judged, heard = asyncio.Event(), Condition(why="no verdict yet")
+        await stack.enter_async_context(told(settings.status_socket, "host", heard, metrics.of_host))
+        await serve_all(_attest(attestation, log, judged, heard), server.serve(obtain, after=judged))
 
 
 async def _adopt(guests: Guests, log: structlog.stdlib.BoundLogger) -> None:
@@ -268,12 +273,17 @@ async def _attestation(
     return tpm, attestation
 
 
-async def _attest(attestation: HostAttestation, log: structlog.stdlib.BoundLogger, judged: asyncio.Event) -> None:
+async def _attest(
+    attestation: HostAttestation, log: structlog.stdlib.BoundLogger, judged: asyncio.Event, heard: Condition
+) -> None:
     def on_verdict(verdict: object) -> None:
         judged.set()
         if isinstance(verdict, MoorlineError):
+            heard.set(standing=False, why=f"not attested: {verdict.code}")
             log.warning("not attested", **verdict.as_problem())
         else:
+            status, code = getattr(verdict, "status", None), getattr(verdict, "code", None)
+            heard.set(standing=status == Tier.AFFIRMING.word, why=f"the verdict is {status}: {code}")
             log.info("attested", status=getattr(verdict, "status", None), code=getattr(verdict, "code", None))
 
     while True:

@@ -20,7 +20,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
 from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -192,6 +192,9 @@ def application(
     app = FastAPI(title=title, openapi_url=None, docs_url=None, redoc_url=None)
     registry = CollectorRegistry()
     app.state.metrics = registry
+    Gauge("moorline_ready", "1 while the service can do its work", registry=registry).set_function(
+        lambda: float(ready() is None)
+    )
     requests = Counter(
         "moorline_http_requests", "Requests answered, by method and status class", ["method", "status"], registry=registry
     )

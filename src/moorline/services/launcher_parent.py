@@ -18,6 +18,8 @@ from moorline.digest import tagged_hash
 from moorline.errors import MoorlineError, Refused, Unavailable
 from moorline.host_agent.guests import Guests, GuestState, active_event, refused_event
 from moorline.host_agent.silicon import SiliconClient
+from moorline.services import metrics
+from moorline.services.condition import Condition, told
 from moorline.services.process import announce_ready
 from moorline.wire import schema
 from moorline.wire.guest import LauncherLaunch
@@ -55,6 +57,8 @@ class LauncherSettings:
     """Memory of the guest."""
     pids: int = 64
     """Processes the guest may have."""
+    status_socket: Path | None = None
+    """Unix socket (0600) with /healthz and /metrics."""
 
 
 def order(settings: LauncherSettings) -> GuestOrder:
@@ -86,16 +90,19 @@ async def run(settings: LauncherSettings, log: structlog.stdlib.BoundLogger) -> 
     silicon = SiliconClient(settings.silicon.removeprefix("unix:"))
     guests = Guests(settings.state / "guests", silicon, publish="127.0.0.1")
     await _clear(guests, settings.name)
+    condition = Condition(why="the broker has not admitted the enclave yet")
     try:
-        await guests.start(order(settings), publish_on=settings.listen)
-        state = await _until_active(guests, settings.name)
-        said = active_event(state) or {}
-        log.info("launcher admitted", launcher=said.get("launcher"), address=state.address)
-        announce_ready("launcher", address=state.address, launcher=str(said.get("launcher")))
-        while state.state == "running":
-            await asyncio.sleep(_LIFE_POLL_S)
-            state = await guests.state(settings.name)
-        raise _why(state)
+        async with told(settings.status_socket, "launcher", condition, metrics.of_launcher):
+            await guests.start(order(settings), publish_on=settings.listen)
+            state = await _until_active(guests, settings.name)
+            said = active_event(state) or {}
+            condition.set(standing=True)
+            log.info("launcher admitted", launcher=said.get("launcher"), address=state.address)
+            announce_ready("launcher", address=state.address, launcher=str(said.get("launcher")))
+            while state.state == "running":
+                await asyncio.sleep(_LIFE_POLL_S)
+                state = await guests.state(settings.name)
+            raise _why(state)
     finally:
         await _clear(guests, settings.name)
         await guests.aclose()

@@ -36,7 +36,7 @@ from moorline.orchestration.compliance import Compliance, Reactions
 from moorline.orchestration.launch import Identity, Launches, as_json
 from moorline.orchestration.placement import Demand
 from moorline.policy import sec009
-from moorline.services import http, service_audit
+from moorline.services import http, metrics, service_audit
 from moorline.services.orchestrator_peers import Brokers, HostAgents, LauncherLink, NamedHost, Peer
 from moorline.services.process import announce_ready, serve_all
 from moorline.services.service_audit import ServiceLog
@@ -280,6 +280,7 @@ class Orchestrator:
 def application(settings: OrchestratorSettings, orchestrator: Orchestrator) -> FastAPI:
     """The orchestrator's interface; every route is for operators of the own trust domain."""
     app = http.application("orchestrator", body_cap=MAX_PACKAGE_BYTES)
+    metrics.of_orchestrator(app, orchestrator.store)
 
     def operator(request: Request) -> None:
         http.require(request, Role.OPERATOR, trust_domain=settings.trust_domain)

@@ -40,7 +40,7 @@ from moorline.nfv import Role, SpiffeId, parse_name
 from moorline.policy import host as policy_host
 from moorline.policy import reference_values
 from moorline.rats import EvidenceRoot
-from moorline.services import http, service_audit, settings
+from moorline.services import http, metrics, service_audit, settings
 from moorline.services.attestation_authority import AttestationAuthority, Parts, PlatformLookup, Sign, Terms
 from moorline.services.process import announce_ready, serve_all
 from moorline.services.service_audit import ServiceLog
@@ -201,6 +201,7 @@ def read_anchors(configured: VerifierSettings, trust: LedgerTrust) -> Anchors:
 def application(authority: AttestationAuthority, anchors: Anchors, *, trust_domain: str, clock: Clock) -> FastAPI:
     """The verifier's interface."""
     app = http.application("attestation authority", body_cap=wire.MAX_EVIDENCE)
+    metrics.of_verifier(app, authority.overview)
 
     @app.post("/v1/hosts/{host}/enrol")
     async def begin(request: Request, host: str) -> Response:
