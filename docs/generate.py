@@ -20,12 +20,13 @@ ROLES = ("hsm", "svc", "device", "host", "orchestrator", "verifier", "launcher",
 METHODS = ("get", "post", "put", "delete")
 SETTINGS = """# Settings
 
-One TOML file a service; unknown keys are refused with the nearest known name. Paths are relative to the file. `moor init` writes
-these files, with the same words as comments.
+One TOML file a service; unknown keys are refused with the nearest known name. Paths are relative to the file.
+`moor init` writes these files, with the same words as comments.
 
-A variable `MOOR_<SERVICE>_<KEY>` of the environment takes the place of a key, such as `MOOR_BROKER_LISTEN_HTTPS`, or, for a key of
-a table, `MOOR_HOST_ATTESTATION_PERIOD_S`: text and paths as they are, everything else as TOML writes it. An unknown one is refused
-with the nearest known name. No setting is a secret: secrets are in files (0600) that settings name.
+A variable `MOOR_<SERVICE>_<KEY>` of the environment takes the place of a key, such as `MOOR_BROKER_LISTEN_HTTPS`, or,
+for a key of a table, `MOOR_HOST_ATTESTATION_PERIOD_S`: text and paths as they are, everything else as TOML writes it.
+An unknown one is refused with the nearest known name. No setting is a secret: secrets are in files (0600) that settings
+name.
 """
 HEAD = "<!-- Written by ./dev docs from the code; edit the code, not this page. -->\n\n"
 

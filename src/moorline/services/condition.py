@@ -41,11 +41,17 @@ async def told(
         return
     app = http.application(title, ready=condition.why_not)
     measure(app, condition)
+    bound = asyncio.Event()
     serving = asyncio.ensure_future(
-        http.serve(app, listen=f"unix:{socket}", identity=None, client_roots_pem=None, ready=lambda _: None)
+        http.serve(app, listen=f"unix:{socket}", identity=None, client_roots_pem=None, ready=lambda _: bound.set())
     )
+    binding = asyncio.ensure_future(bound.wait())
     try:
+        await asyncio.wait({serving, binding}, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            serving.result()
         yield
     finally:
-        serving.cancel()
-        await asyncio.gather(serving, return_exceptions=True)
+        for task in (serving, binding):
+            task.cancel()
+        await asyncio.gather(serving, binding, return_exceptions=True)
