@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import os
 import shutil
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from moorline.rats import AttestationResult, CapabilityLevel, EvidenceRoot, Find
 from moorline.services import http
 from moorline.simulators.manufacturer import create_manufacturer, open_chip
 from moorline.simulators.silicon import GuestContext, Silicon, guest_policy
+from moorline.storage.verifier_store import EnrolledHost, StoredResult, VerifierStore
 from moorline.verification.chains import verify_chain
 from moorline.wire import cbor, keys, launch, schema
 from moorline.wire.guest import LauncherLaunch
@@ -81,6 +83,27 @@ class World:
     launcher_key: bytes = b""
     sequence: int = 0
     number: int = 0
+    verdicts: VerifierStore | None = None
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def tell(self, host: str, code: str = "") -> None:
+        """The authority's verdict about a host changes: it is lost for this reason, or gained."""
+        assert self.verdicts is not None
+        self.verdicts.enrol(
+            EnrolledHost(host=host, ek_digest=host.encode(), ak_public=b"", root=EvidenceRoot.TEST, enrolled=self.now)
+        )
+        if code:
+            self.results.pop(host, None)
+            self.verdicts.withdraw(host, code, at=self.now)
+        else:
+            self.results[host] = {}
+            good = {"ear": "", "status": "affirming", "code": None, "withdrawn": None}
+            until = Instant(self.now + 3600)
+            self.verdicts.put_result(
+                StoredResult(host=host, issued=self.now, expires=until, **good), patience_until=Instant(0)
+            )
+        waiting, self.changed = self.changed, asyncio.Event()
+        waiting.set()
 
     @property
     def now(self) -> Instant:
@@ -236,6 +259,18 @@ async def serve_results(world: World, address: str) -> asyncio.Task[None]:
             raise Refused("enrol.unknown", "this host is not enrolled")
         return {"host": host, "ak_public": base64.b64encode(world.enrolled[host]).decode()}
 
+    @app.get("/v1/events")
+    async def events(after: int = 0, wait_s: float = 0) -> dict[str, object]:
+        assert world.verdicts is not None
+        waiting = world.changed
+        found, newest = world.verdicts.events(after=after, limit=500)
+        if not found:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(waiting.wait(), wait_s)
+            found, newest = world.verdicts.events(after=after, limit=500)
+        following = found[-1].cursor if found else after
+        return {"events": [asdict(one) for one in found], "next": following, "newest": newest}
+
     identity = world.verifier
     assert identity is not None
     bound = asyncio.Event()
@@ -271,7 +306,8 @@ async def world(tmp_path_factory):
         )
         beta = await consortium.admit("beta", start=False)
         made = World(consortium, alpha, Silicon(chip), (directory / "ledger" / "trust.cbor").read_bytes())
-        made.results["h1"] = {}
+        made.verdicts = VerifierStore.open(directory / "verdicts.db")
+        made.tell("h1")
         made.verifier = await svid(alpha, "spiffe://alpha.test/verifier/v1")
         served = await serve_results(made, address)
         for host in ("h1", "h2"):
