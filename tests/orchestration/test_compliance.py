@@ -306,6 +306,20 @@ async def test_a_broker_that_is_away_holds_the_clean_up_up_until_it_answers(watc
     relaunched(watch)
 
 
+async def test_a_ledger_that_is_behind_does_not_let_the_guest_run_on(watch):
+    """The keys are gone, only the revocation is not on the ledger: the guest is stopped, and nothing is launched yet."""
+    await watch.active()
+    watch.drift()
+    await watch.compliance.look()
+    watch.mano.broker.fail = [Unavailable("retire.revocation_pending", "not yet", retry_after_s=0.01)]
+    with pytest.raises(Unavailable):
+        await watch.mano.launches.advance("records-1")
+    assert watch.row.state is LaunchState.HALTING
+    assert watch.mano.hosts.guests == {}
+    await watch.settled()
+    relaunched(watch)
+
+
 async def test_a_broker_that_moved_is_found_on_the_ledger(watch):
     await watch.active()
     watch.mano.store.save(

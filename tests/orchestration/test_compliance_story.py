@@ -111,7 +111,7 @@ class Broker:
             http.require(request, Role.ORCHESTRATOR, Role.OPERATOR, trust_domain=DOMAIN)
             if self.away:
                 self.away -= 1
-                raise Unavailable("retire.revocation_pending", "the ledger did not take it yet", retry_after_s=0.1)
+                raise Unavailable("token.busy", "the token does not answer", retry_after_s=0.1)
             key = (instance, body["generation"])
             if key not in self.retired:
                 self.order.append(("keys", *key))

@@ -1,24 +1,29 @@
 """The HTTP interfaces of orchestrator and host agent: who may, what comes back, and what a stranger gets."""
 
+import asyncio
 import logging
+import ssl
 from pathlib import Path
 
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from moorline.errors import EXIT_REFUSED
+from moorline.errors import EXIT_REFUSED, Unavailable
 from moorline.host_agent.guests import Guests
 from moorline.orchestration import package as packages
 from moorline.services import host as host_service
+from moorline.services import http
 from moorline.services import orchestrator as service
 from moorline.services import settings as settings_module
 from moorline.services.launcher_parent import LauncherSettings, order
 from moorline.storage.orchestrator_store import LaunchState
 from moorline.wire import keys, schema
 from moorline.wire.guest import LauncherLaunch
+from moorline.wire.http import HttpClient
 
 from .conftest import until
+from .test_compliance_story import Pki
 from .test_guests import Silicon
 from .test_guests import order as guest_order
 from .test_launch import mano  # noqa: F401 - a fixture
@@ -202,6 +207,63 @@ async def test_a_guest_through_the_interface(agent, provider):
         assert (gone.status_code, gone.json()["code"]) == (403, "host.no_such_guest")
         for junk in (b"", b"\xa0", b"\xff" * 100):
             assert (await caller.post("/v1/guests", content=junk)).status_code == 400
+
+
+async def test_an_agent_waits_for_an_identity_and_renews_it_without_hanging_up(tmp_path, monkeypatch):
+    """verifies that: no identity is no reason to end, and a request under way outlives a renewal."""
+    monkeypatch.setattr(host_service, "RETRY_S", 0.01)
+    monkeypatch.setattr(host_service, "RENEW_RETRY_S", 0.01)
+    pki = Pki()
+    (tmp_path / "roots.pem").write_bytes(pki.roots_pem)
+    given = [pki.identity("host/h1"), pki.identity("host/h1")]
+    renewals, arrived, answer = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    asked = []
+
+    async def obtain():
+        asked.append(1)
+        if len(asked) in (1, 3):
+            raise Unavailable("peer.unreachable", "the broker is away")
+        if len(asked) == 2:
+            return host_service.Standing(identity=given[0], renew_after_s=0.01)
+        renewals.set()
+        return host_service.Standing(identity=given[1], renew_after_s=1000.0)
+
+    app = http.application("agent")
+
+    @app.get("/slow")
+    async def slow() -> str:
+        arrived.set()
+        await answer.wait()
+        return "answered"
+
+    configured = type("Settings", (), {"id": "h1", "listen": "127.0.0.1:0", "roots": tmp_path / "roots.pem"})()
+    server = host_service._Server(configured, app, Log())
+    bound = asyncio.get_running_loop().create_future()
+    server._bound = bound.set_result
+    serving = asyncio.ensure_future(server.serve(obtain))
+    address = await bound
+
+    def agent():
+        return HttpClient(f"https://{address}", server_name="h1.host.alpha.test", roots_pem=pki.roots_pem)
+
+    async def renewed():
+        return await shown(address) == given[1].chain_pem.decode()
+
+    async with agent() as first:
+        waiting = asyncio.ensure_future(first.get_json("/slow"))
+        await arrived.wait()
+        await renewals.wait()
+        await until(renewed)
+        answer.set()
+        assert await waiting == "answered"
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+    assert len(asked) == 4
+
+
+async def shown(address):
+    host, _, port = address.rpartition(":")
+    return await asyncio.to_thread(ssl.get_server_certificate, (host, int(port)))
 
 
 # Settings and small parts -------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ which an administrator of the host can make say anything: from a host without a 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ GUEST_ENDED: Final = "guest-ended"
 LAUNCH_FAILED: Final = "launch-failed"
 OPERATOR: Final = "operator"
 STOP_DEADLINE_S: Final = 10.0
+_KEYS_ARE_GONE: Final = "retire.revocation_pending"
 _REASON_CHARS: Final = 200
 
 
@@ -118,6 +120,11 @@ class CleanUps:
         done = CleanUp(generation=row.generation, host=row.host, cause=halt.cause, code=halt.code)
         try:
             retired = await self._retired(row, f"{halt.cause}: {halt.code}"[:_REASON_CHARS])
+        except Unavailable as error:
+            if error.code == _KEYS_ARE_GONE:  # only the ledger is behind: the guest need not run on until it has caught up
+                with contextlib.suppress(MoorlineError, TimeoutError):
+                    await self._stopped(row.host, row.instance)
+            raise
         except (Refused, Conflict, Malformed) as error:
             done = dataclasses.replace(done, not_proven=(f"keys and identity: the broker refused, {error.code}",))
             if halt.afterwards is Afterwards.RELAUNCH:
@@ -153,8 +160,7 @@ class CleanUps:
         assert row.host is not None
         done = row.clean_ups[-1]
         try:
-            async with asyncio.timeout(self._stop_deadline_s):
-                await self._hosts.stop(row.host, row.instance)
+            await self._stopped(row.host, row.instance)
         except (MoorlineError, TimeoutError) as error:
             code = error.code if isinstance(error, MoorlineError) else "peer.unreachable"
             unproven: tuple[str, ...] = (f"guest stopped: {row.host} did not confirm it, {code}",)
@@ -168,6 +174,10 @@ class CleanUps:
             says = f"{row.host} says that the guest stopped"
         cleaned = dataclasses.replace(row, state=LaunchState.CLEANED, clean_ups=(*row.clean_ups[:-1], done))
         await self._save(cleaned, says)
+
+    async def _stopped(self, host: str, instance: str) -> None:
+        async with asyncio.timeout(self._stop_deadline_s):
+            await self._hosts.stop(host, instance)
 
     async def _follow(self, row: FunctionRow) -> None:
         assert row.halt is not None
