@@ -83,9 +83,15 @@ CLEAN_UP = (
     "orchestrator.cleanup.cleaned",
     "orchestrator.relaunch.requested",
 )
+RETIREMENT = ("broker.instance.retired", "broker.revocation.signed", "broker.revocation.committed")
 OTHERS = {
     "orchestrator.cursor.kept",
     "verifier.silence.told",
+    "broker.loss.recorded",
+    "broker.cursor.moved",
+    "broker.cursor.forgotten",
+    "broker.absence.recorded",
+    "broker.renewal.recorded",
     "orchestrator.package.onboarded",
     "orchestrator.launch.failed",
     "orchestrator.launch.ended",
@@ -106,7 +112,7 @@ OTHERS = {
 
 
 async def test_every_step_is_killed_here():
-    covered = {*LAUNCH, *LEDGER, *VERIFIER_STEPS, *CLEAN_UP, *OTHERS}
+    covered = {*LAUNCH, *LEDGER, *VERIFIER_STEPS, *CLEAN_UP, *RETIREMENT, *OTHERS}
     assert steps.names() == covered
 
 
@@ -433,19 +439,88 @@ async def test_a_restored_database_is_noticed_once(system):
 
 
 async def test_a_silence_is_told_once(system):
-    """h3 stops attesting. The verifier dies when it has told of it, the orchestrator when it has read that."""
+    """h3 stops attesting: the verifier dies when it has told of it, broker and orchestrator when they have acted on that.
+
+    Then h3 attests again, and the broker dies when it has read that.
+    """
+    before = await lost(system, "h3")
     system.arm(ORCHESTRATOR, "orchestrator.cursor.kept")
+    system.arm(BROKER, "broker.loss.recorded")
     system.arm("verifier", "verifier.silence.told")
     system.kill("host-h3")
     await system.died("verifier")
     await system.again("verifier")
     await system.died(ORCHESTRATOR)
+    await system.died(BROKER)
+    await system.again(BROKER)
     await system.again(ORCHESTRATOR)
-    async with verifier(system, system.world.facts["operator"]) as client:
-        events: Any = await client.get_json("/v1/events", {"after": "0"})
-    told = [one["kind"] for one in events["events"] if (one["host"], one["code"]) == ("h3", "result.expired")]
-    assert told == ["verdict_lost"]
+    assert await lost(system, "h3") == before + 1
+    system.arm(BROKER, "broker.cursor.moved")
     await system.again("host-h3")
+    await system.died(BROKER)
+    await system.again(BROKER)
+    assert system.rows("SELECT COUNT(*) FROM host_losses WHERE host = 'h3'") == [(1,)]
+
+
+@pytest.mark.parametrize("step", RETIREMENT)
+async def test_a_retirement_survives(system, step):
+    """An operator ends a function: its keys go, its identity is revoked on the ledger, once, whenever the broker dies."""
+    instance = f"crash-{step.rpartition('.')[2]}"
+    await system.request(instance)
+    assert (await system.settled(instance))["state"] == "active"
+    await system.killed_at(BROKER, step, lambda: system.end(instance))
+    await system.end(instance)
+    row = await system.function(instance)
+    assert row["state"] == "ended"
+    assert "storage-key" in row["clean_ups"][0]["destroyed"]
+    assert system.rows("SELECT state FROM generations WHERE instance = ?", instance) == [("retired",)]
+    ((height,),) = system.rows("SELECT height FROM revocations WHERE instance = ?", instance)
+    assert row["clean_ups"][0]["revoked_at_height"] == height
+    assert system.rows("SELECT COUNT(*) FROM storage_keys WHERE instance = ?", instance) == [(0,)]
+
+
+async def test_a_function_comes_back_to_its_broker(system):
+    """The broker dies, comes back, and dies again when it has recorded the certificate for a function that came back."""
+    instance = "crash-back"
+    await system.request(instance)
+    assert (await system.settled(instance))["state"] == "active"
+    issued = len(certificates(system, instance))
+    system.kill(BROKER)
+    system.arm(BROKER, "broker.renewal.recorded")
+    system.stage.again(BROKER)
+    await system.died(BROKER)
+    await system.again(BROKER)
+    async with asyncio.timeout(30):
+        while "reconnected" not in said_by(system, instance):  # noqa: ASYNC110 - of a file
+            await asyncio.sleep(0.05)
+    assert len(certificates(system, instance)) >= issued + 2  # one recorded and never handed out
+    assert len(system.launches(instance)) == 1
+    assert (await system.function(instance))["generation"] == 1
+    await system.end(instance)
+
+
+async def test_a_forgotten_cursor_is_made_up_for_by_looking(system):
+    """The verifier does not know the broker's cursor, as after its database was restored: the broker looks at the hosts.
+
+    It dies when it has forgotten, and when it has acted on what it saw; the function is on a host without a verdict.
+    """
+    instance = "crash-absent"
+    await system.request(instance)
+    assert (await system.settled(instance))["state"] == "active"
+    with changed(system) as database:
+        database.execute("UPDATE facts SET value = 1000000 WHERE name = 'verifier-cursor'")
+        database.execute("UPDATE generations SET host = 'h2' WHERE instance = ?", (instance,))
+    for step in ("broker.cursor.forgotten", "broker.absence.recorded"):
+        system.arm(BROKER, step)
+        system.stage.again(BROKER)
+        await system.died(BROKER)
+    await system.again(BROKER)
+    assert system.rows("SELECT state FROM generations WHERE instance = ? AND generation = 1", instance) != [("live",)]
+    async with asyncio.timeout(30):
+        query = "SELECT COUNT(*) FROM revocations WHERE instance = ? AND generation = 1 AND height IS NOT NULL"
+        while system.rows(query, instance) != [(1,)]:  # noqa: ASYNC110 - of a database
+            await asyncio.sleep(0.05)
+    await system.end(instance)
 
 
 async def test_a_clean_up_survives_a_kill_at_every_step(system):
@@ -491,6 +566,23 @@ async def guest_state(instance: str, system: Any) -> str | None:
     except Refused:
         return None
     return status.state if status.state == "running" else None
+
+
+def said_by(system: Any, instance: str) -> str:
+    """What a guest on h1 said about itself."""
+    shared = system.stage.directory / "hosts" / "h1" / "agent" / "state" / "guests" / instance / "shared"
+    return (shared / "status.jsonl").read_text("utf-8")
+
+
+async def lost(system: Any, host: str) -> int:
+    """How often the verifier told that a host fell silent."""
+
+    async def ask() -> Any:
+        async with verifier(system, system.world.facts["operator"]) as client:
+            return await client.get_json("/v1/events", {"after": "0"})
+
+    events = (await system.persistently(ask))["events"]
+    return sum((one["host"], one["kind"], one["code"]) == (host, "verdict_lost", "result.expired") for one in events)
 
 
 def order_seen_by_host(system: Any, instance: str) -> GuestOrder:

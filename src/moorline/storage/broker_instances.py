@@ -86,10 +86,12 @@ class InstanceStore:
         reached("broker.cursor.moved")
 
     def forget_losses(self) -> None:
-        """The verifier's cursors begin anew; nothing is known to be lost under the new ones."""
+        """The verifier's cursors begin anew; nothing is known to be lost under the new ones.
+
+        The old cursor stays, for as long as it is unknown to the verifier there is somebody who has to look around.
+        """
         with self._store.transaction() as c:
             c.execute(sa.delete(HOST_LOSSES))
-            self._store.set_fact_in(c, CURSOR, 0)
         reached("broker.cursor.forgotten")
 
     def hosts_in_use(self) -> tuple[str, ...]:
