@@ -7,8 +7,9 @@ import pytest
 
 from moorline.cli import run
 from moorline.cli.evidence_cases import detect
-from moorline.cli.evidence_cases.policy_file import parse_policy_file
+from moorline.clock import Instant
 from moorline.errors import Misconfigured, Unavailable
+from moorline.policy import language
 from moorline.policy.nitro import NitroPolicy
 from moorline.rats import EvidenceRoot
 
@@ -29,6 +30,10 @@ def document(shared):
 @pytest.fixture
 def nonce(document):
     return json.loads((document.parent / "case.json").read_text())["inputs"]["nonce_hex"]
+
+
+def parse_policy_file(text):
+    return language.resolve(language.parse_policy(text), (), now=Instant(0), highest={})
 
 
 def policy(**demands):
@@ -188,7 +193,7 @@ def test_values_of_every_type_are_read():
 @pytest.mark.parametrize(
     ("text", "code"),
     [
-        ("family = ", "policy_file.toml"),
+        ("family = ", "document.undecodable"),
         ('family = "nitro"', "policy_file.keys"),
         (policy().replace('"nitro"', '"other"'), "policy_file.keys"),
         (policy().replace('"software"', '"gold"'), "policy_file.supplied_keys"),

@@ -183,6 +183,21 @@ def parse_tpm2_tools_pcrs(data: bytes) -> dict[int, dict[int, bytes]]:
     return found
 
 
+def serialize_tpm2_tools_pcrs(bank: int, pcrs: Mapping[int, bytes]) -> bytes:
+    """Values of one bank in the form that `parse_tpm2_tools_pcrs` reads, as `tpm2_quote -o` writes them."""
+    chosen = sum(1 << index for index in pcrs).to_bytes(4, "little")
+    selections = _SELECTION.pack(bank, 3, chosen) + bytes(15 * _SELECTION.size)
+    values = [pcrs[index] for index in sorted(pcrs)]
+    lists = [values[at : at + _DIGESTS] for at in range(0, len(values), _DIGESTS)]
+    written = b"".join(
+        struct.pack("<I", len(held))
+        + b"".join(_DIGEST.pack(len(value), value) for value in held)
+        + bytes((_DIGESTS - len(held)) * _DIGEST.size)
+        for held in lists
+    )
+    return struct.pack("<I", 1) + selections + struct.pack("<I", len(lists)) + written
+
+
 def _selected(data: bytes) -> list[tuple[int, list[int]]]:
     if len(data) < 4 + 16 * _SELECTION.size + 4:
         raise Malformed("tpm.pcr_file", "not a file of PCR values", got=len(data))

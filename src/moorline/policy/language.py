@@ -188,6 +188,38 @@ def resolve(text: PolicyText, files: Iterable[bytes], *, now: Instant, highest: 
     )
 
 
+def value_types(family: str) -> dict[str, object]:
+    """The type of the values of every field of a family's policy, by path (`platform.status`)."""
+    return dict(_typed(FAMILIES[family].kind, ""))
+
+
+def value_of(path: str, kind: object, value: object) -> Any:  # noqa: ANN401 - the type of the policy's field
+    """A value as people write it, of the type of its field. Raises Misconfigured("policy_file.value")."""
+    try:
+        return _converted(kind, value)
+    except (ValueError, TypeError, KeyError) as error:
+        raise Misconfigured(
+            "policy_file.value",
+            "a value does not have the type of its field",
+            expected=getattr(kind, "__name__", str(kind)),
+            got=f"{path}: {value}",
+            remedy="quote bytes that consist of digits only" if kind is bytes else None,
+        ) from error
+
+
+def _typed(kind: type, path: str) -> Iterable[tuple[str, object]]:
+    for name, hint in typing.get_type_hints(kind).items():
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            yield from _typed(hint, f"{path}{name}.")
+        elif typing.get_args(hint)[0] is not Within:
+            yield path + name, _value_type(hint)
+
+
+def _value_type(hint: object) -> object:
+    """The T of `Match[T]`, which is `Exact[T] | OneOf[T] | ...`."""
+    return typing.get_args(typing.get_args(hint)[0])[0]
+
+
 def _release_finding(code: str, outcome: Outcome, says: str, one: AcceptedSet, got: str) -> Finding:
     refused = outcome is Outcome.NOT_MET
     return Finding(
@@ -227,7 +259,7 @@ def _only(name: str, release: Release) -> _Filling:
 def _from_releases(releases: tuple[Release, ...], path: str, kind: object) -> object:
     """One of the values of these releases. A release that says nothing about the field adds nothing."""
     texts = [text for release in releases for text in release.values.get(path, ())]
-    return OneOf(frozenset(_value(path, kind, _read(path, text)) for text in texts))
+    return OneOf(frozenset(value_of(path, kind, _read(path, text)) for text in texts))
 
 
 def _read(path: str, text: str) -> object:
@@ -301,13 +333,13 @@ def _demand(path: str, hint: object, written: object, filling: _Filling) -> obje
 
 
 def _match(path: str, hint: object, word: object, value: object, filling: _Filling) -> object:  # noqa: PLR0911 - a return a word
-    kind = typing.get_args(typing.get_args(hint)[0])[0]  # the T of `Match[T]`, which is `Exact[T] | OneOf[T] | ...`
+    kind = _value_type(hint)
     if word == "exact":
-        return Exact(_value(path, kind, value))
+        return Exact(value_of(path, kind, value))
     if word == "at_least":
-        return AtLeast(_value(path, kind, value))
+        return AtLeast(value_of(path, kind, value))
     if word == "one_of" and isinstance(value, list) and value:
-        return OneOf(frozenset(_value(path, kind, one) for one in value))
+        return OneOf(frozenset(value_of(path, kind, one) for one in value))
     if word == "all_bits" and kind is int and type(value) is int and value:
         return AllBits(value)
     if word == "reference" and isinstance(value, str):
@@ -323,19 +355,6 @@ def _advisories(word: object, value: object) -> object:
     if word not in ("within", "none_of") or not isinstance(value, list) or not all(isinstance(one, str) for one in value):
         return None
     return Within(frozenset(value)) if word == "within" else NoneOf(frozenset(value))
-
-
-def _value(path: str, kind: object, value: object) -> Any:  # noqa: ANN401 - the type of the policy's field
-    try:
-        return _converted(kind, value)
-    except (ValueError, TypeError, KeyError) as error:
-        raise Misconfigured(
-            "policy_file.value",
-            "a value does not have the type of its field",
-            expected=getattr(kind, "__name__", str(kind)),
-            got=f"{path}: {value}",
-            remedy="quote bytes that consist of digits only" if kind is bytes else None,
-        ) from error
 
 
 def _converted(kind: object, value: object) -> object:

@@ -10,6 +10,9 @@ from moorline.cli.evidence_cases.compare import Facts
 from moorline.policy import intel_case
 from moorline.rats import EvidenceRoot, Finding
 from moorline.verification.intel_pck import IntelAnchor, IntelAnchors, production_intel_anchors
+from moorline.verification.sgx import SgxClaims
+from moorline.verification.tdx import TdxClaims
+from moorline.verification.verified import Verified
 
 HINTS: Final = frozenset({"sgx-quote", "tdx-quote", "oe-report", "ratls-cert", "ccel", "ccel-acpi-table"})
 
@@ -28,6 +31,19 @@ def run(case: Case, facts: Facts) -> tuple[Finding, ...]:
     )
     facts.update(outcome.facts)
     return outcome.findings
+
+
+def verify(case: Case, facts: Facts) -> Verified[SgxClaims] | Verified[TdxClaims]:
+    """What the case proves, before any policy."""
+    verified, found = intel_case.verify_case(
+        evidence=_files(case, case.evidence),
+        endorsements=_files(case, case.endorsements),
+        at=case.at,
+        inputs=case.inputs,
+        anchors=_anchors(case),
+    )
+    facts.update(found)
+    return verified
 
 
 def _anchors(case: Case) -> IntelAnchors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from cryptography.hazmat.primitives import serialization
@@ -10,19 +11,25 @@ from moorline.cli.evidence_cases import material
 from moorline.cli.evidence_cases.case import Case
 from moorline.cli.evidence_cases.compare import Facts
 from moorline.cli.evidence_cases.families import snp as snp_family
-from moorline.clock import Instant
+from moorline.clock import Instant, Validity
 from moorline.errors import Malformed, NotAuthentic, Unavailable
 from moorline.evidence import azure_vtpm, corim, eventlog, snp, tpm_envelopes
 from moorline.evidence import tpm_structures as tpm
+from moorline.evidence.ima import PCR
 from moorline.evidence.tdx_quote import parse_tdx_quote
 from moorline.evidence.tpm_envelopes import QuotedEvidence, SignedQuote
 from moorline.evidence.tpm_quote import Quote, parse_quote
 from moorline.policy import intel_case
+from moorline.policy.host import NO_FILES, FileStanding, appraise_files
+from moorline.policy.reference_values import Reference
+from moorline.policy.tpm import TpmFacts
 from moorline.rats import EvidenceRoot, Finding
 from moorline.verification import anchors, vtpm
-from moorline.verification.eventlog import replay, verify_boot
+from moorline.verification.eventlog import BootState, replay, verify_boot
+from moorline.verification.ima import boot_aggregate, initial, verify_ima
 from moorline.verification.intel_pck import production_intel_anchors
 from moorline.verification.snp import verify_snp
+from moorline.verification.verified import Verified
 
 _ENVELOPES: Final = {
     "tpm-attestation-gotpm-proto": tpm_envelopes.parse_gotpm,
@@ -47,23 +54,58 @@ HINTS: Final = (
         "tpm-quote-sig-raw",
         "tpm2-tools-pcrs",
         "tcg-eventlog",
+        "ima-ascii",
     }
 )
 _BANKS: Final = {name: bank for bank, name in tpm.HASH_NAMES.items()}
-_GIVEN: Final = EvidenceRoot.SOFTWARE
-"""A key that comes with a case is endorsed by nobody but the case."""
 
 
 def run(case: Case, facts: Facts) -> tuple[Finding, ...]:
     """The findings of one case (`compare.Family`)."""
     if case.mode == "policy":
         raise Unavailable("material.policy_unsupported", "no policy is defined for a quote by itself")
+    _proven(case, facts)
+    return ()
+
+
+def verify(case: Case, facts: Facts, *, bank: Callable[[str], bool], allowed: Mapping[bytes, frozenset[bytes]]) -> TpmFacts:
+    """What the case proves about the quote in a bank that `bank` says yes to (else the first), before the rest of a policy.
+
+    `allowed` is digests by path; measured files are counted against them.
+    """
+    held, boots = _proven(case, facts)
+    quote = next((one for one in held if bank(tpm.HASH_NAMES.get(one.value.bank, ""))), held[0])
+    return TpmFacts(quote=quote, boot=boots.get(quote.value.bank), files=_files(case, quote.value, allowed))
+
+
+def _proven(case: Case, facts: Facts) -> tuple[list[Verified[vtpm.VerifiedQuote]], dict[int, BootState]]:
     hints = {entry.hint for entry in case.evidence}
     if hints & _AZURE or "azure-hcl" in hints:
-        _azure(case, facts)
-    else:
-        _quoted(case, _evidence(case), facts)
-    return ()
+        return [_azure(case, facts)], {}
+    return _quoted(case, _evidence(case), facts)
+
+
+def _files(case: Case, quote: vtpm.VerifiedQuote, allowed: Mapping[bytes, frozenset[bytes]]) -> FileStanding | None:
+    lists = case.all_of("ima-ascii")
+    if not lists:
+        return None
+    if len(lists) > 1 or PCR not in quote.pcrs:
+        raise Unavailable("tpm.log_unproven", "not one IMA list, or the quote does not prove PCR 10", got=len(lists))
+    progress = verify_ima(initial(quote.bank), lists[0], bank=quote.bank, quoted=quote.pcrs[PCR])
+    aggregated = set(range(10)) <= set(quote.pcrs)
+    reference = Reference(
+        bank=quote.bank,
+        components={},
+        files=dict(allowed),
+        valid=Validity(not_before=_time(case), not_after=_time(case)),
+        digest=b"",
+    )
+    return appraise_files(
+        NO_FILES,
+        progress.entries,
+        reference=reference,
+        aggregate=boot_aggregate(quote.pcrs) if aggregated else b"",  # which no entry has: it must be listed then
+    )
 
 
 # ---------------------------------------------------------------- a quote, and a key that is given or certified
@@ -107,7 +149,9 @@ def _raw(signature: bytes) -> bytes:
     return tpm.serialize_signature(tpm.Signature(tpm.ALG_RSASSA, tpm.ALG_SHA256, signature, b""))
 
 
-def _quoted(case: Case, evidence: QuotedEvidence, facts: Facts) -> None:
+def _quoted(
+    case: Case, evidence: QuotedEvidence, facts: Facts
+) -> tuple[list[Verified[vtpm.VerifiedQuote]], dict[int, BootState]]:
     wanted = _BANKS.get(case.text("pcr_bank") or "")
     for signed in evidence.quotes:
         quote = parse_quote(signed.message)
@@ -127,17 +171,17 @@ def _quoted(case: Case, evidence: QuotedEvidence, facts: Facts) -> None:
             key=key,
             nonce=nonce,
             sha1=_sha1(case),
-        ).value
+        )
         for signed in evidence.quotes
     ]
-    if wanted is not None and all(one.bank != wanted for one in held):
+    if wanted is not None and all(one.value.bank != wanted for one in held):
         raise NotAuthentic("tpm.selection_mismatch", "no quote covers the bank that was asked for", got=len(held))
     if len(evidence.quotes) > 1:
-        facts["pcr_banks"] = [tpm.HASH_NAMES[one.bank] for one in held]
+        facts["pcr_banks"] = [tpm.HASH_NAMES[one.value.bank] for one in held]
         for one in held:
-            facts[f"pcr_digest_{tpm.HASH_NAMES[one.bank]}_quote"] = one.quote.pcr_digest.hex()
-    if evidence.event_log is not None:
-        _log(evidence.event_log, held, facts)
+            facts[f"pcr_digest_{tpm.HASH_NAMES[one.value.bank]}_quote"] = one.value.quote.pcr_digest.hex()
+    boots = {} if evidence.event_log is None else _log(evidence.event_log, [one.value for one in held], facts)
+    return held, boots
 
 
 def _sha1(case: Case) -> vtpm.Sha1:
@@ -145,19 +189,20 @@ def _sha1(case: Case) -> vtpm.Sha1:
     return vtpm.Sha1.REFUSED if case.text("sha1_signatures") == "refused" else vtpm.Sha1.ACCEPTED
 
 
-def _log(data: bytes, held: list[vtpm.VerifiedQuote], facts: Facts) -> None:
+def _log(data: bytes, held: list[vtpm.VerifiedQuote], facts: Facts) -> dict[int, BootState]:
     """The log replays to every quoted bank that it declares; what it does not extend it says nothing about."""
     log = eventlog.parse_event_log(data)
     facts["log_events"] = len(log.events)
-    judged = 0
+    judged: dict[int, BootState] = {}
     for one in held:
         if one.bank in log.banks and one.pcrs:
             state = verify_boot(log, bank=one.bank, quoted=one.pcrs, pcrs=sorted(replay(log, one.bank)))
             if state.secure_boot is not None:
                 facts["secure_boot"] = state.secure_boot
-            judged += 1
+            judged[one.bank] = state
     if not judged:
         raise Unavailable("tpm.log_unproven", "no quoted bank is in the boot log")
+    return judged
 
 
 def quote_facts(quote: Quote) -> Facts:
@@ -183,7 +228,9 @@ def _key(case: Case, evidence: QuotedEvidence) -> vtpm.QuoteKey:
         raise Unavailable("ak.trust_unknown", "the case does not say why the key is to be believed", got=trust)
     named = case.text("public_key_file")
     given = _named(case, named) if named is not None else _endorsed(case)
-    if evidence.ak_public is not None and _spki(vtpm.given_public(evidence.ak_public, root=_GIVEN)) != _spki(given):
+    if evidence.ak_public is not None and _spki(
+        vtpm.given_public(evidence.ak_public, root=material.supplied_root(case))
+    ) != _spki(given):
         raise NotAuthentic("ak.other_key", "the evidence names another key than the one enrolled")
     if evidence.ak_spki is not None and evidence.ak_spki != _spki(given):
         raise NotAuthentic("ak.other_key", "the evidence names another key than the one enrolled")
@@ -194,10 +241,10 @@ def _named(case: Case, file: str) -> vtpm.QuoteKey:
     data = case.read(file)
     hint = next((entry.hint for entry in case.endorsements if entry.file == file), "public-key-pem")
     if hint == "tpmt-public":
-        return vtpm.given_public(data, root=_GIVEN)
+        return vtpm.given_public(data, root=material.supplied_root(case))
     if hint == "tpm2b-public":
-        return vtpm.given_public(data[2:], root=_GIVEN)
-    return vtpm.given_key(material.spki(data), root=_GIVEN)
+        return vtpm.given_public(data[2:], root=material.supplied_root(case))
+    return vtpm.given_key(material.spki(data), root=material.supplied_root(case))
 
 
 def _endorsed(case: Case) -> vtpm.QuoteKey:
@@ -205,7 +252,7 @@ def _endorsed(case: Case) -> vtpm.QuoteKey:
         if entry.hint in ("corim", "comid"):
             keys = corim.parse_endorsed_keys(case.read(entry.file))
             if len(keys) == 1:
-                return vtpm.given_key(material.spki(keys[0].pem.encode()), root=_GIVEN)
+                return vtpm.given_key(material.spki(keys[0].pem.encode()), root=material.supplied_root(case))
         elif entry.hint in ("public-key-pem", "tpmt-public", "tpm2b-public"):
             return _named(case, entry.file)
     raise Unavailable("ak.unknown", "no attestation key was supplied", remedy="give the key that was enrolled")
@@ -240,7 +287,7 @@ def _time(case: Case) -> Instant:
 # ---------------------------------------------------------------- Azure: vTPM, runtime claims, hardware evidence
 
 
-def _azure(case: Case, facts: Facts) -> None:
+def _azure(case: Case, facts: Facts) -> Verified[vtpm.VerifiedQuote]:
     evidence = _azure_evidence(case)
     hcl = azure_vtpm.parse_hcl_report(evidence.hcl)
     claims = azure_vtpm.parse_runtime_claims(hcl.claims)
@@ -256,7 +303,7 @@ def _azure(case: Case, facts: Facts) -> None:
     nonce = case.octets("nonce_hex")
     if nonce is None:
         raise Unavailable("material.nonce", "a quote is judged against a nonce, and the case gives none")
-    vtpm.verify_foreign_quote(
+    verified = vtpm.verify_foreign_quote(
         evidence.quote.message,
         tpm.parse_signature(_raw(evidence.quote.signature)),
         evidence.quote.pcrs,
@@ -267,6 +314,7 @@ def _azure(case: Case, facts: Facts) -> None:
     wanted = case.octets("user_data_hex")
     if wanted is not None and claims.user_data != wanted:
         raise NotAuthentic("vtpm.user_data_mismatch", "the runtime claims hold other user data than expected")
+    return verified
 
 
 def _azure_evidence(case: Case) -> azure_vtpm.AzureEvidence:
