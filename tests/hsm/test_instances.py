@@ -93,7 +93,7 @@ def test_the_storage_key_is_withheld_from_a_retry_after_the_loss(ready):  # noqa
 
 
 def test_retirement_erases_the_key_from_every_file(instances, tmp_path):
-    """verifies that: after retirement neither database nor write-ahead log hold the wrapped key, and asking again is safe."""
+    """verifies that: after retirement neither database nor its log hold the wrapped key; asking again is safe."""
     assert on_disk(tmp_path, WRAPPED)
     first = instances.retire("r-1", 1, by="spiffe://alpha.test/orchestrator/o1", reason="drift", at=NOW)
     assert instances.erase()
