@@ -232,7 +232,7 @@ def _route(decorator: ast.expr, names: dict[str, str]) -> tuple[str, str] | None
 
 
 def _callers(function: ast.AsyncFunctionDef | ast.FunctionDef, module: str, names: dict[str, str]) -> str:
-    if module == "broker_admin":
+    if module.startswith("broker_admin"):
         return "owner of the admin socket"
     called = {node.func.id for node in ast.walk(function) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
     roles = {role for name in called for role in names.get(name, "").split() if role in ROLES}

@@ -22,7 +22,7 @@ from moorline.clock import Instant
 from moorline.errors import Malformed
 from moorline.hsm.ceremony import public_keys
 from moorline.nfv import Role, SpiffeId, parse_name
-from moorline.services import broker_audit_routes, broker_peers, http, metrics
+from moorline.services import broker_admin_audit, broker_peers, http, metrics
 from moorline.services.broker import Broker
 from moorline.services.broker_est import code_digest, csr_key
 from moorline.services.broker_role import issued
@@ -78,7 +78,7 @@ def application(broker: Broker) -> FastAPI:
     _issuing_routes(app, broker)
     _launch_routes(app, broker)
     _reading_routes(app, broker)
-    broker_audit_routes.add_admin_routes(app, broker)
+    broker_admin_audit.add_routes(app, broker)
     return app
 
 

@@ -21,6 +21,7 @@ from moorline.audit import log as secure_log
 from moorline.audit import merkle
 from moorline.audit.checkpoint import AuditCheckpoint
 from moorline.audit.log import LogCheckpoint
+from moorline.digest import same
 from moorline.errors import MoorlineError, NotAuthentic, Refused, Unavailable
 from moorline.ledger import records
 from moorline.ledger.audit_export import bundle_keys
@@ -187,20 +188,24 @@ def _require_continues(before: LogCheckpoint, shown: ShownLog) -> None:
             got=shown.size,
             remedy="entries were removed from its database, or an old copy was put in place; look at the service's machine",
         )
-    try:
-        same_size = shown.size == before.size
-        if same_size and (shown.root, shown.head) != (before.root, before.head):
-            raise Refused("merkle.not_consistent", "two roots for one size")
-        if not same_size:
-            merkle.verify_consistency(before.size, before.root, shown.size, shown.root, shown.proof)
-    except MoorlineError:
+    if not _continues(before, shown):
         raise NotAuthentic(
             "audit.log_rewritten",
             f"{shown.log} does not continue the log whose checkpoint was signed",
             expected=f"{before.size} entries, root {before.root.hex()}",
             got=f"{shown.size} entries, root {shown.root.hex()}",
             remedy="an entry was removed from its database, or changed; look at the service's machine",
-        ) from None
+        )
+
+
+def _continues(before: LogCheckpoint, shown: ShownLog) -> bool:
+    if shown.size == before.size:
+        return same(shown.root, before.root) and same(shown.head, before.head)
+    try:
+        merkle.verify_consistency(before.size, before.root, shown.size, shown.root, shown.proof)
+    except NotAuthentic:
+        return False
+    return True
 
 
 def _signed(broker: Broker, log: str, made: LogCheckpoint, *, after: LogCheckpoint | None, foreign: bool) -> bytes:

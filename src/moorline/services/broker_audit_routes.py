@@ -1,4 +1,4 @@
-"""Secure logs at a broker's doors: services have theirs signed over HTTPS, the provider exports at the admin socket."""
+"""Secure logs at the broker's HTTPS door: orchestrators and verifiers have theirs signed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import base64
 from typing import Annotated, Final
 
 from fastapi import FastAPI, Request
-from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from moorline.audit import checkpoint as checkpoints
@@ -16,7 +15,6 @@ from moorline.nfv import Role
 from moorline.services import broker_audit, http
 from moorline.services.broker import Broker
 from moorline.services.broker_audit import ShownLog
-from moorline.services.service_audit import page_response
 
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _NODES: Final = 128
@@ -34,7 +32,7 @@ class ShownRequest(BaseModel):
     proof: list[_Digest] = Field(default=[], max_length=_NODES)
 
 
-def add_service_routes(app: FastAPI, broker: Broker) -> None:
+def add_routes(app: FastAPI, broker: Broker) -> None:
     """For orchestrators and verifiers of the own trust domain, each for its own log."""
 
     @app.get("/v1/audit/checkpoint")
@@ -59,33 +57,6 @@ def add_service_routes(app: FastAPI, broker: Broker) -> None:
         )
         signed = await asyncio.to_thread(broker_audit.sign_shown, broker, shown)
         return {"log": log, "size": shown.size, "checkpoint": _b64(signed)}
-
-
-def add_admin_routes(app: FastAPI, broker: Broker) -> None:
-    """For the provider's own people."""
-
-    @app.post("/v1/audit/anchor")
-    async def anchor() -> dict[str, object]:
-        """Anchor the log now; what an export needs: checkpoints by log, and the ledger's proof."""
-        anchored = await broker_audit.anchor(broker)
-        return {
-            "provider": broker.settings.provider,
-            "hsm": broker.settings.hsm,
-            "log": broker_audit.own_log(broker),
-            "ledger_id": broker.trust.ledger_id.hex(),
-            "size": anchored.size,
-            "height": anchored.height,
-            "checkpoints": {
-                log: [{"size": one.checkpoint.size, "signed": _b64(one.signed)} for one in signed]
-                for log, signed in anchored.covered.items()
-            },
-            "bundle": _b64(anchored.bundle),
-        }
-
-    @app.get("/v1/audit/export")
-    async def export(first: int = 0, size: int = 0) -> Response:
-        """Entries from number `first` up to `size`, as many as one answer holds: a CBOR sequence of byte strings."""
-        return await asyncio.to_thread(page_response, broker.store.audit_rows, first, size)
 
 
 def _callers_log(broker: Broker, request: Request) -> str:

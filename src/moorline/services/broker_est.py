@@ -80,7 +80,7 @@ def application(broker: Broker) -> FastAPI:
     _enrolment_routes(app, broker)
     _refused_routes(app)
     broker_retire.add_routes(app, broker)
-    broker_audit_routes.add_service_routes(app, broker)
+    broker_audit_routes.add_routes(app, broker)
 
     @app.post("/v1/sign")
     async def sign(request: Request) -> dict[str, str]:
