@@ -1,7 +1,8 @@
 """What kind of file is this? By content alone: a file is of a kind if it parses as one. Names are not looked at.
 
 A file that parses as more than one kind is ambiguous, and the candidates are named; one that parses as none is unknown.
-Broken evidence is therefore unknown, not guessed at.
+Broken evidence is therefore unknown, not guessed at. Two kinds have no form at all, a bare RSA signature and a symmetric
+key: they are what is left when a file parses as nothing and has exactly their size.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ EVIDENCE: Final = frozenset(
         "azure-tpm-quote-json",
         "tpm-quote-msg",
         "tpm-quote-sig",
+        "tpm-quote-sig-raw",
+        "enacttrust-token",
         "tpm2-tools-pcrs",
         "tpm-attestation-gotpm-proto",
         "go-attestation-dump",
@@ -64,6 +67,15 @@ EVIDENCE: Final = frozenset(
 """Kinds that are appraised; every other kind vouches for them."""
 
 _Parser = Callable[[bytes], object]
+
+
+def _enacttrust(data: bytes) -> object:
+    """A token has no mark of its own: it is one if what it wraps is a quote and a signature."""
+    (signed,) = tpm_envelopes.parse_enacttrust(data).quotes
+    tpm_structures.parse_signature(signed.signature)
+    return tpm_quote.parse_quote(signed.message)
+
+
 _PARSERS: Final[dict[str, _Parser]] = {
     "snp-report": snp.parse_report,
     "cca-token": cca.parse_token,
@@ -74,6 +86,7 @@ _PARSERS: Final[dict[str, _Parser]] = {
     "azure-hcl": azure_vtpm.parse_hcl_report,
     "tpm-quote-msg": tpm_quote.parse_quote,
     "tpm-quote-sig": tpm_structures.parse_signature,
+    "enacttrust-token": _enacttrust,
     "tpmt-public": tpm_structures.parse_public,
     "tpm2-tools-pcrs": tpm_envelopes.parse_tpm2_tools_pcrs,
     "tpm-attestation-gotpm-proto": tpm_envelopes.parse_gotpm,
@@ -85,7 +98,18 @@ _JSON_PARSERS: Final[dict[str, _Parser]] = {
     "tpm-json-trustee": tpm_envelopes.parse_trustee,
     "azure-tpm-quote-json": azure_vtpm.parse_quote_json,
     "public-key-jwk": lambda data: material.spki_of_jwk(json.loads(data)),
+    "cca-trust-anchors-json": lambda data: _list_of(data, {"pkey", "implementation-id", "instance-id"}),
+    "cca-reference-json": lambda data: _list_of(
+        json.dumps(_member(data, "platform")), {"implementation-id", "sw-components"}
+    ),
+    "veraison-endorsement-json": lambda data: _members(data, {"scheme", "type", "attributes"}),
+    "enacttrust-reference-json": lambda data: _members(data, {"node-id", "firmware", "pcrs", "algorithm", "digest"}),
+    "keylime-runtime-policy": lambda data: _members(data, {"digests", "excludes"}),
 }
+_RAW_SIGNATURES: Final = frozenset({256, 384, 512})
+_RAW_KEYS: Final = frozenset({32, 48, 64})
+_REGISTERS: Final = 4
+"""The highest measurement register of a CC event log; the log of a TPM always has more PCRs than that."""
 
 
 def kind_of(name: str, data: bytes) -> str:
@@ -116,9 +140,34 @@ def candidates(data: bytes) -> set[str]:
     intel = None if found else intel_case.detect(data)
     if intel is not None:
         found.add(intel)
-    if not found:
-        found |= _text_kinds(data)
-    return found
+    return found or _text_kinds(data) or _formless(data)
+
+
+def _formless(data: bytes) -> set[str]:
+    """What is left: bytes without a form of their own, told by their size alone."""
+    if len(data) in _RAW_SIGNATURES:
+        return {"tpm-quote-sig-raw"}
+    return {"mac-key-raw"} if len(data) in _RAW_KEYS else set()
+
+
+def _member(data: bytes | str, name: str) -> object:
+    document = json.loads(data)
+    if not isinstance(document, dict) or name not in document:
+        raise ValueError(name)
+    return document[name]
+
+
+def _members(data: bytes, names: set[str]) -> None:
+    for name in names:
+        _member(data, name)
+
+
+def _list_of(data: bytes | str, names: set[str]) -> None:
+    document = json.loads(data)
+    if not isinstance(document, list) or not document:
+        raise ValueError("not a list")
+    if not all(isinstance(one, dict) and names <= set(one) for one in document):
+        raise ValueError("other members")
 
 
 def _parses(parse: _Parser, data: bytes) -> bool:
@@ -168,7 +217,8 @@ def _logs(data: bytes) -> set[str]:
     if not log.events or any(event.pcr > 23 for event in log.events):
         return set()
     only_sha384 = log.banks == (tpm_structures.ALG_SHA384,)
-    return {"ccel"} if log.crypto_agile and only_sha384 else {"tcg-eventlog"}
+    registers = log.banks == (tpm_structures.ALG_SM3_256,) and all(event.pcr <= _REGISTERS for event in log.events)
+    return {"ccel"} if log.crypto_agile and (only_sha384 or registers) else {"tcg-eventlog"}
 
 
 def _text_kinds(data: bytes) -> set[str]:
