@@ -69,7 +69,8 @@ class BrokerClock:
         passed = time.monotonic() - self._at
         if passed > TIME_TRUSTED_S:
             raise Unavailable("workload.no_time", "the broker has not told the time lately, so nothing can be judged")
-        return Instant(int(self._told + passed))
+        # The broker tells whole seconds, rounded down: a second more, so that no proof passes for younger than it is.
+        return Instant(int(self._told + passed) + 1)
 
 
 def trust_of(launch: Launch) -> LedgerTrust:
