@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from moorline.cli import render
 from moorline.errors import Malformed, Misconfigured
 
 if TYPE_CHECKING:
@@ -68,6 +69,27 @@ def renew_command(directory: Directory, url: Url, server_name: ServerName, *, as
     store = DeviceStore(directory=directory)
     chain = _run(renew(store, url=url, server_name=server_name, now=SystemClock().now()))
     _say_identity(chain, as_json=as_json)
+
+
+@app.command("show")
+def show_command(directory: Directory, *, as_json: Json = False) -> None:
+    """Show who this device is, until when, and whom it can ask about the ledger."""
+    from moorline.clock import SystemClock
+    from moorline.device.store import DeviceStore
+    from moorline.verification.chains import verify_chain
+
+    store = DeviceStore(directory=directory)
+    identity, highest = store.identity(), store.highest()
+    chain = verify_chain(identity.chain[0], identity.chain[1:], store.trust().roots, SystemClock().now())
+    found = {
+        "spiffe_id": str(chain.spiffe_id),
+        "provider": chain.provider_name,
+        "not_after": int(chain.leaf.not_valid_after_utc.timestamp()),
+        "ledger": store.trust().ledger_id.hex(),
+        "authorities": [endpoint.url for endpoint in store.endpoints()],
+        "highest checkpoint seen": None if highest is None else highest.height,
+    }
+    render.facts(found, as_json=as_json)
 
 
 @connect.command("put")
@@ -174,4 +196,5 @@ def _read(path: Path) -> bytes:
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run(work)
+    with render.progress("asking"):
+        return asyncio.run(work)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar, cast
 
 import typer
 
+from moorline.cli import render
 from moorline.errors import EXIT_UNDECIDED, MoorlineError, Unavailable, from_problem
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ def create(  # noqa: PLR0913 - one parameter an option
             answer = cast("dict[str, Any]", await client.get_json(f"/v1/functions/{answer['id']}"))
         return answer
 
-    answer = _ask(operator, work)
+    with render.progress(f"launching {service}"):
+        answer = _ask(operator, work)
     _show_function(answer, as_json=as_json)
     if wait_s > 0 and answer["state"] != "active":
         raise typer.Exit(_why_not(answer).exit_code)
@@ -112,16 +114,33 @@ def show(
     operator: Operator,
     *,
     address: Annotated[bool, typer.Option("--address", help="Where it serves, and nothing else.")] = False,
+    wait_s: Annotated[float, typer.Option("--wait", help="Seconds to wait until it serves; 0 does not wait.")] = 0.0,
+    generation: Annotated[int, typer.Option(min=1, help="With --wait: in this generation or a later one.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Show a function: where it is, why there, and every step of its launches and clean-ups, with times."""
-    answer = _ask(operator, lambda client: client.get_json(f"/v1/functions/{function}"))
+    """Show a function: where it is, why there, every step of its launch. With --wait: exit code 1 or 2 if it does not."""
+
+    def there(answer: dict[str, Any]) -> bool:
+        return answer["state"] == "active" and int(answer["generation"]) >= generation
+
+    async def work(client: HttpClient) -> Any:  # noqa: ANN401 - JSON
+        ends = time.monotonic() + wait_s
+        while True:
+            answer = cast("dict[str, Any]", await client.get_json(f"/v1/functions/{function}"))
+            if there(answer) or answer["state"] in ("failed", "ended") or time.monotonic() >= ends:
+                return answer
+            await asyncio.sleep(_POLL_S)
+
+    with render.progress(f"waiting for {function}"):
+        answer = _ask(operator, work)
     if address:
         if not answer.get("address"):
             raise _why_not(answer)
         typer.echo(answer["address"])
         return
     _show_function(answer, as_json=as_json)
+    if wait_s > 0 and not there(answer):
+        raise typer.Exit(_why_not(answer).exit_code)
 
 
 @app.command(name="list")
@@ -257,7 +276,4 @@ def _table(answer: Any, key: str, columns: tuple[str, ...], *, as_json: bool) ->
     if as_json:
         typer.echo(json.dumps(answer))
         return
-    rows = [columns, *(tuple(str(row.get(column) or "-") for column in columns) for row in answer[key])]
-    widths = [max(len(row[index]) for row in rows) for index in range(len(columns))]
-    for row in rows:
-        typer.echo("  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
+    render.table(answer[key], columns, key=key, as_json=False, empty=f"no {key} yet")
