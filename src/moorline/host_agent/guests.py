@@ -192,8 +192,8 @@ class Guests:
         self,
         instance: str,
         relays: dict[str, str],
-        publish: bool,
-        address: str | None,  # noqa: FBT001 - from the order
+        publish: bool,  # noqa: FBT001 - from the order
+        address: str | None,
     ) -> dict[str, Any]:
         shared = self.shared(instance)
         opened: list[relay.Relay] = []
