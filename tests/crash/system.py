@@ -121,6 +121,8 @@ class System:
             **changes,
         }
 
+        await hosting.verdict(self.world, "h1")  # after a crash before: until the host stands again
+
         async def ask() -> None:
             async with operating.orchestrator(self.world) as client:
                 await client.post_json("/v1/functions", asked)
@@ -145,6 +147,12 @@ class System:
                 return row
             assert time.monotonic() < deadline, row
             await asyncio.sleep(POLL_S)
+
+    async def active(self, instance: str) -> dict[str, Any]:
+        """The function once it serves; fails with the reason if it will not."""
+        row = await self.settled(instance)
+        assert row["state"] == "active", row["problem"]
+        return row
 
     async def end(self, instance: str) -> None:
         """End a function; asked for until it is done."""
@@ -261,8 +269,7 @@ async def running():
     stage = Stageable(directory / "s")
     try:
         _run_from_copy(patch, directory / "source")
-        patch.setattr(hosting, "PERIOD_S", 3.0)
-        patch.setattr(hosting, "LEASE_S", 15)
+        patch.setattr(hosting, "PERIOD_S", 2.0)  # a verifier that comes back knows soon who stands
         world = await founding.found_consortium(stage)
         try:
             await _built(world)
