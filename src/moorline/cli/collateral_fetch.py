@@ -49,6 +49,9 @@ def fetch(  # noqa: PLR0913 - one option each
     tls_roots: Annotated[
         Path | None, typer.Option("--tls-roots", metavar="FILE", help="Roots (PEM) of a mirror's TLS certificate.")
     ] = None,
+    pace: Annotated[
+        float, typer.Option("--pace", min=0.0, metavar="SECONDS", help="Least time between two requests to one vendor.")
+    ] = 1.0,
     snp_anchors: options.SnpAnchors = None,
     intel_root: options.IntelRoots = None,
     at: options.At = None,
@@ -74,7 +77,7 @@ def fetch(  # noqa: PLR0913 - one option each
             "collateral.nothing_asked", "nothing says what to fetch", remedy="name evidence files, --item or --held"
         )
     clock = SystemClock() if at is None else _Fixed(at=options.instant(at))
-    endorser = _endorser({"kds": kds, "pcs": pcs, "certificates": certificates}, tls_roots)
+    endorser = _endorser({"kds": kds, "pcs": pcs, "certificates": certificates}, tls_roots, pace)
     plan = _Plan(store=opened, anchors=options.anchors_of(snp_anchors, intel_root), clock=clock, endorser=endorser)
     outcomes = asyncio.run(_fetched(plan, names, upcoming=upcoming, as_json=as_json))
     if as_json:
@@ -174,12 +177,13 @@ def _later(store: CollateralStore, names: Iterable[ItemName]) -> list[ItemName]:
     return later
 
 
-def _endorser(urls: dict[str, str], tls_roots: Path | None) -> Endorser:
+def _endorser(urls: dict[str, str], tls_roots: Path | None, pace_s: float) -> Endorser:
     import asyncio
     import secrets
     import time
 
     from moorline.endorsers import amd_kds, intel_pcs
+    from moorline.endorsers.pacing import Pacing
     from moorline.endorsers.port import Endorsers
     from moorline.endorsers.transport import Surroundings, VendorHttp
     from moorline.verification.collateral import ItemKind
@@ -191,7 +195,8 @@ def _endorser(urls: dict[str, str], tls_roots: Path | None) -> Endorser:
         jitter=lambda: secrets.randbelow(1 << 30) / (1 << 30),
     )
     roots = None if tls_roots is None else render.read(tls_roots)
-    servers = {name: VendorHttp(url, surroundings=around, roots_pem=roots) for name, url in urls.items()}
+    pacing = Pacing(interval_s=pace_s)
+    servers = {name: VendorHttp(url, surroundings=around, roots_pem=roots, pacing=pacing) for name, url in urls.items()}
     amd = amd_kds.AmdKds(servers["kds"])
     intel = intel_pcs.IntelPcs(servers["pcs"], servers["certificates"])
     by_kind: dict[ItemKind, Endorser] = dict.fromkeys(amd_kds.KINDS, amd)
