@@ -67,8 +67,9 @@ FAMILIES: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyText:
-    """A policy as it is written, complete, its reference values not yet filled in (`resolve`)."""
+    """A policy as it is written, complete, its reference values not yet filled in (`resolve`). `digest` names the text."""
 
+    digest: bytes
     family: str
     supplied_root: EvidenceRoot
     trusted: tuple[TrustedSet, ...]
@@ -140,6 +141,7 @@ def parse_policy(data: bytes) -> PolicyText:
         raise Misconfigured("policy_file.supplied_keys", "keys are worth software or hardware")
     trusted = _trusted(document.get("references", {}))
     text = PolicyText(
+        digest=tagged_hash("policy-text", data),
         family=family,
         supplied_root=EvidenceRoot(document["supplied_keys"]),
         trusted=trusted,

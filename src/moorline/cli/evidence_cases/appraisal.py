@@ -194,6 +194,13 @@ class _Draft:
         self.facts: Facts = {}
         self.policy: Policy | None = None
 
+    def _named_policy(self) -> str | None:
+        """The policy with its reference values; its text alone where those were not reached, or did not count."""
+        text = self.asked.policy
+        if text is None:
+            return None
+        return (text.digest if self.policy is None else self.policy.digest).hex()
+
     def failed(self, status: str, error: MoorlineError) -> Verdict:
         """No verdict by policy was reached: refused because it is not authentic, or undecided."""
         outcome = Outcome.NOT_MET if status == REFUSED else Outcome.NOT_APPRAISED
@@ -230,7 +237,7 @@ class _Draft:
             findings=findings,
             not_appraised=not_appraised,
             error=error,
-            policy_digest=None if self.policy is None else self.policy.digest.hex(),
+            policy_digest=self._named_policy(),
             collateral_digest=None if collateral is None else collateral.hex(),
             evidence={name: one for name, one in digests.items() if self.kinds.get(name) in detect.EVIDENCE},
             endorsements={name: one for name, one in digests.items() if self.kinds.get(name) not in detect.EVIDENCE},
