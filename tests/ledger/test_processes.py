@@ -133,6 +133,8 @@ async def read_by_command(real):
     )
     assert (code, "moor ledger verify" in said) == (0, True), said
     code, said = await moor("ledger", "verify", bundle, "--trust", trust)
+    assert (code, "parameter/max_age_s" in said, "proven absent" in said) == (0, True, True), said
+    code, said = await moor("ledger", "verify", bundle, "--trust", trust, "--json")
     shown = json.loads(said)["records"]
     assert (code, shown) == (0, {"parameter/max_age_s": {"name": "max_age_s", "value": 6}, "provider/zeta": None})
     data = bytearray(bundle.read_bytes())
