@@ -170,7 +170,7 @@ def _split(data: bytes) -> tuple[list[bytes], list[int], bool]:
 
 
 def _malformed(says: str, *, got: str | None = None) -> Malformed:
-    return Malformed("audit.file_malformed", says, got=got, remedy="export the log again")
+    return Malformed("audit.file_malformed", f"this is no exported log: {says}", got=got, remedy="export the log again")
 
 
 assert MAX_ENTRY_BYTES <= MAX_ITEM_BYTES
