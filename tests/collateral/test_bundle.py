@@ -13,7 +13,7 @@ from moorline.clock import Instant
 from moorline.errors import Malformed, MoorlineError, NotAuthentic
 from moorline.verification.anchors import AnchorSet
 from moorline.verification.collateral import ItemName
-from moorline.verification.collateral_judging import Anchors, judge
+from moorline.verification.collateral_judging import Anchors, Held, judge
 from moorline.verification.intel_pck import configured_anchors
 from moorline.wire import cose, schema
 from moorline.wire.collateral_bundle import PURPOSE, Bundle, BundledItem, open_bundle, seal
@@ -98,4 +98,4 @@ def test_the_example_on_the_page_is_what_it_says():
     for name, item in by_name.items():
         assert item.name in page
         assert item.source in page
-        assert judge(name, item.data, anchors=anchors, root_crl=root_crl, now=now).endorses in page
+        assert judge(name, item.data, anchors=anchors, held=Held(root_crl=root_crl), now=now).endorses in page

@@ -28,7 +28,7 @@ from moorline.endorsers.transport import Limits, Surroundings, VendorHttp
 from moorline.errors import Malformed, Misconfigured, NotAuthentic, Unavailable
 from moorline.storage.collateral_directory import DirectoryStore
 from moorline.verification.collateral import ItemName
-from moorline.verification.collateral_judging import judge
+from moorline.verification.collateral_judging import Held, judge
 
 NOW = Instant(1_800_000_000)
 PATIENT = Pacing(interval_s=0.0, attempts=4, base_s=2.0, cap_s=60.0, longest_wait_s=120.0)
@@ -128,7 +128,7 @@ async def test_every_item_comes_as_it_is_judged(world, served, intel, amd):
     for one in world.names():
         fetched = await (amd if str(one).startswith("snp-") else intel).fetch(one)
         assert fetched.source.startswith(served.url)
-        found = judge(one, fetched.data, anchors=world.anchors, root_crl=world.root_crl, now=world.now)
+        found = judge(one, fetched.data, anchors=world.anchors, held=Held(root_crl=world.root_crl), now=world.now)
         assert found.name == one
 
 
@@ -435,13 +435,13 @@ async def test_recorded_answers_of_intels_service_are_replayed(shared, vendor, i
         path = intel_request(name(text))[0]
         vendor.replies[path] = tools.Reply(body=body, headers={header[member]: quote(answer["issuer_chain"])})
         fetched = await intel.fetch(name(text))
-        found = judge(name(text), fetched.data, anchors=anchors, root_crl=root_crl, now=at)
+        found = judge(name(text), fetched.data, anchors=anchors, held=Held(root_crl=root_crl), now=at)
         assert found.root.value == "hardware"
         evaluations[text] = found.evaluation
     assert evaluations["intel-tcb-info/sgx/00906ed50000/standard"] == 17
     assert evaluations["intel-tcb-info/sgx/00906ed50000/early"] == 19
     crl = await intel.fetch(name("intel-root-crl/root"))
-    assert judge(crl.name, crl.data, anchors=anchors, root_crl=None, now=at).root.value == "hardware"
+    assert judge(crl.name, crl.data, anchors=anchors, held=Held(root_crl=None), now=at).root.value == "hardware"
 
 
 def test_amds_real_chains_and_chips_are_judged(shared):
@@ -465,13 +465,13 @@ def test_amds_real_chains_and_chips_are_judged(shared):
     for text, file in roots.items():
         data = (shared / f"vectors/roots/{file}.pem").read_bytes()
         swapped = text[:-4] + ("vlek" if text.endswith("vcek") else "vcek")
-        assert judge(name(text), data, anchors=anchors, root_crl=None, now=at).root.value == "hardware"
+        assert judge(name(text), data, anchors=anchors, held=Held(root_crl=None), now=at).root.value == "hardware"
         with pytest.raises(NotAuthentic, match="collateral.other_item"):
-            judge(name(swapped), data, anchors=anchors, root_crl=None, now=at)
+            judge(name(swapped), data, anchors=anchors, held=Held(root_crl=None), now=at)
     for case in ("milan-v2-trustee-vcek", "genoa-v5-live", "turin-vcek-chain-only"):
         der = (shared / f"vectors/snp/{case}/vcek.der").read_bytes()
         leaf = verify_snp_chain(SnpEndorsements(leaf=der, intermediates=(), crl=None), anchors=anchors.snp, now=at).leaf
         assert isinstance(leaf.tcb, TcbVersion)
         assert leaf.product in set(Product)
         named = vcek_name(leaf.product, leaf.hwid, leaf.tcb.raw())
-        assert judge(named, der, anchors=anchors, root_crl=None, now=at).root.value == "hardware"
+        assert judge(named, der, anchors=anchors, held=Held(root_crl=None), now=at).root.value == "hardware"

@@ -11,7 +11,7 @@ from moorline.errors import Malformed, MoorlineError, NotAuthentic, Unavailable
 from moorline.rats import EvidenceRoot
 from moorline.verification import collateral_judging as forms
 from moorline.verification.collateral import ItemKind, ItemName, missing, needs_of
-from moorline.verification.collateral_judging import Anchors, judge
+from moorline.verification.collateral_judging import Anchors, Held, judge
 
 
 def judged(world, name, data=None, *, now=None, root_crl="held"):
@@ -19,7 +19,7 @@ def judged(world, name, data=None, *, now=None, root_crl="held"):
         name,
         world.item(name) if data is None else data,
         anchors=world.anchors,
-        root_crl=world.root_crl if root_crl == "held" else root_crl,
+        held=Held(root_crl=world.root_crl if root_crl == "held" else root_crl),
         now=now or world.now,
     )
 
@@ -121,7 +121,7 @@ def test_roots_that_nobody_named_open_nothing(world):
     strangers = Anchors(snp=type(world.amd.anchors)(snp=()), intel=type(world.intel.anchors)(anchors=()))
     for name in world.names():
         with pytest.raises(NotAuthentic):
-            judge(name, world.item(name), anchors=strangers, root_crl=world.root_crl, now=world.now)
+            judge(name, world.item(name), anchors=strangers, held=Held(root_crl=world.root_crl), now=world.now)
 
 
 @pytest.fixture

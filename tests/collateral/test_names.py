@@ -44,7 +44,7 @@ def test_any_text_is_a_name_that_reads_back_or_malformed(text):
         assert error.code == "collateral.name"
         return
     assert str(name) == text
-    file = DirectoryStore(Path("/store"))._file(name)
+    file = DirectoryStore(Path("/store"))._file(name, bytes(32))
     assert PurePosixPath("/store") in file.parents
     assert ".." not in file.parts
 

@@ -8,9 +8,12 @@ import pytest
 from moorline.clock import Instant, Validity
 from moorline.errors import Malformed, Misconfigured, Refused
 from moorline.rats import EvidenceRoot
-from moorline.storage.collateral_intake import Offered, Taken, take
+from moorline.storage.collateral_directory import DirectoryStore
+from moorline.storage.collateral_intake import Offered, Taken, root_first, take
 from moorline.storage.collateral_store import Put, StoredItem, open_collateral
+from moorline.verification.anchors import AnchorSet
 from moorline.verification.collateral import ItemName, Judged, needs_of
+from moorline.verification.collateral_judging import Anchors
 
 ROOT = ItemName.parse("intel-root-crl/root")
 
@@ -97,18 +100,31 @@ def test_there_is_no_store_where_none_was_made(path):
 def test_a_file_that_was_changed_by_hand_is_noticed(tmp_path):
     store = open_collateral(tmp_path / "s", create=True)
     store.put(item((5, 17, 3), b"one"))
-    (tmp_path / "s" / "intel-root-crl" / "root.crl").write_bytes(b"two")
+    (file,) = (tmp_path / "s" / "intel-root-crl").iterdir()
+    file.write_bytes(b"two")
     with pytest.raises(Malformed, match="collateral.store_damaged"):
         store.get(ROOT)
 
 
+class DyingStore(DirectoryStore):
+    """Dies after the file is written, before the index is."""
+
+    def _write(self, index):
+        raise InterruptedError
+
+
 def test_a_folder_that_died_between_file_and_index_holds_the_old_state(tmp_path):
     store = open_collateral(tmp_path / "s", create=True)
-    (tmp_path / "s" / "intel-root-crl").mkdir(parents=True)
-    (tmp_path / "s" / "intel-root-crl" / "root.crl").write_bytes(b"left over")
-    assert store.names() == ()
-    store.put(item((5, 17, 3), b"one"))
-    assert store.get(ROOT).data == b"one"
+    old = item((5, 17, 3), b"one")
+    store.put(old)
+    for _ in range(2):
+        with pytest.raises(InterruptedError):
+            DyingStore(tmp_path / "s").put(item((6, 17, 4), b"two"))
+        assert store.get(ROOT) == old
+        assert store.mark(ROOT).number == 3
+    store.put(item((7, 17, 5), b"three"))
+    assert store.get(ROOT).data == b"three"
+    assert len(list((tmp_path / "s" / "intel-root-crl").iterdir())) == 1
 
 
 def test_an_index_that_is_none_is_malformed(tmp_path):
@@ -174,6 +190,27 @@ def test_a_crl_signed_anew_with_the_same_content_is_the_same(world, store):
     name = world.name("snp-crl/Milan/vcek")
     assert take(offer(world, name), store, anchors=world.anchors, now=world.now).taken is Taken.STORED
     assert take(offer(world, name), store, anchors=world.anchors, now=world.now).taken is Taken.STORED
+
+
+def test_a_chip_under_an_authority_that_a_held_crl_revokes_is_refused(world, store):
+    from cryptography import x509
+
+    world.amd.revoked = (x509.load_der_x509_certificate(world.amd.maker.ask).serial_number,)
+    take(offer(world, world.name("snp-crl/Milan/vcek")), store, anchors=world.anchors, now=world.now)
+    refused = take(offer(world, world.amd.vcek_name), store, anchors=world.anchors, now=world.now)
+    assert (refused.taken, refused.error.code) == (Taken.REFUSED, "snp.revoked")
+    late = Instant(world.now + 30 * 86400)  # that CRL has expired: it decides nothing any more
+    assert take(offer(world, world.amd.vcek_name), store, anchors=world.anchors, now=late).taken is Taken.STORED
+
+
+def test_a_chip_under_an_authority_that_came_after_this_package_needs_its_chain(world, store):
+    """AMD may issue a new ASK under the same root: the chain it serves is judged and then stands between."""
+    known = world.anchors.snp.snp[0]
+    bare = Anchors(snp=AnchorSet(snp=(dataclasses.replace(known, intermediates=()),)), intel=world.anchors.intel)
+    refused = take(offer(world, world.amd.vcek_name), store, anchors=bare, now=world.now)
+    assert refused.error.code == "snp.anchor_unknown"
+    names = root_first([world.amd.vcek_name, world.name("snp-chain/Milan/vcek")])
+    assert [take(offer(world, one), store, anchors=bare, now=world.now).taken for one in names] == [Taken.STORED] * 2
 
 
 def test_appraisal_gets_one_file_for_each_need_in_a_form_it_knows(world, store):

@@ -1,10 +1,11 @@
 """A folder of files as a collateral store, for machines that are offline and for people who want to look inside.
 
     <folder>/collateral.cbor      what is held, and the mark of every name there ever was; replaced as a whole
-    <folder>/<kind>/<name>.<ext>  one file an item, in the form its vendor gave it
+    <folder>/<kind>/<name>-<digest>.<ext>   one file an item, in the form its vendor gave it
 
-A file is written before the index that names it, and both are moved into place, so a process that dies leaves the old state
-or the new one. Writers take a lock on the folder. Needs nothing beyond the standard library and CBOR.
+A file is written before the index that names it, under a name of its own, and the one it replaces is removed after, so a
+process that dies leaves the old state or the new one, and at most a file that nobody names. Writers take a lock on the
+folder; readers take none, and look again where a writer was faster. Needs nothing beyond the standard library and CBOR.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ INDEX: Final = "collateral.cbor"
 _LOCK: Final = ".lock"
 _EXTENSIONS: Final = {"cert-der": ".der", "chain-pem": ".pem", "crl-der": ".crl", "pcs-response-json": ".json"}
 _MAX_INDEX: Final = 64 << 20
+_READS: Final = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +80,12 @@ class DirectoryStore(CollateralStore):
 
     def get(self, name: ItemName) -> StoredItem | None:
         """As the port says. A file that is gone is an item that is not held."""
-        record = self._index().items.get(str(name))
-        return None if record is None else self._read(name, record)
+        for _ in range(_READS):
+            record = self._index().items.get(str(name))
+            found = None if record is None else self._read(name, record)
+            if found is not None or record is None:
+                return found
+        return None
 
     def items(self) -> tuple[StoredItem, ...]:
         """As the port says, reading the index once."""
@@ -100,11 +106,13 @@ class DirectoryStore(CollateralStore):
             text = str(item.name)
             held = index.marks.get(text)
             mark = advance(None if held is None else _mark(held), item.judged)
-            record = record_of(item, hashlib.sha256(item.data).digest())
+            digest = hashlib.sha256(item.data).digest()
+            record = record_of(item, digest)
             before = index.items.get(text)
-            _replace(self._file(item.name), item.data)
+            _replace(self._file(item.name, digest), item.data)
             marks = {**index.marks, text: _mark_record(mark)}
             self._write(Index(version=1, items={**index.items, text: record}, marks=marks))
+            self._remove_others(item.name, digest)
         return Put.UNCHANGED if before is not None and before.digest == record.digest else Put.STORED
 
     def drop(self, name: ItemName) -> None:
@@ -118,18 +126,30 @@ class DirectoryStore(CollateralStore):
                     marks=index.marks,
                 )
             )
-            self._file(name).unlink(missing_ok=True)
+            self._remove_others(name, None)
 
     def _read(self, name: ItemName, record: ItemRecord) -> StoredItem | None:
         try:
-            data = self._file(name).read_bytes()
+            data = self._file(name, record.digest).read_bytes()
         except FileNotFoundError:
             return None
         return item_of(record, data, hashlib.sha256(data).digest())
 
-    def _file(self, name: ItemName) -> Path:
+    def _file(self, name: ItemName, digest: bytes) -> Path:
+        folder, stem, extension = self._place(name)
+        return folder / f"{stem}-{digest.hex()[:16]}{extension}"
+
+    def _remove_others(self, name: ItemName, digest: bytes | None) -> None:
+        """Every file of `name` but the one with `digest`: what a replaced item and writers that died left behind."""
+        folder, stem, extension = self._place(name)
+        kept = None if digest is None else self._file(name, digest)
+        for file in folder.glob(f"{stem}-{'?' * 16}{extension}"):
+            if file != kept:
+                file.unlink(missing_ok=True)
+
+    def _place(self, name: ItemName) -> tuple[Path, str, str]:
         kind, _, rest = str(name).partition("/")
-        return self._path / kind / (rest.replace("/", "_") + _EXTENSIONS[hint_of(name.kind)])
+        return self._path / kind, rest.replace("/", "_"), _EXTENSIONS[hint_of(name.kind)]
 
     def _index(self) -> Index:
         try:

@@ -13,8 +13,9 @@ from typing import Final
 from moorline.clock import Instant
 from moorline.errors import MoorlineError, NotAuthentic, Refused
 from moorline.storage.collateral_store import CollateralStore, StoredItem
-from moorline.verification.collateral import ItemKind, ItemName, Judged
-from moorline.verification.collateral_judging import Anchors, judge
+from moorline.verification.collateral import Freshness, ItemKind, ItemName, Judged, freshness
+from moorline.verification.collateral_judging import Anchors, Held, judge
+from moorline.verification.intel_pck import pem_certificates
 
 ROOT_CRL: Final = ItemName(kind=ItemKind.INTEL_ROOT_CRL, subject="root")
 
@@ -56,9 +57,9 @@ def failed(name: ItemName, error: MoorlineError) -> Outcome:
 
 def take(offered: Offered, store: CollateralStore, *, anchors: Anchors, now: Instant) -> Outcome:
     """Judge and store one item. Refusals are outcomes; only a store that does not work raises."""
-    held = None if offered.name == ROOT_CRL else store.get(ROOT_CRL)
+    held = _held(offered.name, store, now)
     try:
-        judged = judge(offered.name, offered.data, anchors=anchors, root_crl=None if held is None else held.data, now=now)
+        judged = judge(offered.name, offered.data, anchors=anchors, held=held, now=now)
     except MoorlineError as error:
         return failed(offered.name, error)
     item = StoredItem(judged=judged, source=offered.source, fetched=offered.fetched, data=offered.data)
@@ -69,6 +70,22 @@ def take(offered: Offered, store: CollateralStore, *, anchors: Anchors, now: Ins
     return Outcome(name=offered.name, taken=Taken(put.value), judged=judged, error=None)
 
 
+def _held(name: ItemName, store: CollateralStore, now: Instant) -> Held:
+    """What judging `name` takes. An AMD CRL that is not current says nothing about a chip, and does not keep it out."""
+    root = None if name == ROOT_CRL else store.get(ROOT_CRL)
+    if name.kind is not ItemKind.SNP_VCEK:
+        return Held(root_crl=None if root is None else root.data)
+    subject = f"{name.subject.partition('/')[0]}/vcek"
+    chain = store.get(ItemName(kind=ItemKind.SNP_CHAIN, subject=subject))
+    crl = store.get(ItemName(kind=ItemKind.SNP_CRL, subject=subject))
+    current = crl is not None and freshness(crl.judged.validity, now) is Freshness.CURRENT
+    return Held(
+        root_crl=None,
+        authorities=() if chain is None else pem_certificates(chain.data)[:1],
+        snp_crl=crl.data if crl is not None and current else None,
+    )
+
+
 def root_first(names: Iterable[ItemName]) -> list[ItemName]:
-    """`names` in an order in which each can be judged: Intel's root CRL before everything else."""
+    """`names` in an order in which each can be judged: Intel's root CRL first, AMD's chains and CRLs before chips."""
     return sorted(set(names), key=lambda name: (name != ROOT_CRL, name))

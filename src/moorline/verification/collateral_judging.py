@@ -71,15 +71,27 @@ class Anchors:
     intel: IntelAnchors
 
 
-def judge(name: ItemName, data: bytes, *, anchors: Anchors, root_crl: bytes | None, now: Instant) -> Judged:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What a store already holds that judging an item takes: untrusted, and judged again here.
+
+    Intel's root CRL; for a chip of AMD's, authorities that are not the ones in the package (DER), and a CRL.
+    """
+
+    root_crl: bytes | None
+    authorities: tuple[bytes, ...] = ()
+    snp_crl: bytes | None = None
+
+
+def judge(name: ItemName, data: bytes, *, anchors: Anchors, held: Held, now: Instant) -> Judged:
     """The item, authentic, not revoked, current at `now`, and the one its name says.
 
-    `root_crl` is Intel's, needed for what Intel's authorities sign. Raises Malformed, NotAuthentic (`snp.*`, `intel.*`,
-    `collateral.other_item`, `collateral.expired`, `collateral.not_yet_valid`), Unavailable("collateral.root_crl_missing").
+    Raises Malformed, NotAuthentic (`snp.*`, `intel.*`, `collateral.other_item`, `collateral.expired`,
+    `collateral.not_yet_valid`), Unavailable("collateral.root_crl_missing").
     """
     if len(data) > MAX_ITEM:
         raise Malformed("collateral.item_too_large", "an item is too large", expected=f"<= {MAX_ITEM} bytes", got=len(data))
-    return _JUDGES[name.kind](name, data, anchors, root_crl, now)
+    return _JUDGES[name.kind](name, data, anchors, held, now)
 
 
 def packed(member: str, answer: str, issuer_chain: str) -> bytes:
@@ -117,8 +129,9 @@ def evaluations_document(data: bytes) -> SignedDocument:
 # ---------------------------------------------------------------- AMD
 
 
-def _vcek(name: ItemName, data: bytes, anchors: Anchors, _: bytes | None, now: Instant) -> Judged:
-    chain = verify_snp_chain(SnpEndorsements(leaf=data, intermediates=(), crl=None), anchors=anchors.snp, now=now)
+def _vcek(name: ItemName, data: bytes, anchors: Anchors, held: Held, now: Instant) -> Judged:
+    offered = SnpEndorsements(leaf=data, intermediates=held.authorities, crl=held.snp_crl)
+    chain = verify_snp_chain(offered, anchors=anchors.snp, now=now)
     leaf = chain.leaf
     if leaf.hwid is None:
         raise NotAuthentic("collateral.other_item", "the certificate names no chip", expected=name)
@@ -127,7 +140,7 @@ def _vcek(name: ItemName, data: bytes, anchors: Anchors, _: bytes | None, now: I
     return _certificate(name, validity, chain.root, f"the key of one {leaf.product} chip at {leaf.tcb}")
 
 
-def _chain(name: ItemName, data: bytes, anchors: Anchors, _: bytes | None, now: Instant) -> Judged:
+def _chain(name: ItemName, data: bytes, anchors: Anchors, _: Held, now: Instant) -> Judged:
     try:
         certificates = pem_certificates(data)
     except Malformed as error:  # the reader is Intel's, and so is its code
@@ -141,7 +154,7 @@ def _chain(name: ItemName, data: bytes, anchors: Anchors, _: bytes | None, now: 
     return _certificate(name, found.validity, found.root, f"the authority over {key.upper()} of {found.product}")
 
 
-def _snp_crl(name: ItemName, data: bytes, anchors: Anchors, _: bytes | None, now: Instant) -> Judged:
+def _snp_crl(name: ItemName, data: bytes, anchors: Anchors, _: Held, now: Instant) -> Judged:
     line = Product(name.subject.partition("/")[0])
     found = judge_snp_crl(data, line, anchors=anchors.snp)
     _current(found.validity, now)
@@ -160,16 +173,16 @@ def _snp_crl(name: ItemName, data: bytes, anchors: Anchors, _: bytes | None, now
 # ---------------------------------------------------------------- Intel
 
 
-def _tcb_info(name: ItemName, data: bytes, anchors: Anchors, root_crl: bytes | None, now: Instant) -> Judged:
-    judged = verify_tcb_info(tcb_info_document(data), root_crl=_root(root_crl), anchors=anchors.intel, now=now)
+def _tcb_info(name: ItemName, data: bytes, anchors: Anchors, held: Held, now: Instant) -> Judged:
+    judged = verify_tcb_info(tcb_info_document(data), root_crl=_root(held), anchors=anchors.intel, now=now)
     info = judged.value
     track = _track(name, info.evaluation)
     _is(name, ItemName(kind=name.kind, subject=f"{info.id.lower()}/{info.fmspc.hex()}", track=track))
     return _statement(name, judged, info.evaluation, f"{info.id} platforms of FMSPC {info.fmspc.hex()}")
 
 
-def _enclave_identity(name: ItemName, data: bytes, anchors: Anchors, root_crl: bytes | None, now: Instant) -> Judged:
-    judged = verify_qe_identity(enclave_identity_document(data), root_crl=_root(root_crl), anchors=anchors.intel, now=now)
+def _enclave_identity(name: ItemName, data: bytes, anchors: Anchors, held: Held, now: Instant) -> Judged:
+    judged = verify_qe_identity(enclave_identity_document(data), root_crl=_root(held), anchors=anchors.intel, now=now)
     identity = judged.value
     tee = _TEE_OF_ENCLAVE.get(identity.id)
     if tee is None:
@@ -178,8 +191,8 @@ def _enclave_identity(name: ItemName, data: bytes, anchors: Anchors, root_crl: b
     return _statement(name, judged, identity.evaluation, f"Intel's quoting enclave for {tee.upper()}")
 
 
-def _evaluations(name: ItemName, data: bytes, anchors: Anchors, root_crl: bytes | None, now: Instant) -> Judged:
-    judged = verify_evaluation_numbers(evaluations_document(data), root_crl=_root(root_crl), anchors=anchors.intel, now=now)
+def _evaluations(name: ItemName, data: bytes, anchors: Anchors, held: Held, now: Instant) -> Judged:
+    judged = verify_evaluation_numbers(evaluations_document(data), root_crl=_root(held), anchors=anchors.intel, now=now)
     numbers = judged.value
     if numbers.id.lower() != name.subject:
         raise NotAuthentic("collateral.other_item", "the list is for another TEE", expected=name, got=numbers.id)
@@ -187,14 +200,14 @@ def _evaluations(name: ItemName, data: bytes, anchors: Anchors, root_crl: bytes 
     return _statement(name, judged, newest, f"which TCB evaluations there are for {numbers.id}")
 
 
-def _pck_crl(name: ItemName, data: bytes, anchors: Anchors, root_crl: bytes | None, now: Instant) -> Judged:
+def _pck_crl(name: ItemName, data: bytes, anchors: Anchors, held: Held, now: Instant) -> Judged:
     members = _members(data, CRL)
     try:
         der = base64.b64decode(members[CRL], validate=True)
     except ValueError:
         raise Malformed("collateral.item_malformed", "a CRL that is no base64") from None
     authority = judge_authority(members[ISSUER_CHAIN].encode(), anchors.intel)
-    revocations = judge_crl(_root(root_crl), authority.root_issuer)
+    revocations = judge_crl(_root(held), authority.root_issuer)
     not_revoked(revocations, authority.serial)
     crl_in_force(revocations, now)
     certificates_in_force(authority.validity, now)
@@ -206,13 +219,13 @@ def _pck_crl(name: ItemName, data: bytes, anchors: Anchors, root_crl: bytes | No
     )
 
 
-def _root_crl(name: ItemName, data: bytes, anchors: Anchors, _: bytes | None, now: Instant) -> Judged:
+def _root_crl(name: ItemName, data: bytes, anchors: Anchors, _: Held, now: Instant) -> Judged:
     crl, root = judge_root_crl(data, anchors.intel)
     crl_in_force(crl, now)
     return _intel_crl(name, data, crl, root, "which of its authorities Intel revoked")
 
 
-_JUDGES: Final[dict[ItemKind, Callable[[ItemName, bytes, Anchors, bytes | None, Instant], Judged]]] = {
+_JUDGES: Final[dict[ItemKind, Callable[[ItemName, bytes, Anchors, Held, Instant], Judged]]] = {
     ItemKind.SNP_VCEK: _vcek,
     ItemKind.SNP_CHAIN: _chain,
     ItemKind.SNP_CRL: _snp_crl,
@@ -257,14 +270,14 @@ def _current(validity: Validity, now: Instant) -> None:
         )
 
 
-def _root(root_crl: bytes | None) -> bytes:
-    if root_crl is None:
+def _root(held: Held) -> bytes:
+    if held.root_crl is None:
         raise Unavailable(
             "collateral.root_crl_missing",
             "without Intel's root CRL nobody knows whether the signer was revoked",
             remedy="fetch or import intel-root-crl/root first",
         )
-    return root_crl
+    return held.root_crl
 
 
 def _members(data: bytes, statement: str) -> dict[str, str]:
