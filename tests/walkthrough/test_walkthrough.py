@@ -17,7 +17,7 @@ import pytest
 
 PAGE = Path(__file__).parents[2] / "docs" / "walkthrough.md"
 BLOCKS = re.findall(r"^```(sh|text)\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-pytestmark = [pytest.mark.story, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.story, pytest.mark.timeout(600)]
 
 
 def with_free_ports(text: str) -> str:

@@ -22,6 +22,7 @@ from moorline.cli import render
 from moorline.errors import Conflict, Unavailable
 
 Config = Annotated[Path, typer.Option("--config", help="The service's settings file.")]
+Configs = Annotated[list[Path], typer.Option("--config", help="The service's settings file; may be repeated.")]
 Background = Annotated[bool, typer.Option("--background", help="Return when the service is ready, and leave it running.")]
 READY_S: Final = 60.0
 STOP_S: Final = 15.0
@@ -87,9 +88,10 @@ def register(app: typer.Typer, *, check: Callable[[Path], Any]) -> None:
     """Add `stop` and `check` to a noun with a service."""
 
     @app.command("stop")
-    def stop_command(config: Config) -> None:
-        """Stop the service that `run --background` left running, and wait until it is gone."""
-        stop(config)
+    def stop_command(config: Configs) -> None:
+        """Stop services that `run --background` left running, and wait until they are gone."""
+        for one in config:
+            stop(one)
 
     @app.command("check")
     def check_command(config: Config) -> None:

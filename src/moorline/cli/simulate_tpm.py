@@ -59,9 +59,12 @@ def run(
 
 
 @app.command()
-def stop(directory: Annotated[Path, typer.Option("--dir", help="The TPM's directory.")]) -> None:
-    """Power off a TPM that `run --background` left on."""
-    running.stop(directory / "tpm")
+def stop(
+    directory: Annotated[list[Path], typer.Option("--dir", help="The TPM's directory; may be repeated.")],
+) -> None:
+    """Power off TPMs that `run --background` left on."""
+    for one in directory:
+        running.stop(one / "tpm")
 
 
 @app.command("reference-values")

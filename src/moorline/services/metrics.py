@@ -110,13 +110,6 @@ def of_orchestrator(app: FastAPI, store: Any) -> None:  # noqa: ANN401 - storage
         lambda: _tally(row.state.value for row in store.functions()),
         labels=("state",),
     )
-    measured(
-        app,
-        "moorline_orchestrator_functions_on_host",
-        "Functions that are on a host, or on their way to it",
-        lambda: {(host,): count for host, count in store.load().items()},
-        labels=("host",),
-    )
     measured(app, "moorline_orchestrator_packages", "Onboarded packages", lambda: {(): len(store.packages())})
 
 
