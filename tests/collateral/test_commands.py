@@ -1,10 +1,12 @@
 """The whole story on the command line: fetch, list, carry in one signed file, import elsewhere, forecast."""
 
 import json
+from urllib.parse import quote
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from moorline.cli import run
 from moorline.clock import rendered
@@ -203,6 +205,51 @@ def test_a_forecast_names_who_falls_and_when(desk):
     desk.at += 3 * 86400
     code, found = desk.moor("forecast", tdx, "--store", desk.folder / "store")
     assert (code, found["error"]["code"]) == (2, "collateral.not_current")
+
+
+def test_a_forecast_from_intels_real_statements(desk, shared, tools):
+    """Verifies that: Intel's recorded evaluations 17 to 19 of one FMSPC, fetched, tell who falls at 18 or 19."""
+    folder = shared / "vectors/sgx/tcb-eval-data-number-selection"
+    tracks = {"update=standard": 17, "tcbEvaluationDataNumber=18": 18, "tcbEvaluationDataNumber=19": 19}
+
+    def tcb(path):
+        raw = json.loads((folder / f"00606a000000-{tracks[path.rpartition('&')[2]]}.tcb.json").read_bytes())
+        r, s = decode_dss_signature(bytes(raw["signature"]))
+        signature = (r.to_bytes(32, "big") + s.to_bytes(32, "big")).hex()
+        body = f'{{"tcbInfo":{raw["raw_tcb_info"]},"signature":"{signature}"}}'.encode()
+        return tools.Reply(body=body, headers={"TCB-Info-Issuer-Chain": quote("".join(raw["ca_chain"]))})
+
+    listed = json.loads((shared / "vectors/sgx/pcs-api-responses-teepot/sgx_tcb_eval_nums.json").read_bytes())
+    replies = desk.served.replies
+    replies["/sgx/certification/v4/tcb"] = tcb
+    replies["/sgx/certification/v4/tcbevaluationdatanumbers"] = tools.Reply(
+        body=listed["tcb_evaluation_data_numbers_json"].encode(),
+        headers={"TCB-Evaluation-Data-Numbers-Issuer-Chain": quote(listed["issuer_chain"])},
+    )
+    root_crl = (shared / "vectors/tdx/tdx-v4-phala-uptodate/root_ca_crl.der").read_bytes()
+    replies["/IntelSGXRootCA.der"] = tools.Reply(body=root_crl)
+    desk.at = 1_750_377_600  # 2025-06-20
+    code, found = desk.fetch("--item", "intel-tcb-info/sgx/00606a000000/standard", "--upcoming")
+    assert code == 0, found
+    assert [(item["evaluation"], item["root"]) for item in found["items"] if "tcb-info" in item["item"]] == [
+        (17, "hardware"),
+        (18, "hardware"),
+        (19, "hardware"),
+    ]
+    best = json.loads(json.loads((folder / "00606a000000-17.tcb.json").read_bytes())["raw_tcb_info"])["tcbLevels"][0]["tcb"]
+    facts = {
+        "name": "an Ice Lake, updated in 2024",
+        "tee": "sgx",
+        "fmspc": "00606a000000",
+        "components": [one["svn"] for one in best["sgxtcbcomponents"]],
+        "pce_svn": best["pcesvn"],
+    }
+    (desk.folder / "fleet.json").write_text(json.dumps({"platforms": [facts]}))
+    code, found = desk.moor("forecast", "--facts", desk.folder / "fleet.json", "--store", desk.folder / "store")
+    (row,) = found["platforms"]
+    assert (code, row["prospect"], row["standard evaluation"], row["then"]) == (1, "falls", 17, "OutOfDate")
+    assert row["event"] in ("2024-11-12T00:00:00Z", "2025-05-13T00:00:00Z")
+    assert row["new advisories"]
 
 
 def test_a_forecast_without_later_evaluations_cannot_be_made(desk):
