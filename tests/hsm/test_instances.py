@@ -21,6 +21,7 @@ from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused
 from moorline.ledger import records
 from moorline.ledger.light_client import verify_bundle
 from moorline.ledger.records import RevocationKind, RevocationRecord
+from moorline.rats import Tier
 from moorline.storage.broker_generations import HOST_LOST, RETIRED, SUPERSEDED
 from moorline.storage.broker_instances import InstanceStore
 from moorline.storage.broker_store import BrokerStore
@@ -363,6 +364,13 @@ async def test_a_restored_verifier_makes_the_broker_look_for_itself(world, tmp_p
     assert await one.session.call("renew", b"")
     world.tell("h1", "host.kernel")
     assert await one.ended() == "renewal.host_not_standing"
+    world.tell("h1")
+    two = await Function.launched(world)
+    world.verdicts, before = VerifierStore.open(tmp_path / "restored-again.db"), world.verdicts
+    before._engine.dispose()
+    world.results["h1"] = {"vector": {"executables": Tier.CONTRAINDICATED}}
+    world.changed.set()
+    assert await two.ended() == "renewal.host_not_standing"
     world.tell("h1")
 
 

@@ -69,8 +69,8 @@ async def look_around(broker: Broker, hosts: HostAuthority) -> None:
     await asyncio.to_thread(broker.instances.forget_losses)
     for host in await asyncio.to_thread(broker.instances.hosts_in_use):
         said = await hosts.standing(host)
-        if said.result is None:
-            code = said.problem or "result.none"
+        code = said.refusal(host)
+        if said.said and code is not None:
             found = await asyncio.to_thread(
                 broker.instances.act_on_absence, host, code, cursor=page.newest, at=broker.clock.now()
             )

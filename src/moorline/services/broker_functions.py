@@ -349,9 +349,6 @@ def _host_facts(said: Standing, service: ServiceRecord, platform: PlatformRecord
 
 
 def _require_standing_host(said: Standing, host: str) -> None:
-    if said.result is None or said.result.subject != f"host/{host}" or said.result.first_refusal() is not None:
-        raise Refused(
-            "renewal.host_not_standing",
-            "the host does not stand now; the identity is not renewed",
-            got=said.problem or "not affirmed",
-        )
+    refusal = said.refusal(host)
+    if refusal is not None:
+        raise Refused("renewal.host_not_standing", "the host does not stand now; the identity is not renewed", got=refusal)

@@ -16,7 +16,7 @@ from typing import Final
 from moorline.clock import Clock, Instant
 from moorline.errors import Malformed, NotAuthentic, Refused
 from moorline.policy.ear import parse_verified
-from moorline.rats import AttestationResult
+from moorline.rats import AttestationResult, Tier
 from moorline.storage.verifier_events import GAINED, LOST, VerdictEvent
 from moorline.wire import keys
 from moorline.wire.http import ClientIdentity, HttpClient
@@ -31,6 +31,22 @@ class Standing:
 
     result: AttestationResult | None
     problem: str | None
+
+    def refusal(self, host: str) -> str | None:
+        """Why this does not let anything go on on `host`, as a code; None if it does."""
+        if self.result is None:
+            return self.problem or "result.none"
+        if self.result.subject != f"host/{host}":
+            return "result.other_subject"
+        first = self.result.first_refusal()
+        if first is not None:
+            return first.code
+        return None if self.result.status is Tier.AFFIRMING else "result.not_affirming"
+
+    @property
+    def said(self) -> bool:
+        """Whether the authority said something about the host at all; an answer that cannot be read says nothing."""
+        return self.result is not None or (self.problem or "").startswith(("result.", "ear.expired"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
