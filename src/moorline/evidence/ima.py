@@ -1,14 +1,26 @@
-"""The Linux IMA measurement list in its ASCII form, templates ima-ng, ima-sig and ima-buf.
+"""The Linux IMA measurement list, in its ASCII and its binary form, every template of the kernel up to ima-sigv2.
 
-One line an entry: `<pcr> <template hash> <template> <algorithm>:<digest> <path>[ <signature or buffer>]`. The kernel writes
-spaces in a path as underscores, but lists seen elsewhere contain spaces, so everything between digest and signature is the
-path, whatever bytes it holds. The list is untrusted until it replays to a quoted PCR 10 (verification.ima). Parsing is
-total; failures are Malformed (`ima.*`).
+| template   | fields in the template data (security/integrity/ima/ima_template.c)          |
+|------------|------------------------------------------------------------------------------|
+| ima        | digest without its algorithm; name, in 256 bytes when it is hashed           |
+| ima-ng     | `<algorithm>:` NUL digest; path NUL                                          |
+| ima-ngv2   | `<ima or verity>:<algorithm>:` NUL digest; path NUL                          |
+| ima-sig    | as ima-ng; signature                                                         |
+| ima-sigv2  | as ima-ngv2; signature                                                       |
+| ima-buf    | as ima-ng; buffer                                                            |
+| ima-modsig | as ima-ng; signature; digest without the appended signature; that signature  |
+
+A line is `<pcr> <template hash> <template> <digest> <path>[ <further fields>]`; an empty field leaves its space. The kernel
+writes spaces in a path as underscores, but lists seen elsewhere contain spaces, so everything between digest and further
+fields is the path, whatever bytes it holds: a path is bytes, and nobody decodes it here. The list is untrusted until it
+replays to a quoted PCR 10 (verification.ima). Parsing is total; failures are Malformed (`ima.*`), and what was read can be
+written back to the same bytes.
 """
 
 from __future__ import annotations
 
 import struct
+from binascii import unhexlify
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,16 +31,22 @@ MAX_LIST: Final = 4 << 20
 MAX_PATH: Final = 4096
 _MAX_LINE: Final = 16384
 _MAX_EXTRA: Final = 4096
-_DIGEST_SIZES: Final = {b"md5": 16, b"sha1": 20, b"sha256": 32, b"sha384": 48, b"sha512": 64, b"sm3_256": 32}
-_TEMPLATE_HASH_SIZES: Final = (20, 32)
-_PLAIN: Final = b"ima-ng"
-_WITH_EXTRA: Final = (b"ima-sig", b"ima-buf")
+_NAME_SPACE: Final = 256  # IMA_EVENT_NAME_LEN_MAX + 1
+DIGEST_SIZES: Final = {"md5": 16, "sha1": 20, "sha256": 32, "sha384": 48, "sha512": 64, "sm3_256": 32}
+_TEMPLATE_HASH_SIZES: Final = (20, 32, 48, 64)
+_DIGEST_TYPES: Final = ("ima", "verity")
+_TYPED: Final = ("ima-ngv2", "ima-sigv2")
+_EXTRAS: Final = {"ima": 0, "ima-ng": 0, "ima-ngv2": 0, "ima-sig": 1, "ima-sigv2": 1, "ima-buf": 1, "ima-modsig": 3}
+TEMPLATES: Final = tuple(_EXTRAS)
 _LENGTH: Final = struct.Struct("<I")
 
 
 @dataclass(frozen=True, slots=True)
 class ImaEntry:
-    """One measured file, as the line says. `extra` is a file signature (ima-sig) or a buffer (ima-buf), possibly empty.
+    """One measured file, as the list says. `extra` is a file signature or a buffer (ima-buf), possibly empty.
+
+    `digest_type` is `ima` or `verity` in the v2 templates and empty in the others: under `verity` the digest is the file's
+    fs-verity digest and not that of its contents. `appended_*` are those of ima-modsig, empty where there is none.
 
     A violation is an entry whose template hash is all zeros: the kernel saw a file open for writing while it was measured
     (ToMToU or open writers) and extended 0xff bytes instead.
@@ -41,25 +59,33 @@ class ImaEntry:
     digest: bytes
     path: bytes
     extra: bytes
+    digest_type: str = ""
+    appended_algorithm: str = ""
+    appended_digest: bytes = b""
+    appended_signature: bytes = b""
 
     @property
     def violation(self) -> bool:
         """True if this entry marks a measurement violation."""
         return not any(self.template_hash)
 
+    def fields(self) -> tuple[bytes, ...]:
+        """The fields of the template data after the path, without their lengths."""
+        if self.template != "ima-modsig":
+            return (self.extra,) if _EXTRAS[self.template] else ()
+        named = _named("", self.appended_algorithm, self.appended_digest) if self.appended_algorithm else b""
+        return (self.extra, named, self.appended_signature)
+
     def template_data(self) -> bytes:
         """What the template hash covers (kernel: ima_calc_field_array_hash)."""
-        named = f"{self.algorithm}:".encode("ascii") + b"\x00" + self.digest
-        fields = [named, self.path + b"\x00"]
-        if self.template != "ima-ng":
-            fields.append(self.extra)
-        return b"".join(_LENGTH.pack(len(field)) + field for field in fields)
+        if self.template == "ima":
+            return self.digest + self.path.ljust(_NAME_SPACE, b"\x00")
+        return _with_lengths(self)
 
 
 def split_lines(data: bytes) -> list[bytes]:
     """The lines of a list, each without its end. Raises Malformed("ima.too_large" | "ima.truncated")."""
-    if len(data) > MAX_LIST:
-        raise Malformed("ima.too_large", "the IMA list is too large", expected=f"<= {MAX_LIST} bytes", got=len(data))
+    _bounded(data)
     if not data:
         return []
     if not data.endswith(b"\n"):
@@ -68,7 +94,7 @@ def split_lines(data: bytes) -> list[bytes]:
 
 
 def parse_ima(data: bytes) -> tuple[ImaEntry, ...]:
-    """All entries of a list from untrusted bytes; raises only Malformed (`ima.*`)."""
+    """All entries of an ASCII list from untrusted bytes; raises only Malformed (`ima.*`)."""
     return tuple(parse_line(line) for line in split_lines(data))
 
 
@@ -80,50 +106,242 @@ def parse_line(line: bytes) -> ImaEntry:
     if len(fields) != 5:
         raise Malformed("ima.line", "not a line of an IMA list", expected="pcr hash template digest path", got=len(fields))
     pcr, template_hash, template, named_digest, rest = fields
-    if not (pcr.isdigit() and len(pcr) <= 2):
+    if not (pcr.isdigit() and len(pcr) <= 2) or (pcr.startswith(b"0") and len(pcr) == 2):
         raise Malformed("ima.line", "an entry names no PCR", got=pcr[:16])
-    measured = _hex(template_hash)
-    if len(measured) not in _TEMPLATE_HASH_SIZES:
-        raise Malformed("ima.line", "a template hash has the wrong length", got=len(measured))
-    algorithm, digest = _digest(named_digest, violation=not any(measured))
-    if template == _PLAIN:
-        path, extra = rest, b""
-    elif template in _WITH_EXTRA:
-        path, extra = _path_and_extra(rest)
-    else:
-        raise Malformed("ima.template_unknown", "a template that is not read here", got=template[:32])
-    if not path or len(path) > MAX_PATH or b"\x00" in path:
-        raise Malformed("ima.path", "a path is empty, too long or holds a zero byte", got=len(path))
-    return ImaEntry(int(pcr), measured, template.decode("ascii"), algorithm, digest, path, extra)
+    measured = _template_hash(_hex(template_hash))
+    name = _template(template)
+    kind, algorithm, digest = _shown_digest(named_digest, name, violation=not any(measured))
+    path, extra, appended = _path_and_fields(rest, name)
+    return ImaEntry(int(pcr), measured, name, algorithm, digest, _path(path), extra, kind, *appended)
 
 
-def _digest(named: bytes, *, violation: bool) -> tuple[str, bytes]:
-    algorithm, separator, text = named.partition(b":")
-    size = _DIGEST_SIZES.get(algorithm)
-    if not separator or size is None:
-        raise Malformed("ima.algorithm_unknown", "the digest of a file names no known hash", got=algorithm[:32])
-    digest = _hex(text)
-    if len(digest) != size and not violation:
-        raise Malformed("ima.line", "a file digest has the wrong length", expected=size, got=len(digest))
-    return algorithm.decode("ascii"), digest
+def serialize_line(entry: ImaEntry) -> bytes:
+    """The line of an entry, without the line end: `serialize_line(parse_line(b)) == b`."""
+    kind = f"{entry.digest_type}:" if entry.digest_type else ""
+    named = kind if entry.template == "ima" else f"{kind}{entry.algorithm}:"
+    head = f"{entry.pcr} {entry.template_hash.hex()} {entry.template} {named}{entry.digest.hex()} "
+    return head.encode("ascii") + b" ".join([entry.path, *_shown_fields(entry)])
 
 
-def _path_and_extra(rest: bytes) -> tuple[bytes, bytes]:
-    """An ima-sig line always ends in a space and the signature, which may be empty."""
-    path, separator, text = rest.rpartition(b" ")
-    if not separator:
-        raise Malformed("ima.line", "an entry lacks its signature field")
-    extra = _hex(text)
-    if len(extra) > _MAX_EXTRA:
-        raise Malformed("ima.line", "a signature or buffer is too long", expected=f"<= {_MAX_EXTRA}", got=len(extra))
-    return path, extra
+def parse_binary(data: bytes) -> tuple[ImaEntry, ...]:
+    """All entries of a binary list (binary_runtime_measurements*, little endian) from untrusted bytes.
+
+    Which hash made the template hashes is said nowhere in it: SHA-1 is tried, then the wider ones, and the list must be used
+    up exactly. Raises only Malformed (`ima.*`), that of the SHA-1 reading if none fits.
+    """
+    _bounded(data)
+    first: Malformed | None = None
+    for width in _TEMPLATE_HASH_SIZES:
+        try:
+            return _binary(data, width)
+        except Malformed as error:
+            first = first or error
+    raise first or Malformed("ima.truncated", "not a binary IMA list")
+
+
+def serialize_binary(entries: tuple[ImaEntry, ...]) -> bytes:
+    """The binary list of entries: `serialize_binary(parse_binary(b)) == b`."""
+    made: list[bytes] = []
+    for entry in entries:
+        name = entry.template.encode("ascii")
+        made += [_LENGTH.pack(entry.pcr), entry.template_hash, _LENGTH.pack(len(name)), name]
+        if entry.template == "ima":
+            made += [entry.digest, _LENGTH.pack(len(entry.path)), entry.path]
+        else:
+            template_data = _with_lengths(entry)
+            made += [_LENGTH.pack(len(template_data)), template_data]
+    return b"".join(made)
+
+
+# ASCII -----------------------------------------------------------------------------------------------------------------
+
+
+def _shown_digest(text: bytes, template: str, *, violation: bool) -> tuple[str, str, bytes]:
+    """Type, algorithm and value of a digest in a line."""
+    if template == "ima":
+        return "", *_sized("sha1", _hex(text), violation=False)
+    kind = ""
+    if template in _TYPED:
+        head, separator, text = text.partition(b":")
+        kind = _digest_type(head if separator else b"")
+    algorithm, separator, value = text.partition(b":")
+    return kind, *_sized(_algorithm(algorithm if separator else b""), _hex(value), violation=violation)
+
+
+def _path_and_fields(rest: bytes, template: str) -> tuple[bytes, bytes, tuple[str, bytes, bytes]]:
+    """Path, first further field, and the appended signature of ima-modsig: each field has its space, even if empty."""
+    count = _EXTRAS[template]
+    path, *fields = rest.rsplit(b" ", count) if count else (rest,)
+    if len(fields) != count:
+        raise Malformed("ima.line", "an entry lacks fields of its template", expected=count, got=len(fields))
+    if not count:
+        return path, b"", ("", b"", b"")
+    extra = _capped(_hex(fields[0]))
+    if count == 1:
+        return path, extra, ("", b"", b"")
+    algorithm, digest = "", b""
+    if fields[1]:
+        named, separator, value = fields[1].partition(b":")
+        algorithm, digest = _sized(_algorithm(named if separator else b""), _hex(value), violation=False)
+    return path, extra, (algorithm, digest, _capped(_hex(fields[2])))
+
+
+def _shown_fields(entry: ImaEntry) -> list[bytes]:
+    if entry.template != "ima-modsig":
+        return [field.hex().encode("ascii") for field in entry.fields()]
+    appended = f"{entry.appended_algorithm}:{entry.appended_digest.hex()}" if entry.appended_algorithm else ""
+    return [one.encode("ascii") for one in (entry.extra.hex(), appended, entry.appended_signature.hex())]
 
 
 def _hex(text: bytes) -> bytes:
     try:
-        value = bytes.fromhex(text.decode("ascii"))
+        value = unhexlify(text)
     except ValueError:
         value = None
-    if value is None or value.hex().encode("ascii") != text:
+    if value is None or text != text.lower():
         raise Malformed("ima.line", "not lower-case hexadecimal", got=text[:64])
     return value
+
+
+# Binary ----------------------------------------------------------------------------------------------------------------
+
+
+def _binary(data: bytes, width: int) -> tuple[ImaEntry, ...]:
+    entries: list[ImaEntry] = []
+    at = 0
+    while at < len(data):
+        entry, at = _binary_entry(data, at, width)
+        entries.append(entry)
+    return tuple(entries)
+
+
+def _binary_entry(data: bytes, at: int, width: int) -> tuple[ImaEntry, int]:
+    pcr, at = _number(data, at)
+    measured, at = _take(data, at, width)
+    length, at = _number(data, at)
+    named, at = _take(data, at, min(length, 32))
+    template = _template(named)
+    if pcr > 99:
+        raise Malformed("ima.line", "an entry names no PCR", got=pcr)
+    violation = not any(measured)
+    if template == "ima":
+        digest, at = _take(data, at, DIGEST_SIZES["sha1"])
+        length, at = _number(data, at)
+        path, at = _take(data, at, length)
+        return ImaEntry(pcr, measured, template, "sha1", digest, _path(path), b""), at
+    length, at = _number(data, at)
+    body, at = _take(data, at, length)
+    fields = _fields(body)
+    if len(fields) != 2 + _EXTRAS[template]:
+        raise Malformed("ima.line", "an entry lacks fields of its template, or has more", got=len(fields))
+    kind, algorithm, digest = _named_digest(fields[0], template, violation=violation)
+    if not fields[1].endswith(b"\x00"):
+        raise Malformed("ima.path", "a path does not end in a zero byte")
+    extra = _capped(fields[2]) if len(fields) > 2 else b""
+    appended: tuple[str, bytes, bytes] = ("", b"", b"")
+    if len(fields) == 5:
+        named_appended = _named_digest(fields[3], "", violation=False)[1:] if fields[3] else ("", b"")
+        appended = (*named_appended, _capped(fields[4]))
+    return ImaEntry(pcr, measured, template, algorithm, digest, _path(fields[1][:-1]), extra, kind, *appended), at
+
+
+def _named_digest(field: bytes, template: str, *, violation: bool) -> tuple[str, str, bytes]:
+    names, separator, digest = field.partition(b":\x00")
+    if not separator:
+        raise Malformed("ima.algorithm_unknown", "the digest of a file names no known hash", got=field[:32])
+    kind = ""
+    if template in _TYPED:
+        head, separator, names = names.partition(b":")
+        kind = _digest_type(head if separator else b"")
+    return kind, *_sized(_algorithm(names), digest, violation=violation)
+
+
+def _fields(body: bytes) -> list[bytes]:
+    fields: list[bytes] = []
+    at = 0
+    while at < len(body):
+        if len(fields) == 5:
+            raise Malformed("ima.line", "an entry has more fields than any template")
+        length, at = _number(body, at)
+        field, at = _take(body, at, length)
+        fields.append(field)
+    return fields
+
+
+def _number(data: bytes, at: int) -> tuple[int, int]:
+    taken, end = _take(data, at, _LENGTH.size)
+    number: int = _LENGTH.unpack(taken)[0]
+    return number, end
+
+
+def _take(data: bytes, at: int, size: int) -> tuple[bytes, int]:
+    if size > len(data) - at:
+        raise Malformed("ima.truncated", "the IMA list ends inside an entry", got=f"entry at byte {at}")
+    return data[at : at + size], at + size
+
+
+# Both ------------------------------------------------------------------------------------------------------------------
+
+
+def _with_lengths(entry: ImaEntry) -> bytes:
+    named = _named(entry.digest_type, entry.algorithm, entry.digest)
+    path = entry.path + b"\x00"
+    head = _LENGTH.pack(len(named)) + named + _LENGTH.pack(len(path)) + path
+    return head + b"".join([_LENGTH.pack(len(field)) + field for field in entry.fields()])
+
+
+def _named(kind: str, algorithm: str, digest: bytes) -> bytes:
+    return (f"{kind}:{algorithm}:" if kind else f"{algorithm}:").encode("ascii") + b"\x00" + digest
+
+
+def _bounded(data: bytes) -> None:
+    if len(data) > MAX_LIST:
+        raise Malformed("ima.too_large", "the IMA list is too large", expected=f"<= {MAX_LIST} bytes", got=len(data))
+
+
+def _template_hash(measured: bytes) -> bytes:
+    if len(measured) not in _TEMPLATE_HASH_SIZES:
+        raise Malformed("ima.line", "a template hash has the wrong length", got=len(measured))
+    return measured
+
+
+def _template(named: bytes) -> str:
+    name = named.decode("ascii", "replace")
+    if name not in _EXTRAS:
+        raise Malformed("ima.template_unknown", "a template that is not read here", got=named[:32])
+    return name
+
+
+def _algorithm(named: bytes) -> str:
+    name = named.decode("ascii", "replace")
+    if name not in DIGEST_SIZES:
+        raise Malformed("ima.algorithm_unknown", "the digest of a file names no known hash", got=named[:32])
+    return name
+
+
+def _digest_type(named: bytes) -> str:
+    name = named.decode("ascii", "replace")
+    if name not in _DIGEST_TYPES:
+        raise Malformed(
+            "ima.digest_type", "a digest is of no known type", expected=" or ".join(_DIGEST_TYPES), got=named[:16]
+        )
+    return name
+
+
+def _sized(algorithm: str, digest: bytes, *, violation: bool) -> tuple[str, bytes]:
+    """A violation says nothing about the file, and kernels differ in how many zeros they write."""
+    if len(digest) != DIGEST_SIZES[algorithm] and not violation:
+        raise Malformed("ima.line", "a file digest has the wrong length", expected=DIGEST_SIZES[algorithm], got=len(digest))
+    return algorithm, digest
+
+
+def _path(path: bytes) -> bytes:
+    if not path or len(path) > MAX_PATH or b"\x00" in path:
+        raise Malformed("ima.path", "a path is empty, too long or holds a zero byte", got=len(path))
+    return path
+
+
+def _capped(extra: bytes) -> bytes:
+    if len(extra) > _MAX_EXTRA:
+        raise Malformed("ima.line", "a signature or buffer is too long", expected=f"<= {_MAX_EXTRA}", got=len(extra))
+    return extra

@@ -175,10 +175,13 @@ def policy_digest(policy: HostPolicy, reference: Reference) -> bytes:
 
 
 def appraise_files(
-    before: FileStanding, entries: Iterable[ImaEntry], *, reference: Reference, aggregate: bytes
+    before: FileStanding, entries: Iterable[ImaEntry], *, reference: Reference, aggregate: bytes, allowed: int = 0
 ) -> FileStanding:
-    """The standing after `entries`. `aggregate` is what the first entry, boot_aggregate, must hold: it ties list to boot."""
-    count, unlisted, violations = before.entries, before.unlisted, before.violations
+    """The standing after `entries`. `aggregate` is what the first entry, boot_aggregate, must hold: it ties list to boot.
+
+    `allowed` further entries were lines that `reference` allows (verification.ima.AllowedLines of these very values).
+    """
+    count, unlisted, violations = before.entries + allowed, before.unlisted, before.violations
     kept = list(before.first_unlisted)
     allowed = reference.files
     for entry in entries:

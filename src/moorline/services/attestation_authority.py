@@ -63,6 +63,7 @@ EVENTS_PAGE: Final = 500
 _NONCE: Final = 32
 _SECRET: Final = 32
 _BOOT_LOGS: Final = 64
+_TEMPLATES: Final = ("ima-ng", "ima-sig")  # what distributions configure; lists of others are read the long way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +100,8 @@ class AttestationAuthority:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._policy = host.strict_policy(parts.reference, not_required=parts.terms.not_required)
+        reference = parts.reference
+        self._allowed = ima.AllowedLines.load(reference.files, bank=reference.bank, templates=_TEMPLATES)
         self._locks: dict[str, asyncio.Lock] = {}
         self._changed = asyncio.Event()
         self._patience_until = Instant(parts.clock.now() + parts.terms.lease_s)
@@ -312,8 +315,12 @@ class AttestationAuthority:
         pcrs = quote.value.pcrs
         boot = _boot_of(data, reference.bank, tuple((pcr, pcrs[pcr]) for pcr in parts.terms.pcrs if pcr != IMA_PCR))  # 3
         start, standing = self._ima_start(held, evidence.ima_from)
-        read = ima.verify_ima(start, evidence.ima, bank=reference.bank, quoted=pcrs[IMA_PCR])  # 4
-        standing = host.appraise_files(standing, read.entries, reference=reference, aggregate=ima.boot_aggregate(pcrs))
+        read = ima.verify_ima(  # 4
+            start, evidence.ima, bank=reference.bank, quoted=pcrs[IMA_PCR], allowed=self._allowed
+        )
+        standing = host.appraise_files(
+            standing, read.entries, reference=reference, aggregate=ima.boot_aggregate(pcrs), allowed=read.allowed
+        )
         facts = host.HostFacts(
             host=enrolled.host,
             ek_digest=enrolled.ek_digest,

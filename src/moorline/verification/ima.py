@@ -8,23 +8,29 @@
 
 What comes out says that these entries were measured, in this order. Whether they may run is policy. Kernels before 5.8,
 which pad SHA-1 template hashes in a SHA-256 bank, do not replay here.
+
+`AllowedLines` is a shortcut through 2 and no rule of its own: what each allowed file looks like as a line, and what that
+line extends, worked out once from the reference values and shared by all hosts. A line of a list that is one of them, byte
+for byte, is that allowed file; any other line takes the long way. Both are proven by 3 and 4 alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
 from moorline.digest import same
-from moorline.errors import Malformed, NotAuthentic
-from moorline.evidence.ima import PCR, ImaEntry, parse_line, split_lines
+from moorline.errors import Malformed, NotAuthentic, Unavailable
+from moorline.evidence.ima import DIGEST_SIZES, MAX_PATH, PCR, ImaEntry, parse_line, serialize_line, split_lines
 from moorline.evidence.tpm_structures import HASH_NAMES, HASH_SIZES
 
 _KNOWN_LINES: Final = 16384
-_TEMPLATE_HASHES: Final = {20: "sha1", 32: "sha256"}
+_TEMPLATE_HASHES: Final = {20: "sha1", 32: "sha256", 48: "sha384", 64: "sha512"}
+_ALGORITHMS: Final = {size: name for name, size in DIGEST_SIZES.items() if name != "sm3_256"}
+_NOT_LISTED: Final = frozenset(b"\n\x00")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +43,44 @@ class ImaState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImaProgress:
-    """New entries, proven by the quoted PCR 10, and the state after them. `surplus` entries were not yet quoted."""
+    """New entries, proven by the quoted PCR 10, and the state after them. `surplus` entries were not yet quoted.
+
+    `allowed` entries were lines of the `AllowedLines` given, and are not in `entries`.
+    """
 
     state: ImaState
     entries: tuple[ImaEntry, ...]
     surplus: int
+    allowed: int
+
+
+@dataclass(frozen=True, slots=True)
+class AllowedLines:
+    """Lines of allowed files in one bank, and what each extends. Made once by `load`, read by every appraisal."""
+
+    bank: int
+    extensions: Mapping[bytes, bytes]
+
+    @classmethod
+    def load(
+        cls, files: Mapping[bytes, Iterable[bytes]], *, bank: int, templates: Iterable[str], template_hash: str = "sha1"
+    ) -> AllowedLines:
+        """The lines of `files` (path, digests) in `templates`, without a signature, as a kernel would write them.
+
+        A file that cannot stand in a line, or whose digest has no known length, has no line here and takes the long way.
+        Raises Unavailable("ima.hash_unsupported").
+        """
+        name = _bank_name(bank)
+        extensions: dict[bytes, bytes] = {}
+        for template in templates:
+            for path, digests in files.items():
+                if not path or len(path) > MAX_PATH or not _NOT_LISTED.isdisjoint(path):
+                    continue
+                for digest in digests:
+                    if len(digest) in _ALGORITHMS:
+                        line, extension = _allowed(path, digest, template, template_hash, name)
+                        extensions[line] = extension
+        return cls(bank, extensions)
 
 
 def initial(bank: int) -> ImaState:
@@ -49,32 +88,60 @@ def initial(bank: int) -> ImaState:
     return ImaState(count=0, running=bytes(HASH_SIZES[bank]))
 
 
-def verify_ima(before: ImaState, data: bytes, *, bank: int, quoted: bytes) -> ImaProgress:
+def verify_ima(
+    before: ImaState, data: bytes, *, bank: int, quoted: bytes, allowed: AllowedLines | None = None
+) -> ImaProgress:
     """The entries of `data` (lines after `before.count`) that the quoted value of PCR 10 proves.
 
-    Raises Malformed (`ima.*`) and NotAuthentic("ima.pcr" | "ima.template_hash" | "ima.replay_mismatch").
+    With `allowed`, lines of allowed files are counted and not returned. Raises Malformed (`ima.*`),
+    NotAuthentic("ima.pcr" | "ima.template_hash" | "ima.replay_mismatch") and Unavailable("ima.hash_unsupported").
     """
-    name = HASH_NAMES[bank]
+    name = _bank_name(bank)
     lines = split_lines(data)
     running = before.running
     entries: list[ImaEntry] = []
-    hashed = hashlib.sha256 if name == "sha256" else getattr(hashlib, name)
+    hashed = getattr(hashlib, name)
+    known = allowed.extensions.get if allowed is not None and allowed.bank == bank else _NOTHING.get
+    taken = 0
     for line in lines:
         if running == quoted:
             break
-        entry, extension = _measured(line, name)
+        extension = known(line)
+        if extension is None:
+            entry, extension = _measured(line, name)
+            entries.append(entry)
         running = hashed(running + extension).digest()
-        entries.append(entry)
-    if not same(running, quoted):
-        raise NotAuthentic(
-            "ima.replay_mismatch",
-            "the IMA list does not replay to the quoted PCR 10",
-            expected=quoted,
-            got=f"{running.hex()} after {before.count}+{len(entries)} entries",
-            remedy="send the list from its beginning; if that fails too, the list was tampered with",
-        )
-    state = ImaState(count=before.count + len(entries), running=running)
-    return ImaProgress(state=state, entries=tuple(entries), surplus=len(lines) - len(entries))
+        taken += 1
+    _require_quoted(running, quoted, before=before.count, taken=taken)
+    state = ImaState(count=before.count + taken, running=running)
+    return ImaProgress(state=state, entries=tuple(entries), surplus=len(lines) - taken, allowed=taken - len(entries))
+
+
+def verify_entries(before: ImaState, entries: Iterable[ImaEntry], *, bank: int, quoted: bytes) -> ImaProgress:
+    """As `verify_ima`, for entries that were parsed already, such as those of a binary list."""
+    name = _bank_name(bank)
+    given = tuple(entries)
+    running, taken = before.running, 0
+    for entry in given:
+        if running == quoted:
+            break
+        running = hashlib.new(name, running + _extension(entry, name)).digest()
+        taken += 1
+    _require_quoted(running, quoted, before=before.count, taken=taken)
+    state = ImaState(count=before.count + taken, running=running)
+    return ImaProgress(state=state, entries=given[:taken], surplus=len(given) - taken, allowed=0)
+
+
+def replay(entries: Iterable[ImaEntry], bank: int) -> bytes:
+    """PCR 10 after all of `entries` from boot; compared with nothing.
+
+    Raises NotAuthentic("ima.pcr" | "ima.template_hash") and Unavailable("ima.hash_unsupported").
+    """
+    name = _bank_name(bank)
+    running = bytes(HASH_SIZES[bank])
+    for entry in entries:
+        running = hashlib.new(name, running + _extension(entry, name)).digest()
+    return running
 
 
 def boot_aggregate(pcrs: Mapping[int, bytes]) -> bytes:
@@ -82,14 +149,57 @@ def boot_aggregate(pcrs: Mapping[int, bytes]) -> bytes:
     return hashlib.sha256(b"".join(pcrs[index] for index in range(10))).digest()
 
 
+_NOTHING: Final[Mapping[bytes, bytes]] = {}
+
+
+def _bank_name(bank: int) -> str:
+    name = HASH_NAMES.get(bank)
+    if name is None:
+        raise Unavailable(
+            "ima.hash_unsupported",
+            "IMA lists are not replayed in this bank",
+            expected=", ".join(HASH_NAMES.values()),
+            got=hex(bank),
+            remedy="quote another bank",
+        )
+    return name
+
+
+def _require_quoted(running: bytes, quoted: bytes, *, before: int, taken: int) -> None:
+    if not same(running, quoted):
+        raise NotAuthentic(
+            "ima.replay_mismatch",
+            "the IMA list does not replay to the quoted PCR 10",
+            expected=quoted,
+            got=f"{running.hex()} after {before}+{taken} entries",
+            remedy="send the list from its beginning; if that fails too, the list was tampered with",
+        )
+
+
+def _allowed(path: bytes, digest: bytes, template: str, template_hash: str, bank_name: str) -> tuple[bytes, bytes]:
+    shape = ImaEntry(PCR, b"", template, _ALGORITHMS[len(digest)], digest, path, b"", _type_of(template))
+    data = shape.template_data()
+    measured = hashlib.new(template_hash, data).digest()
+    entry = ImaEntry(PCR, measured, template, shape.algorithm, digest, path, b"", shape.digest_type)
+    return serialize_line(entry), hashlib.new(bank_name, data).digest()
+
+
+def _type_of(template: str) -> str:
+    return "ima" if template in ("ima-ngv2", "ima-sigv2") else ""
+
+
 @lru_cache(maxsize=_KNOWN_LINES)  # bounded: hosts of one kind run the same files, so lines repeat across hosts
 def _measured(line: bytes, bank_name: str) -> tuple[ImaEntry, bytes]:
     """The entry of a line, and what it extends into a bank; both depend on the line alone."""
     entry = parse_line(line)
+    return entry, _extension(entry, bank_name)
+
+
+def _extension(entry: ImaEntry, bank_name: str) -> bytes:
     if entry.pcr != PCR:
         raise NotAuthentic("ima.pcr", "an entry of the IMA list is for another PCR", expected=PCR, got=entry.pcr)
     if entry.violation:
-        return entry, b"\xff" * hashlib.new(bank_name).digest_size
+        return b"\xff" * hashlib.new(bank_name).digest_size
     data = entry.template_data()
     listed = _TEMPLATE_HASHES.get(len(entry.template_hash))
     if listed is None:
@@ -98,4 +208,4 @@ def _measured(line: bytes, bank_name: str) -> tuple[ImaEntry, bytes]:
         raise NotAuthentic(
             "ima.template_hash", "an entry of the IMA list is not what its own hash covers", expected=entry.template_hash
         )
-    return entry, hashlib.new(bank_name, data).digest()
+    return entry.template_hash if listed == bank_name else hashlib.new(bank_name, data).digest()
