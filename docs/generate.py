@@ -39,6 +39,7 @@ def pages() -> dict[str, str]:
         "settings.md": settings(),
         "metrics.md": metrics(),
         "cli.md": command_line(),
+        "rules.md": rules(),
     }
 
 
@@ -145,6 +146,19 @@ def command_line() -> str:
         parts.append(_help([noun] if noun else []))
         parts.extend(_help([noun, verb]) for verb in (_verbs(noun) if noun else ()))
     return HEAD + "\n".join(parts)
+
+
+def rules() -> str:
+    """What a verifier must not get wrong, and where each is shown (docs/rules.py)."""
+    from importlib import util
+
+    spec = util.spec_from_file_location("rules", Path(__file__).with_name("rules.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page: str = module.page(HEAD)
+    return page
 
 
 def modules(*rooms: str) -> Iterator[tuple[Path, ast.Module]]:
