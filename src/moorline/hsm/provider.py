@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -18,10 +18,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from moorline.clock import Instant, Validity
 from moorline.digest import same
 from moorline.errors import Misconfigured, NotAuthentic, Refused
-from moorline.hsm.ceremony import HsmPublicKeys
 from moorline.nfv import Role, SpiffeId
 from moorline.wire import certificates, cose, keys, schema
 from moorline.wire.session import LauncherTicket
+
+if TYPE_CHECKING:
+    from moorline.hsm.ceremony import HsmPublicKeys
 
 TICKET_PURPOSE: Final = "launcher-ticket"
 _TICKET_CAP: Final = 8192

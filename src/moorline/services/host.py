@@ -1,9 +1,9 @@
 """The host agent's process: it attests its host, and starts guests for one orchestrator.
 
 Composition only: attestation is host_agent.attestation, guests are host_agent.guests. The agent's own identity (an SVID of
-role `host`) comes from an attested session with the broker and says which registered machine this is, by the TPM enrolled for
-it; what runs here is for Attestation Results to say. Where the settings name files instead, it comes from those. Until it has
-an identity it serves nothing over the network, whatever its `status_socket` tells, and keeps attesting.
+role `host`) comes from an attested session with the broker and says which registered machine this is, by the TPM enrolled
+for it; what runs here is for Attestation Results to say. Where the settings name files instead, it comes from those. Until
+it has an identity it serves nothing over the network, whatever its `status_socket` tells, and keeps attesting.
 
 Everything on this machine belongs to an administrator who is not trusted. The interface is guarded so that strangers
 cannot use the host, not because anybody relies on this process.

@@ -10,13 +10,21 @@ from __future__ import annotations
 import os
 import ssl
 import stat
+import sys
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
-import httpx
-
 from moorline.errors import Malformed, MoorlineError, NotAuthentic, Unavailable, from_problem
+
+# httpx imports its own command line (click, rich) wherever it can: a quarter of a second of every process that speaks HTTP.
+_OWN_COMMAND_LINE: Final = "httpx._main"
+if "httpx" not in sys.modules:
+    sys.modules[_OWN_COMMAND_LINE] = None  # type: ignore[assignment]  # an import of it now fails, which httpx allows for
+import httpx  # noqa: E402
+
+if sys.modules.get(_OWN_COMMAND_LINE, ...) is None:
+    del sys.modules[_OWN_COMMAND_LINE]
 
 ANSWER_CAP: Final = 16 << 20
 PROBLEM_TYPE: Final = "application/problem+json"
