@@ -57,6 +57,9 @@ def codes() -> str:
                 code, kind, says = found
                 rows.setdefault(code, set()).add((kind, room(path)))
                 words.setdefault(code, says)
+    for code, place in demanded():
+        rows.setdefault(code, set()).add(("finding", place))
+        words.setdefault(code, "the policy's demand on this field")
     lines = ["| code | kind | says | raised in |", "|---|---|---|---|"]
     for code in sorted(rows):
         kinds = ", ".join(sorted({kind for kind, _ in rows[code]}))
@@ -146,6 +149,18 @@ def command_line() -> str:
         parts.append(_help([noun] if noun else []))
         parts.extend(_help([noun, verb]) for verb in (_verbs(noun) if noun else ()))
     return HEAD + "\n".join(parts)
+
+
+def demanded() -> Iterator[tuple[str, str]]:
+    """The codes of findings that are made of a policy's field, and the module of the policy."""
+    from moorline.policy import language
+
+    for family in language.FAMILIES:
+        for path in (*language.value_types(family), "platform.advisories"):
+            if path.startswith("platform."):
+                yield "intel." + path.removeprefix("platform."), "policy.intel"
+            elif "." not in path:
+                yield f"{family}.{path}", f"policy.{family}"
 
 
 def rules() -> str:

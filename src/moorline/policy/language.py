@@ -102,22 +102,37 @@ class Policy:
         return found
 
     def _of_release(self, one: AcceptedSet, verified: object) -> Finding:
+        expected = f"one of {{{', '.join(release.name for release in one.current)}}} of {one.name}, serial {one.serial}"
         current = next((release for release in one.current if self._conforms(one, release, verified)), None)
         if current is not None:
-            return _release_finding(
-                "reference.release", Outcome.MET, f"release {current.name} of {one.name}", one, current.name
+            return Finding(
+                code="reference.release",
+                outcome=Outcome.MET,
+                claim="executables",
+                says="the state is that of a release in force",
+                expected=expected,
+                got=current.name,
             )
         past = next((release for release in one.superseded if self._conforms(one, release, verified)), None)
         if past is not None:
-            return _release_finding(
-                "reference.superseded",
-                Outcome.NOT_MET,
-                "a release that is over: an update was undone, or missed",
-                one,
-                past.name,
+            return Finding(
+                code="reference.superseded",
+                outcome=Outcome.NOT_MET,
+                claim="executables",
+                says="the state is that of a release that is over: an update was undone, or missed",
+                expected=expected,
+                got=past.name,
+                remedy="update to a release that is in force",
             )
-        says = "the state is that of no one release of the set"
-        return _release_finding("reference.release_unknown", Outcome.NOT_MET, says, one, "none")
+        return Finding(
+            code="reference.release_unknown",
+            outcome=Outcome.NOT_MET,
+            claim="executables",
+            says="the state is that of no one release of the set",
+            expected=expected,
+            got="none",
+            remedy="install a release, or publish this one",
+        )
 
     def _conforms(self, one: AcceptedSet, release: Release, verified: object) -> bool:
         """Everything that asks this set is as this one release says. The root is not a matter of releases."""
@@ -220,19 +235,6 @@ def _typed(kind: type, path: str) -> Iterable[tuple[str, object]]:
 def _value_type(hint: object) -> object:
     """The T of `Match[T]`, which is `Exact[T] | OneOf[T] | ...`."""
     return typing.get_args(typing.get_args(hint)[0])[0]
-
-
-def _release_finding(code: str, outcome: Outcome, says: str, one: AcceptedSet, got: str) -> Finding:
-    refused = outcome is Outcome.NOT_MET
-    return Finding(
-        code=code,
-        outcome=outcome,
-        claim="executables",
-        says=says,
-        expected=f"one of {{{', '.join(release.name for release in one.current)}}} of {one.name}, serial {one.serial}",
-        got=got,
-        remedy="update to a release that is in force" if refused else None,
-    )
 
 
 # ---------------------------------------------------------------- references
