@@ -6,6 +6,10 @@
    measures some things (images, files) by their contents and writes a description beside it, which anybody can choose.
 4. Each measured event gets a component: firmware, configuration, bootloader, kernel, command line, initrd or other. The
    component of an image rests on such a description; a false one can only move an event among lists that policy all checks.
+   Variables are read in PCR 7 only, before its separator, and once each: whatever runs later could extend PCR 7 with another
+   "SecureBoot is on", but not before the firmware's own. (In a CC event log the register is 1: pass `variables_pcr`.)
+   What Secure Boot trusts is told by name: PK, KEK, db and dbx, the keys that images were accepted under (authorities), and
+   what shim measures of its own lists (MOK; PCR 14: only digests stand there, and the names are descriptions).
 5. Separators (one in each of PCR 0 to 7, of value zero) and known EFI actions are marks, not components, where their digest
    proves it. A missing or repeated separator, or one that reports an error, is an anomaly, which policy judges.
 """
@@ -13,15 +17,19 @@
 from __future__ import annotations
 
 import hashlib
-import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
+from uuid import UUID
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
 
 from moorline.digest import same
-from moorline.errors import Malformed, NotAuthentic
+from moorline.errors import Malformed, NotAuthentic, Unavailable
 from moorline.evidence import eventlog as log
+from moorline.evidence import uefi_variables as uefi
 from moorline.evidence.tpm_structures import HASH_NAMES, HASH_SIZES
 
 _SEPARATED: Final = range(8)
@@ -39,7 +47,14 @@ _INITRD_TAG: Final = 0x8F3B22EC
 _LOAD_OPTIONS_TAG: Final = 0x8F3B22ED
 _KERNEL_NAMES: Final = (b"vmlinuz", b"bzimage", b"kernel", b"grub_linuxefi kernel")
 _INITRD_NAMES: Final = (b"initrd", b"initramfs", b"grub_linuxefi initrd")
-_VARIABLE_HEAD: Final = struct.Struct("<16sQQ")
+_DATABASES: Final = (
+    ("PK", uefi.GLOBAL_VARIABLE),
+    ("KEK", uefi.GLOBAL_VARIABLE),
+    ("db", uefi.IMAGE_SECURITY_DATABASE),
+    ("dbx", uefi.IMAGE_SECURITY_DATABASE),
+)
+_MOK_PCR: Final = 14
+_MOK_LISTS: Final = (b"MokList", b"MokListX", b"MokListTrusted", b"MokSBState", b"MokDBState")
 
 
 class Component(StrEnum):
@@ -66,6 +81,37 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Authority:
+    """What an image was accepted under, as firmware or shim measured it when it verified the image.
+
+    `database` is the variable it stands in ("db", or shim's "Shim", "MokList", "SbatLevel"); `vendor` says whose.
+    """
+
+    database: str
+    vendor: UUID
+    value: bytes
+
+    def certificate(self) -> bytes | None:
+        """The DER certificate, where it is one: in a database behind its owner, in shim's as it is."""
+        if self.vendor == uefi.IMAGE_SECURITY_DATABASE and len(self.value) > 16:
+            return uefi.parse_signature(self.value, uefi.CERT_X509).data
+        return self.value if self.value.startswith(b"\x30\x82") else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecureBootKeys:
+    """What Secure Boot and shim trust, as measured.
+
+    `databases` has PK, KEK, db and dbx, each only where its payload is proven and read; one that is missing is unknown, one
+    that is empty is empty. `mok` has the digest of each of shim's lists, by the name the log gives it in PCR 14.
+    """
+
+    databases: Mapping[str, tuple[uefi.Signature, ...]]
+    authorities: tuple[Authority, ...]
+    mok: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BootState:
     """What a verified log says was booted. `command_line` and `secure_boot` are None unless their payload is proven."""
 
@@ -74,6 +120,7 @@ class BootState:
     measured: tuple[Measured, ...]
     command_line: str | None
     secure_boot: bool | None
+    keys: SecureBootKeys
     anomalies: tuple[str, ...]
 
     def of(self, component: Component) -> tuple[Measured, ...]:
@@ -84,12 +131,12 @@ class BootState:
 def replay(parsed: log.EventLog, bank: int) -> dict[int, bytes]:
     """The value of every PCR the log extends in `bank`.
 
-    Raises Malformed("eventlog.bank_missing" | "eventlog.bank_incomplete").
+    Raises Malformed("eventlog.bank_missing" | "eventlog.bank_incomplete") and Unavailable("eventlog.hash_unsupported").
     """
-    name = HASH_NAMES.get(bank, "sm3")
     if bank not in parsed.banks or bank not in HASH_SIZES:
         raise Malformed("eventlog.bank_missing", "the boot log has no such bank", expected=hex(bank))
     size = HASH_SIZES[bank]
+    hashed = _hash(bank)
     values: dict[int, bytes] = {}
     for event in parsed.events:
         if event.kind == log.EV_NO_ACTION:
@@ -98,15 +145,17 @@ def replay(parsed: log.EventLog, bank: int) -> dict[int, bytes]:
         if digest is None:
             raise Malformed("eventlog.bank_incomplete", "an event lacks its digest in this bank", expected=hex(bank))
         before = values.get(event.pcr) or _start(parsed, event.pcr, size)
-        values[event.pcr] = hashlib.new(name, before + digest).digest()
+        values[event.pcr] = hashed(before + digest)
     return values
 
 
-def verify_boot(parsed: log.EventLog, *, bank: int, quoted: Mapping[int, bytes], pcrs: Iterable[int]) -> BootState:
+def verify_boot(
+    parsed: log.EventLog, *, bank: int, quoted: Mapping[int, bytes], pcrs: Iterable[int], variables_pcr: int = 7
+) -> BootState:
     """The boot state, proven by the `quoted` values of `pcrs` in `bank`.
 
-    A PCR of `pcrs` that the log never extends must be quoted at its start value. Raises Malformed (`eventlog.*`) and
-    NotAuthentic("eventlog.replay_mismatch").
+    A PCR of `pcrs` that the log never extends must be quoted at its start value. Raises Malformed (`eventlog.*`),
+    NotAuthentic("eventlog.replay_mismatch") and Unavailable("eventlog.hash_unsupported").
     """
     values = replay(parsed, bank)
     for pcr in pcrs:
@@ -122,7 +171,7 @@ def verify_boot(parsed: log.EventLog, *, bank: int, quoted: Mapping[int, bytes],
             )
     covered = frozenset(pcrs)
     events = [one for one in parsed.events if one.kind != log.EV_NO_ACTION and one.pcr in covered]
-    return _boot_state(events, bank, values)
+    return _boot_state(events, bank, values, variables_pcr)
 
 
 def _start(parsed: log.EventLog, pcr: int, size: int) -> bytes:
@@ -131,10 +180,10 @@ def _start(parsed: log.EventLog, pcr: int, size: int) -> bytes:
     return b"\xff" * size if pcr in range(17, 23) else bytes(size)
 
 
-def _boot_state(events: list[log.Event], bank: int, values: dict[int, bytes]) -> BootState:
+def _boot_state(events: list[log.Event], bank: int, values: dict[int, bytes], variables_pcr: int) -> BootState:
     measured: list[Measured] = []
     command_line: str | None = None
-    secure_boot: bool | None = None
+    variables = _variables(events, bank, variables_pcr)
     for event in events:
         if _is_mark(event, bank):
             continue
@@ -150,15 +199,13 @@ def _boot_state(events: list[log.Event], bank: int, values: dict[int, bytes]) ->
         )
         if component is Component.COMMAND_LINE:
             command_line = _proven_command_line(event, bank) or command_line
-        elif event.kind == log.EV_EFI_VARIABLE_DRIVER_CONFIG:
-            found = _proven_secure_boot(event, bank)
-            secure_boot = secure_boot if found is None else found
     return BootState(
         bank=bank,
         replayed=values,
         measured=tuple(_direct_kernel(measured)),
         command_line=command_line,
-        secure_boot=secure_boot,
+        secure_boot=_secure_boot(variables),
+        keys=_keys(events, bank, variables, variables_pcr),
         anomalies=_anomalies(events, bank),
     )
 
@@ -209,9 +256,84 @@ def _is_mark(event: log.Event, bank: int) -> bool:
     return is_action and event.data.rstrip(b"\x00") in _ACTIONS and _proven(event, bank, event.data)
 
 
-def _proven(event: log.Event, bank: int, payload: bytes) -> bool:
+def _hash(bank: int) -> Callable[[bytes], bytes]:
+    """The hash of a bank. SM3 is not in every OpenSSL: without it nothing can be said about such a log."""
     name = HASH_NAMES.get(bank)
-    return name is not None and same(hashlib.new(name, payload).digest(), event.digests[bank])
+    if name is not None:
+        algorithm = getattr(hashlib, name)
+        return lambda data: algorithm(data).digest()
+    return _sm3
+
+
+def _sm3(data: bytes) -> bytes:
+    try:
+        hashed = hashes.Hash(hashes.SM3())
+    except UnsupportedAlgorithm:
+        raise Unavailable(
+            "eventlog.hash_unsupported",
+            "the boot log can only be replayed with a hash that is missing here",
+            expected="SM3",
+            remedy="quote and log a SHA-256 bank, or use an OpenSSL with SM3",
+        ) from None
+    hashed.update(data)
+    return hashed.finalize()
+
+
+def _proven(event: log.Event, bank: int, payload: bytes) -> bool:
+    return same(_hash(bank)(payload), event.digests[bank])
+
+
+def _variables(events: list[log.Event], bank: int, pcr: int) -> dict[tuple[UUID, str], bytes]:
+    """The firmware's variables that are proven, each as it was measured first and before the separator."""
+    found: dict[tuple[UUID, str], bytes] = {}
+    for event in events:
+        if event.pcr == pcr and event.kind == log.EV_SEPARATOR:
+            break
+        if event.pcr == pcr and event.kind == log.EV_EFI_VARIABLE_DRIVER_CONFIG:
+            variable = _proven_variable(event, bank)
+            if variable is not None:
+                found.setdefault((variable.vendor, variable.name), variable.value)
+    return found
+
+
+def _proven_variable(event: log.Event, bank: int) -> uefi.Variable | None:
+    if not _proven(event, bank, event.data):
+        return None
+    try:
+        return uefi.parse_variable(event.data)
+    except Malformed:
+        return None  # measured as it is, and not understood: its digest is judged, its contents are not known
+
+
+def _secure_boot(variables: Mapping[tuple[UUID, str], bytes]) -> bool | None:
+    """Empty, as some firmware measures the variable, is unknown."""
+    value = variables.get((uefi.GLOBAL_VARIABLE, "SecureBoot"))
+    return value == b"\x01" if value else None
+
+
+def _keys(
+    events: list[log.Event], bank: int, variables: Mapping[tuple[UUID, str], bytes], variables_pcr: int
+) -> SecureBootKeys:
+    databases = {name: _signatures(variables[vendor, name]) for name, vendor in _DATABASES if (vendor, name) in variables}
+    authorities: list[Authority] = []
+    mok: dict[str, bytes] = {}
+    for event in events:
+        name = event.data.rstrip(b"\x00")
+        if event.pcr == variables_pcr and event.kind == log.EV_EFI_VARIABLE_AUTHORITY:
+            variable = _proven_variable(event, bank)
+            if variable is not None:
+                authorities.append(Authority(database=variable.name, vendor=variable.vendor, value=variable.value))
+        elif event.pcr == _MOK_PCR and event.kind == log.EV_IPL and name in _MOK_LISTS:
+            mok.setdefault(name.decode("ascii"), event.digests[bank])
+    known = {name: found for name, found in databases.items() if found is not None}
+    return SecureBootKeys(databases=known, authorities=tuple(authorities), mok=mok)
+
+
+def _signatures(value: bytes) -> tuple[uefi.Signature, ...] | None:
+    try:
+        return tuple(one for listed in uefi.parse_signature_lists(value) for one in listed.signatures)
+    except Malformed:
+        return None  # as in _proven_variable
 
 
 def _proven_command_line(event: log.Event, bank: int) -> str | None:
@@ -226,27 +348,14 @@ def _proven_command_line(event: log.Event, bank: int) -> str | None:
     return None
 
 
-def _proven_secure_boot(event: log.Event, bank: int) -> bool | None:
-    """The variable SecureBoot (UEFI_VARIABLE_DATA), where the payload is what was measured."""
-    if len(event.data) < _VARIABLE_HEAD.size or not _proven(event, bank, event.data):
-        return None
-    _, name_length, size = _VARIABLE_HEAD.unpack_from(event.data)
-    end = _VARIABLE_HEAD.size + 2 * name_length
-    if name_length != len("SecureBoot") or end + size != len(event.data):
-        return None
-    if event.data[_VARIABLE_HEAD.size : end] != "SecureBoot".encode("utf-16-le"):
-        return None
-    return event.data[end:] == b"\x01" if size else None
-
-
 def _anomalies(events: list[log.Event], bank: int) -> tuple[str, ...]:
     found: list[str] = []
-    zero = {hashlib.new(HASH_NAMES[bank], bytes(4)).digest()} if bank in HASH_NAMES else set()
+    zero = _hash(bank)(bytes(4))
     for pcr in _SEPARATED:
         separators = [one for one in events if one.pcr == pcr and one.kind == log.EV_SEPARATOR]
         if len(separators) != 1:
             found.append(f"PCR {pcr} has {len(separators)} separators")
-        elif zero and separators[0].digests[bank] not in zero:
+        elif separators[0].digests[bank] != zero:
             found.append(f"PCR {pcr} has a separator that reports an error")
     return tuple(found)
 

@@ -73,7 +73,7 @@ def log_facts(log: eventlog.EventLog, *, ccel: bool) -> Facts:
     values = replay(log, bank)
     if values:
         facts["pcrs"] = {_NAMES[bank]: {str(pcr): digest.hex() for pcr, digest in sorted(values.items())}}
-        state = verify_boot(log, bank=bank, quoted=values, pcrs=sorted(values))
+        state = verify_boot(log, bank=bank, quoted=values, pcrs=sorted(values), variables_pcr=1 if ccel else 7)
         if state.secure_boot is not None:
             facts["secure_boot"] = state.secure_boot
     return facts
