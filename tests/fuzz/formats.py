@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from moorline.cli import collateral_facts
 from moorline.evidence import (
     cca,
     ccel,
@@ -21,7 +22,8 @@ from moorline.ledger import checkpoint, proof, transactions
 from moorline.nfv import SpiffeId
 from moorline.orchestration import descriptor
 from moorline.verification import anchors, intel_pck
-from moorline.wire import cbor, certificates, cose, keys, launch, schema, session
+from moorline.verification.collateral import ItemName
+from moorline.wire import cbor, certificates, collateral_bundle, cose, keys, launch, schema, session
 
 FORMATS: dict[str, Callable[[bytes], object]] = {
     "snp-report": snp.parse_report,
@@ -57,4 +59,7 @@ FORMATS: dict[str, Callable[[bytes], object]] = {
     "ledger-note": checkpoint.parse_note,
     "ledger-bundle": proof.parse_bundle,
     "package-descriptor": descriptor.parse,
+    "collateral-bundle": lambda data: schema.decode(collateral_bundle.Bundle, data),
+    "collateral-name": lambda data: ItemName.parse(data.decode("latin-1")),
+    "collateral-facts": collateral_facts.parse_facts,
 }
