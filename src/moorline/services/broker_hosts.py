@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
 
@@ -69,6 +69,7 @@ class HostAuthority:
     key: keys.PublicKey
     audience: str
     clock: Clock
+    _clients: dict[float, tuple[ClientIdentity, HttpClient]] = field(default_factory=dict)
 
     async def standing(self, host: str) -> Standing:
         """The verified result about a host. Raises Unavailable if the verifier cannot be asked: that decides nothing."""
@@ -113,15 +114,24 @@ class HostAuthority:
             raise Malformed("broker.verifier_answer", "the attestation authority's answer has no key") from None
 
     async def _get(self, path: str, query: dict[str, str] | None = None, *, timeout_s: float = _ANSWER_S) -> object:
-        # A client for each question: the broker's own certificate is replaced within the hour.
-        async with HttpClient(
+        return await self._client(timeout_s).get_json(path, query)
+
+    def _client(self, timeout_s: float) -> HttpClient:
+        """A client that is kept while the broker's own certificate is the same; that is replaced within the hour."""
+        identity = self.identity()
+        kept = self._clients.get(timeout_s)
+        if kept is not None and kept[0] == identity:
+            return kept[1]
+        made = HttpClient(
             self.url,
             server_name=self.server_name,
             roots_pem=self.roots_pem,
-            identity=self.identity(),
+            identity=identity,
             timeout_s=timeout_s,
-        ) as client:
-            return await client.get_json(path, query)
+        )
+        # The one before may be in use just now; its idle connections are closed by the verifier within seconds.
+        self._clients[timeout_s] = (identity, made)
+        return made
 
 
 def _event(item: dict[str, object]) -> VerdictEvent:

@@ -129,13 +129,14 @@ class HttpClient:
         return (await self._send(method, path, content=content, headers=headers)).content
 
     async def _send(self, method: str, path: str, **arguments: object) -> httpx.Response:
-        request = self._client.build_request(method, path, extensions=self._extensions, **arguments)  # type: ignore[arg-type]
         try:
-            response = await self._client.send(request, stream=True)
             try:
-                response._content = await self._capped(response)  # noqa: SLF001 - httpx has no reader with a cap
-            finally:
-                await response.aclose()
+                response = await self._exchange(method, path, **arguments)
+            except httpx.RemoteProtocolError:
+                if method != "GET":
+                    raise
+                # A kept connection that the server closed just now; asking once more changes nothing there.
+                response = await self._exchange(method, path, **arguments)
         except httpx.ConnectError as error:
             if _not_trusted(error):
                 raise NotAuthentic(
@@ -149,6 +150,15 @@ class HttpClient:
             raise self._unreachable(error) from None
         if response.is_error:
             raise self._problem(response)
+        return response
+
+    async def _exchange(self, method: str, path: str, **arguments: object) -> httpx.Response:
+        request = self._client.build_request(method, path, extensions=self._extensions, **arguments)  # type: ignore[arg-type]
+        response = await self._client.send(request, stream=True)
+        try:
+            response._content = await self._capped(response)  # noqa: SLF001 - httpx has no reader with a cap
+        finally:
+            await response.aclose()
         return response
 
     async def _capped(self, response: httpx.Response) -> bytes:
