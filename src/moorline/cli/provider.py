@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -17,6 +17,7 @@ app = typer.Typer(no_args_is_help=True)
 register = typer.Typer(no_args_is_help=True, help="Put on the ledger what belongs to this provider.")
 app.add_typer(register, name="register")
 
+_PRODUCTS: Final = ("Milan", "Genoa", "Turin")
 Provider = Annotated[str, typer.Argument(help="The provider's name.")]
 Tag = Annotated[Path, typer.Option(help="The host's signed location tag (moor host tag).")]
 
@@ -204,31 +205,32 @@ def register_reference_values(
 
 
 @register.command("platform")
-def register_platform(
+def register_platform(  # noqa: PLR0913 - one parameter an option
     name: Annotated[str, typer.Argument(help="The host's id.")],
     acts: acting.As,
     tcti: Annotated[str, typer.Option(help="Its TPM: swtpm:path=/path, device:/dev/tpmrm0.")],
-    chip: Annotated[Path, typer.Option(help="Directory of its SIMULATED chip.")],
     tag: Tag,
     location: Annotated[str, typer.Option(help="Country and region, as the tag says.")],
     *,
+    chip: Annotated[Path | None, typer.Option(help="Directory of its SIMULATED chip; the record says so.")] = None,
+    chip_id: Annotated[str | None, typer.Option(help="Id of its real chip, hex; with --product.")] = None,
+    product: Annotated[str | None, typer.Option(help="Product line of its real chip: Milan, Genoa or Turin.")] = None,
     as_json: render.AsJson = False,
 ) -> None:
-    """Register a host: its TPM, where it stands, and its processor, which is SIMULATED, as the record says."""
+    """Register a host: its TPM, where it stands, and its processor."""
     from moorline.cli.host import ek_digest
     from moorline.ledger.transactions import RegisterPlatform
     from moorline.policy.reference_values import tag_digest
-    from moorline.simulators.manufacturer import open_chip
 
-    silicon = open_chip(chip)
+    identifier, line = _chip(chip, chip_id, product)
     body = RegisterPlatform(
         id=name,
-        chip_id=silicon.chip_id,
-        product=silicon.product.value,
+        chip_id=identifier,
+        product=line,
         ek_digest=ek_digest(tcti),
         location=location,
         tag_digest=tag_digest(render.read(tag)),
-        simulated=True,
+        simulated=chip is not None,
     )
     _send(acts, f"registered platform {name}", body, as_json=as_json)
 
@@ -270,6 +272,21 @@ def _der(path: Path) -> bytes:
     from cryptography.hazmat.primitives import serialization
 
     return x509.load_pem_x509_certificate(render.read(path)).public_bytes(serialization.Encoding.DER)
+
+
+def _chip(directory: Path | None, chip_id: str | None, product: str | None) -> tuple[bytes, str]:
+    """Id and product line of a processor, SIMULATED or real."""
+    if directory is not None and chip_id is None and product is None:
+        from moorline.simulators.manufacturer import open_chip
+
+        found = open_chip(directory)
+        return found.chip_id, found.product.value
+    if directory is not None or chip_id is None or product not in _PRODUCTS:
+        raise typer.BadParameter(f"give --chip, or --chip-id and --product ({', '.join(_PRODUCTS)})")
+    try:
+        return bytes.fromhex(chip_id), product
+    except ValueError:
+        raise typer.BadParameter("a chip id is hex", param_hint="--chip-id") from None
 
 
 def _names(own: Any) -> tuple[str, str]:  # noqa: ANN401 - x509.Certificate, imported late
