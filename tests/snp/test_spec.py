@@ -8,8 +8,9 @@ from pathlib import Path
 from moorline.evidence.snp import Product
 from moorline.rats import EvidenceRoot
 from moorline.simulators.guest_image import Manifest
-from moorline.simulators.silicon import in_pages, launch_digest
+from moorline.simulators.silicon import IMAGE_GPA
 from moorline.verification.anchors import parse_anchor_file
+from moorline.verification.snp_launch import in_pages, launch_digest
 from moorline.wire import schema
 
 PAGE = Path(__file__).parents[2] / "docs" / "spec" / "simulated-silicon.md"
@@ -30,7 +31,7 @@ def test_the_example_hashes_page_has_the_example_digest():
         "moorline.attesters.collect",
         "moor/start.py",
     )
-    assert launch_digest(in_pages(page)) == digest
+    assert launch_digest(in_pages(page), first_gpa=IMAGE_GPA) == digest
 
 
 def test_the_example_anchors_file_is_one():

@@ -31,9 +31,9 @@ from moorline.evidence.snp import (
     serialize_report,
 )
 from moorline.rats import EvidenceRoot
-from moorline.simulators.silicon import in_pages, launch_digest
 from moorline.verification.anchors import production_anchors
 from moorline.verification.snp import SnpEndorsements, endorsements_from_table, verify_snp, verify_snp_chain
+from moorline.verification.snp_launch import in_pages, launch_digest
 
 SNP = Path(__file__).parents[2].parent / "shared" / "vectors" / "snp"
 CASES = sorted(path.parent.name for path in SNP.glob("*/case.json")) if SNP.is_dir() else []

@@ -6,7 +6,7 @@ host's /usr shows through, so nothing runs that was not measured.
 
 The measured bytes are the *hashes page*: a manifest in deterministic CBOR (`Manifest`) that lists every file with the
 SHA-384 of its content, and the command line and environment it is started with, padded to pages of 4096 bytes. The launch
-digest is the SNP page chain over those pages (`simulators.silicon.launch_digest`), as OVMF's hashes page stands for a kernel
+digest is the SNP page chain over those pages (`verification.snp_launch`), as OVMF's hashes page stands for a kernel
 that is loaded after the measurement. No vCPU state (VMSA) is measured: this guest is a process.
 
 `measure(entry)` is for whoever publishes a package: it reads this installation and writes nothing.
@@ -27,7 +27,8 @@ from typing import Final
 
 import moorline
 from moorline.errors import Misconfigured, Refused
-from moorline.simulators.silicon import in_pages, launch_digest
+from moorline.simulators.silicon import IMAGE_GPA
+from moorline.verification.snp_launch import in_pages, launch_digest
 from moorline.wire import schema
 from moorline.wire.guest import SHARED_DIRECTORY
 from moorline.wire.schema import Bytes48
@@ -161,7 +162,7 @@ def measurement(entry: str, files: tuple[ImageFile, ...]) -> bytes:
     """The launch digest of `entry` over an image of `files`."""
     require_entry(entry, files)
     manifest = Manifest(version=1, arguments=arguments(entry), environment=environment(), files=files)
-    return launch_digest(in_pages(schema.encode(manifest)))
+    return launch_digest(in_pages(schema.encode(manifest)), first_gpa=IMAGE_GPA)
 
 
 def require_entry(entry: str, files: tuple[ImageFile, ...]) -> None:

@@ -1,16 +1,13 @@
 """The SNP firmware of a SIMULATED chip: launch, launch digest, attestation report. Spec-exact, under a false root.
 
 It keeps to what the real firmware does and refuses (56860): the launch digest is the PAGE_INFO chain of SNP_LAUNCH_UPDATE
-(8.17.2, table 67) over the pages of the image, starting from zero; a report can be asked for only by the guest that it is
-about; policy, HOST_DATA and digest are fixed at the end of the launch. What it lacks: memory encryption. A host that reads
-this guest's memory succeeds; that is what SIMULATED means.
+(verification.snp_launch) over the pages of the image, starting from zero; a report can be asked for only by the guest that
+it is about; policy, HOST_DATA and digest are fixed at the end of the launch. What it lacks: memory encryption. A host that
+reads this guest's memory succeeds; that is what SIMULATED means.
 """
 
 from __future__ import annotations
 
-import hashlib
-import struct
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -23,38 +20,13 @@ from moorline.evidence.snp import CertificateTable, GuestPolicy, Product, SnpRep
 from moorline.simulators.manufacturer import Chip
 from moorline.wire.silicon import ReportAnswer
 
-PAGE: Final = 4096
 IMAGE_GPA: Final = 0x0010_0000
 """Guest-physical address at which the image's pages are measured."""
 
-PAGE_TYPE_NORMAL: Final = 1
-_PAGE_INFO: Final = struct.Struct("<48s48sHBBBBBBQ")
 _BASE_POLICY: Final = (1 << 17) | (1 << 16) | (1 << 8)  # reserved-one, SMT allowed, ABI at least 1.0
 _DEBUG: Final = 1 << 19
 _CPUID: Final = {Product.MILAN: (0x19, 0x01, 1), Product.GENOA: (0x19, 0x11, 1), Product.TURIN: (0x1A, 0x02, 1)}
 _FIRMWARE: Final = (1, 55, 25)
-
-
-def launch_digest(pages: Iterable[bytes], *, first_gpa: int = IMAGE_GPA, initial: bytes = bytes(48)) -> bytes:
-    """The launch digest after SNP_LAUNCH_UPDATE of `pages` as PAGE_TYPE_NORMAL, one after the other from `first_gpa`.
-
-    Each step is SHA-384 over PAGE_INFO: the digest so far, SHA-384 of the page, the structure's length 0x70, type, IMI flag,
-    the three VMPL permission masks, zero, and the page's address (56860 table 67). Pages are exactly 4096 bytes.
-    """
-    so_far = initial
-    for index, page in enumerate(pages):
-        if len(page) != PAGE:
-            message = f"a page has {PAGE} bytes, this one {len(page)}"
-            raise ValueError(message)
-        contents = hashlib.sha384(page).digest()
-        info = _PAGE_INFO.pack(so_far, contents, _PAGE_INFO.size, PAGE_TYPE_NORMAL, 0, 0, 0, 0, 0, first_gpa + index * PAGE)
-        so_far = hashlib.sha384(info).digest()
-    return so_far
-
-
-def in_pages(data: bytes) -> list[bytes]:
-    """`data` in pages of 4096 bytes, the last one filled with zeros."""
-    return [data[start : start + PAGE].ljust(PAGE, b"\0") for start in range(0, len(data), PAGE)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
