@@ -1,20 +1,22 @@
 """Sessions over real TLS on loopback: good ones, refused ones, stalled ones, and a service that goes on."""
 
 import asyncio
+import functools
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from moorline.channel import tls
-from moorline.channel.driver import Collected, SessionFacts, open_session, serve_sessions
+from moorline.channel.driver import Collected, SessionFacts, answered, new_kem, open_session, serve_sessions
 from moorline.channel.messages import pack, reported
 from moorline.clock import Instant
 from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused, Unavailable
+from moorline.services import launcher
 from moorline.verification.chains import verify_chain
-from moorline.wire import cbor, keys
+from moorline.wire import cbor, keys, schema
 from moorline.wire.frames import read_frame, write_frame
 from moorline.wire.launch import ChannelProfile
-from moorline.wire.session import Activation, EvidenceFormat, Hello, SessionRole
+from moorline.wire.session import Activation, EvidenceFormat, Hello, LauncherSecrets, SessionRole
 
 FACTS = SessionFacts(ledger_id=bytes(32), provider="alpha", hsm="hsm-1")
 SIGNING = keys.public_bytes(ec.derive_private_key(7, ec.SECP256R1()).public_key())
@@ -249,3 +251,69 @@ async def test_a_broker_that_goes_away_leaves_a_closed_session(broker):
     with pytest.raises((Unavailable, Malformed)):
         await session.call("time", b"")
     assert session.closed
+
+
+# A broker that dies and comes back ---------------------------------------------------------------------------------------
+
+
+async def test_the_same_keys_are_shown_again_when_nobody_answered(broker):
+    """The broker dies in its appraisal; the attester asks the next one under the KEM key and signing key of before."""
+    kem, decide = new_kem(), broker.appraise
+
+    async def die(claim):
+        broker.claims.append(claim)
+        broker.appraise = decide
+        await asyncio.Event().wait()
+
+    broker.appraise = die
+    server = await broker.serve()
+    ask = functools.partial(open_session, server.address, **attester(broker, kem=kem))
+    asking = asyncio.ensure_future(answered(ask, within_s=20))
+    async with asyncio.timeout(10):
+        while not broker.claims:  # noqa: ASYNC110 - until it decides
+            await asyncio.sleep(0.01)
+    await server.aclose()
+    async with await broker.serve(server.address), await asking as session:
+        assert await session.call("time", b"") == b"time:"
+    first, second = broker.claims
+    assert (first.kem_public, first.signing_public) == (second.kem_public, second.signing_public) == (kem.public, SIGNING)
+    assert first.binding != second.binding
+
+
+async def test_a_refusal_is_an_answer(broker):
+    async def elsewhere(_binding, _challenge):
+        return Collected(format=EvidenceFormat.SNP, evidence=b"of another session", endorsements=b"")
+
+    async with await broker.serve() as server:
+        with pytest.raises(NotAuthentic, match="snp.report_data_mismatch"):
+            await answered(
+                functools.partial(open_session, server.address, **attester(broker, collect=elsewhere)), within_s=60
+            )
+    assert len(broker.claims) == 1
+
+
+async def test_a_launcher_comes_back_to_its_broker_and_takes_the_new_lease(broker, monkeypatch):
+    monkeypatch.setattr(launcher, "_judge_clock", lambda _told: None)  # this broker lives at second 1
+    lease = LauncherSecrets(
+        launch_key=bytes(32), epoch=1, epoch_not_after=10, lease_first=7, lease_count=1, lease_not_after=10
+    )
+
+    async def admit(claim):
+        broker.claims.append(claim)
+        return schema.encode(lease)
+
+    broker.appraise = admit
+    server = await broker.serve()
+    taken = []
+    async with await launcher._Link.open(functools.partial(open_session, server.address, **attester(broker))) as link:
+        link.readmitted = lambda secrets, _activation: taken.append(secrets)
+        assert await link.call("time", b"") == b"time:"
+        await server.aclose()
+        async with await broker.serve(server.address):
+            assert await link.call("time", b"") == b"time:"
+            with pytest.raises(Refused, match="test.no"):
+                await link.call("fail", b"")
+            assert not link.closed
+    assert taken == [lease]
+    assert len(broker.claims) == 2
+    assert broker.claims[0].signing_public == broker.claims[1].signing_public
