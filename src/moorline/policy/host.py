@@ -183,13 +183,13 @@ def appraise_files(
     """
     count, unlisted, violations = before.entries + allowed, before.unlisted, before.violations
     kept = list(before.first_unlisted)
-    allowed = reference.files
+    accepted = reference.files
     for entry in entries:
         count += 1
         if entry.violation:
             violations += 1
             continue
-        listed = allowed.get(entry.path)
+        listed = accepted.get(entry.path)
         if listed is not None and entry.digest in listed:
             continue
         if entry.path == BOOT_AGGREGATE and same(entry.digest, aggregate):
