@@ -13,7 +13,7 @@ from moorline.attesters.tpm import Tpm
 from moorline.clock import Instant
 from moorline.errors import Malformed, Unavailable
 from moorline.evidence import tpm_structures
-from moorline.evidence.ima import parse_ima
+from moorline.evidence.ima import parse_ima, serialize_binary
 from moorline.evidence.tpm_envelopes import parse_tpm2_tools_pcrs
 from moorline.policy import reference_sets
 from moorline.simulators import firmware
@@ -75,6 +75,10 @@ def test_a_machine_is_collected_and_appraised_by_the_same_command(desk, simulate
         judged = ("--nonce", NONCE, "--policy", policy, "--refs", refs, "--json")
         code, said = desk.moor("appraise", *files, *judged)
         assert (code, json.loads(said)["status"]) == (0, "affirming"), said
+        binary = desk.folder / "ima.bin"
+        binary.write_bytes(serialize_binary(parse_ima((out / "ima.txt").read_bytes())))
+        code, said = desk.moor("appraise", *(one for one in files if not one.endswith("ima.txt")), binary, *judged)
+        assert (code, json.loads(said)["files"][str(binary)]) == (0, "ima-binary"), said
         with Tpm.open(simulated.tcti) as tpm:
             firmware.execute(tpm, simulated.directory, "/usr/bin/stranger", b"unknown")
         again = desk.folder / "again"

@@ -3,14 +3,19 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from verdict_desk import document
 
 from moorline.cli.evidence_cases import detect, gathered
 from moorline.clock import Instant, Validity
+from moorline.errors import Malformed, Misconfigured
+from moorline.policy import language, notation, reference_sets, reference_text
 from moorline.rats import EvidenceRoot
 from moorline.storage.collateral_store import StoredItem, open_collateral
 from moorline.verification.collateral import Judged, needs_of
 
+STARTS = (b"{", b"[", b"\x30\x82", b"-----BEGIN CERTIFICATE-----", b"\xd2\x84", b"CCEL", b"\xff\x54\x43\x47\x80\x18", b"10 ")
 WHEN = "2026-06-01T00:00:00+00:00"
 
 
@@ -119,7 +124,27 @@ def test_intel_evidence_under_a_policy(desk, shared, family, case):
     assert code == (1 if wrong else 0)
 
 
+def test_a_measured_list_by_itself_is_no_evidence(desk, shared):
+    lists = [path for path in sorted((shared / "vectors" / "ima").rglob("*.log")) if path.stat().st_size]
+    code, out = desk.moor("appraise", lists[0], "--json")
+    assert (code, json.loads(out)["error"]["code"]) == (2, "evidence.log_alone")
+
+
 # ---------------------------------------------------------------- kinds by content
+
+
+@given(st.binary(max_size=300) | st.builds(lambda a, b: a + b, st.sampled_from(STARTS), st.binary(max_size=200)))
+def test_any_bytes_are_of_some_kinds_or_of_none(data):
+    assert isinstance(detect.candidates(data), set)
+
+
+@given(st.binary(max_size=300) | st.text(max_size=200).map(str.encode))
+def test_any_bytes_are_a_document_a_set_or_an_error_of_ours(data):
+    for read in (notation.read_document, language.parse_policy, reference_text.parse_reference_set, reference_sets.peek):
+        try:
+            read(data)
+        except (Misconfigured, Malformed):
+            continue
 
 
 UNDETECTED = {"nv-evidence-json", "nv-spdm-report-hex", "expected-pcrs-json"}

@@ -17,6 +17,7 @@ from typing import Any, Final
 from moorline.cli.evidence_cases import classes, detect, families
 from moorline.cli.evidence_cases.case import Case, Entry, Expected
 from moorline.cli.evidence_cases.compare import Facts
+from moorline.cli.evidence_cases.facts import facts_of
 from moorline.clock import Instant, rendered
 from moorline.digest import tagged_hash
 from moorline.errors import Misconfigured, MoorlineError, NotAuthentic, Refused, Unavailable
@@ -277,13 +278,14 @@ def _judged(case: Case, draft: _Draft) -> Verdict:
 def _alone(case: Case, draft: _Draft, family: str, gaps: tuple[str, ...]) -> Verdict:
     """Evidence that is authentic or consistent and nothing more."""
     module: Any = importlib.import_module(f"moorline.cli.evidence_cases.families.{family}")
-    module.run(case, draft.facts)
     if family in _LOGS:
+        draft.facts.update(facts_of(case.evidence[0].hint, case.read(case.evidence[0].file)))
         raise Unavailable(
             "evidence.log_alone",
-            "the log is consistent, and nothing more: no TPM's word is among the files",
+            "a log says what it says, and nothing more: no TPM's word is among the files",
             remedy="give the quote, its signature, its PCR values and the key, too",
         )
+    module.run(case, draft.facts)
     if draft.policy is not None:
         raise Misconfigured(
             "evidence.policy_family", "no policy is defined for this kind of evidence", got=case.evidence[0].hint

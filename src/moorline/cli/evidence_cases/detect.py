@@ -62,6 +62,7 @@ EVIDENCE: Final = frozenset(
         "ccel",
         "ccel-acpi-table",
         "ima-ascii",
+        "ima-binary",
     }
 )
 """Kinds that are appraised; every other kind vouches for them."""
@@ -137,6 +138,8 @@ def candidates(data: bytes) -> set[str]:
         return _pem_kinds(data)
     found = {kind for kind, parse in _PARSERS.items() if _parses(parse, data)}
     found |= _logs(data) | _der_kinds(data)
+    if _parses(ima.parse_binary, data) and ima.parse_binary(data):
+        found.add("ima-binary")
     intel = None if found else intel_case.detect(data)
     if intel is not None:
         found.add(intel)

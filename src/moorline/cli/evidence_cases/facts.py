@@ -75,6 +75,7 @@ _READERS: Final = {
     "tcg-eventlog": lambda data: log_family.log_facts(eventlog.parse_event_log(data), ccel=False),
     "ccel": lambda data: log_family.log_facts(eventlog.parse_event_log(data), ccel=True),
     "ima-ascii": lambda data: ima_family.list_facts(ima.parse_ima(data)),
+    "ima-binary": lambda data: ima_family.list_facts(ima.parse_binary(data)),
     "tpm-quote-msg": lambda data: tpm_family.quote_facts(tpm_quote.parse_quote(data)),
     "corim": _keys,
 }

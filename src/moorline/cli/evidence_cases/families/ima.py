@@ -12,19 +12,21 @@ from moorline.cli.evidence_cases.case import Case
 from moorline.cli.evidence_cases.compare import Facts
 from moorline.cli.evidence_cases.families.eventlog import expected_pcrs
 from moorline.errors import NotAuthentic, Unavailable
-from moorline.evidence.ima import ImaEntry, parse_ima
+from moorline.evidence.ima import ImaEntry, parse_binary, parse_ima
 from moorline.evidence.tpm_structures import ALG_SHA1, HASH_NAMES
 from moorline.rats import Finding, Outcome
-from moorline.verification.ima import initial, verify_ima
+from moorline.verification.ima import initial, verify_entries, verify_ima
 
-HINTS: Final = frozenset({"ima-ascii"})
+HINTS: Final = frozenset({"ima-ascii", "ima-binary"})
 _BANKS: Final = {name: bank for bank, name in HASH_NAMES.items()}
 
 
 def run(case: Case, facts: Facts) -> tuple[Finding, ...]:
     """The findings of one case (`compare.Family`)."""
-    data = case.read(case.evidence[0].file)
-    entries = parse_ima(data)
+    entry = case.evidence[0]
+    data = case.read(entry.file)
+    binary = entry.hint == "ima-binary"
+    entries = parse_binary(data) if binary else parse_ima(data)
     facts.update(list_facts(entries))
     bank = _BANKS.get(case.text("pcr_bank") or "", 0)
     if not bank:
@@ -33,7 +35,11 @@ def run(case: Case, facts: Facts) -> tuple[Finding, ...]:
     covered = _covered(case, entries) if case.mode == "policy" else ()
     try:
         # Without a value from outside the list is only held against itself: its own sum stands in for the quote.
-        verify_ima(initial(bank), data, bank=bank, quoted=running(entries, bank) if given is None else given)
+        quoted = running(entries, bank) if given is None else given
+        if binary:
+            verify_entries(initial(bank), entries, bank=bank, quoted=quoted)
+        else:
+            verify_ima(initial(bank), data, bank=bank, quoted=quoted)
     except NotAuthentic as error:
         if not covered:
             raise

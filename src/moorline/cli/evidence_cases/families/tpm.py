@@ -15,7 +15,7 @@ from moorline.clock import Instant, Validity
 from moorline.errors import Malformed, NotAuthentic, Unavailable
 from moorline.evidence import azure_vtpm, corim, eventlog, snp, tpm_envelopes
 from moorline.evidence import tpm_structures as tpm
-from moorline.evidence.ima import PCR
+from moorline.evidence.ima import PCR, parse_binary
 from moorline.evidence.tdx_quote import parse_tdx_quote
 from moorline.evidence.tpm_envelopes import QuotedEvidence, SignedQuote
 from moorline.evidence.tpm_quote import Quote, parse_quote
@@ -26,7 +26,7 @@ from moorline.policy.tpm import TpmFacts
 from moorline.rats import EvidenceRoot, Finding
 from moorline.verification import anchors, vtpm
 from moorline.verification.eventlog import BootState, replay, verify_boot
-from moorline.verification.ima import boot_aggregate, initial, verify_ima
+from moorline.verification.ima import boot_aggregate, initial, verify_entries, verify_ima
 from moorline.verification.intel_pck import production_intel_anchors
 from moorline.verification.snp import verify_snp
 from moorline.verification.verified import Verified
@@ -55,6 +55,7 @@ HINTS: Final = (
         "tpm2-tools-pcrs",
         "tcg-eventlog",
         "ima-ascii",
+        "ima-binary",
     }
 )
 _BANKS: Final = {name: bank for bank, name in tpm.HASH_NAMES.items()}
@@ -86,12 +87,16 @@ def _proven(case: Case, facts: Facts) -> tuple[list[Verified[vtpm.VerifiedQuote]
 
 
 def _files(case: Case, quote: vtpm.VerifiedQuote, allowed: Mapping[bytes, frozenset[bytes]]) -> FileStanding | None:
-    lists = case.all_of("ima-ascii")
-    if not lists:
+    texts, binaries = case.all_of("ima-ascii"), case.all_of("ima-binary")
+    if not texts and not binaries:
         return None
-    if len(lists) > 1 or PCR not in quote.pcrs:
-        raise Unavailable("tpm.log_unproven", "not one IMA list, or the quote does not prove PCR 10", got=len(lists))
-    progress = verify_ima(initial(quote.bank), lists[0], bank=quote.bank, quoted=quote.pcrs[PCR])
+    if len(texts) + len(binaries) > 1 or PCR not in quote.pcrs:
+        raise Unavailable("tpm.log_unproven", "not one IMA list, or the quote does not prove PCR 10", got=len(texts))
+    if texts:
+        progress = verify_ima(initial(quote.bank), texts[0], bank=quote.bank, quoted=quote.pcrs[PCR])
+    else:
+        entries = parse_binary(binaries[0])
+        progress = verify_entries(initial(quote.bank), entries, bank=quote.bank, quoted=quote.pcrs[PCR])
     aggregated = set(range(10)) <= set(quote.pcrs)
     reference = Reference(
         bank=quote.bank,
