@@ -394,7 +394,8 @@ def test_two_brokers_on_different_tables_agree_on_names():
 
     engine = open_database("sqlite://", "broker")
     inspector = sqlalchemy.inspect(engine)
-    named = [one for module in (broker_store, broker_generations, audit_store, checkpoint_store) for one in vars(module).values()]
+    modules = (broker_store, broker_generations, audit_store, checkpoint_store)
+    named = [one for module in modules for one in vars(module).values()]
     tables = {one.name: one for one in named if isinstance(one, sqlalchemy.sql.expression.TableClause)}
     assert {name for name in inspector.get_table_names() if name != "broker_version"} == set(tables)
     for name, table in tables.items():

@@ -33,9 +33,7 @@ def files(tmp_path):
     for name, (certificate, key) in {"ec": EC, "rsa": RSA}.items():
         (tmp_path / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         (tmp_path / f"{name}.key").write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
+            key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         )
     (tmp_path / "content").write_bytes(CONTENT)
     return tmp_path

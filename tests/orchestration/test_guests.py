@@ -276,4 +276,3 @@ def test_orders_travel():
     assert order_digest(order()) != order_digest(order(publish=False))
     with pytest.raises(Malformed):
         parse_order(b"\xa0")
-

@@ -63,9 +63,7 @@ def view(host="h1", **changes):
     return HostView(**(fields | changes))
 
 
-KERNEL = Finding(
-    code="eventlog.kernel", outcome=Outcome.NOT_MET, claim="executables", says="the kernel is not a known one"
-)
+KERNEL = Finding(code="eventlog.kernel", outcome=Outcome.NOT_MET, claim="executables", says="the kernel is not a known one")
 
 
 @pytest.mark.parametrize(
@@ -97,9 +95,12 @@ def test_why_a_host_does_not_qualify(changes, code):
 
 
 def test_another_jurisdiction():
-    there = result("h3", capabilities=tuple(
-        dataclasses.replace(item, value="US/CA") if item.capability == "location.geo" else item for item in shown()
-    ))
+    there = result(
+        "h3",
+        capabilities=tuple(
+            dataclasses.replace(item, value="US/CA") if item.capability == "location.geo" else item for item in shown()
+        ),
+    )
     platform = Platform(chip_id=b"c", location="US/CA", simulated=True)
     verdict = judge(view("h3", result=there, platform=platform), DEMAND, now=NOW)
     assert verdict.code == "placement.jurisdiction"

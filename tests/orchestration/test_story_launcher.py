@@ -55,9 +55,7 @@ class Alpha:
         now = SystemClock().now()
         self.maker = create_manufacturer(self.directory / "maker", now=now)
         self.maker.make_chip("m0", now=now)
-        (self.directory / "silicon.toml").write_text(
-            'listen = "silicon.sock"\nchip = "maker/chips/m0"\nstate = "silicon"\n'
-        )
+        (self.directory / "silicon.toml").write_text('listen = "silicon.sock"\nchip = "maker/chips/m0"\nstate = "silicon"\n')
         self.silicon = Process(
             ("simulate", "silicon", "--config", str(self.directory / "silicon.toml")), self.directory / "silicon.log"
         )
@@ -83,9 +81,7 @@ class Alpha:
             tx.RegisterService(
                 name="records",
                 use_case="4.7",
-                packages=(
-                    PackageRule(package_digest=PACKAGE, measurement=guest_image.measure("moorline.workload_agent")),
-                ),
+                packages=(PackageRule(package_digest=PACKAGE, measurement=guest_image.measure("moorline.workload_agent")),),
                 profiles=("tls",),
                 callers=("beta",),
             ),

@@ -82,7 +82,7 @@ def test(
     provider: acting.As,
     device: Annotated[str, typer.Option(help="The device's name at the provider that accepted.")],
     *,
-    as_json: render.AsJson = False,
+    as_json: render.AsJson = False,  # noqa: PT028 - a command called test, not a test
 ) -> None:
     """Say whether the contract would let a device in now. Exit code 1: no. It looks at no certificate and no revocation."""
     from moorline.clock import SystemClock

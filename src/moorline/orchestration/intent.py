@@ -145,4 +145,3 @@ def _revocations(intent: LaunchIntent) -> tuple[tuple[RevocationKind, str, str],
         if intent.chip:
             found.append((RevocationKind.CHIP, registrant, intent.chip.hex()))
     return tuple(found)
-
