@@ -5,6 +5,9 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +15,7 @@ from moorline.errors import Malformed, NotAuthentic, Unavailable
 from moorline.evidence import ima as lists
 from moorline.evidence.tpm_structures import ALG_SHA1, ALG_SHA256, ALG_SM3_256
 from moorline.policy import host
-from moorline.verification import ima
+from moorline.verification import ima, ima_signature
 
 OWN = Path(__file__).parents[3] / "shared" / "vectors" / "own"
 FILES = {b"/usr/bin/a": frozenset({b"a" * 32}), b"/opt/with space/\xff\xfe": frozenset({b"b" * 20, b"c" * 32})}
@@ -174,3 +177,28 @@ def test_both_forms_of_a_real_list_are_one_list_and_replay(name):
     assert b"".join(lists.serialize_line(one) + b"\n" for one in parsed) == text
     quoted = ima.replay(parsed, ALG_SHA256)
     assert quoted.hex() in (OWN / name / "pcrs.txt").read_text().lower()
+
+
+def signed_entry(key, *, digest_type, form, signed):
+    """An ima-sigv2 entry whose signature is over `signed`."""
+    spki = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    trusted = ima_signature.load_key(spki)
+    signature = key.sign(signed, ec.ECDSA(Prehashed(hashes.SHA256())))
+    extra = form + b"\x04" + trusted.identifier + len(signature).to_bytes(2, "big") + signature
+    return trusted, lists.ImaEntry(10, b"", "ima-sigv2", "sha256", b"d" * 32, b"/x", extra, digest_type)
+
+
+def test_a_signature_is_over_the_kind_of_digest_the_entry_has():
+    """verifies that: a signature over contents does not pass for one over an fs-verity digest, nor the other way round"""
+    key = ec.generate_private_key(ec.SECP256R1())
+    verity = hashlib.sha256(b"\x06\x04" + b"d" * 32).digest()
+    for digest_type, form, signed, holds in (
+        ("ima", b"\x03\x02", b"d" * 32, True),
+        ("verity", b"\x06\x03", verity, True),
+        ("verity", b"\x06\x03", b"d" * 32, False),
+        ("verity", b"\x03\x02", b"d" * 32, False),
+        ("ima", b"\x06\x03", verity, False),
+        ("ima", b"\x06\x03", b"d" * 32, False),
+    ):
+        trusted, made = signed_entry(key, digest_type=digest_type, form=form, signed=signed)
+        assert ima_signature.is_signed(made, [trusted]) is holds

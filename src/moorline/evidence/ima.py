@@ -38,6 +38,9 @@ _DIGEST_TYPES: Final = ("ima", "verity")
 _TYPED: Final = ("ima-ngv2", "ima-sigv2")
 _EXTRAS: Final = {"ima": 0, "ima-ng": 0, "ima-ngv2": 0, "ima-sig": 1, "ima-sigv2": 1, "ima-buf": 1, "ima-modsig": 3}
 TEMPLATES: Final = tuple(_EXTRAS)
+_TEMPLATE_NAMES: Final = {name.encode("ascii"): name for name in _EXTRAS}
+_ALGORITHM_NAMES: Final = {name.encode("ascii"): name for name in DIGEST_SIZES}
+_NOT_APPENDED: Final = ("", b"", b"")
 _LENGTH: Final = struct.Struct("<I")
 
 
@@ -175,10 +178,10 @@ def _path_and_fields(rest: bytes, template: str) -> tuple[bytes, bytes, tuple[st
     if len(fields) != count:
         raise Malformed("ima.line", "an entry lacks fields of its template", expected=count, got=len(fields))
     if not count:
-        return path, b"", ("", b"", b"")
+        return path, b"", _NOT_APPENDED
     extra = _capped(_hex(fields[0]))
     if count == 1:
-        return path, extra, ("", b"", b"")
+        return path, extra, _NOT_APPENDED
     algorithm, digest = "", b""
     if fields[1]:
         named, separator, value = fields[1].partition(b":")
@@ -238,7 +241,7 @@ def _binary_entry(data: bytes, at: int, width: int) -> tuple[ImaEntry, int]:
     if not fields[1].endswith(b"\x00"):
         raise Malformed("ima.path", "a path does not end in a zero byte")
     extra = _capped(fields[2]) if len(fields) > 2 else b""
-    appended: tuple[str, bytes, bytes] = ("", b"", b"")
+    appended: tuple[str, bytes, bytes] = _NOT_APPENDED
     if len(fields) == 5:
         named_appended = _named_digest(fields[3], "", violation=False)[1:] if fields[3] else ("", b"")
         appended = (*named_appended, _capped(fields[4]))
@@ -287,7 +290,9 @@ def _with_lengths(entry: ImaEntry) -> bytes:
     named = _named(entry.digest_type, entry.algorithm, entry.digest)
     path = entry.path + b"\x00"
     head = _LENGTH.pack(len(named)) + named + _LENGTH.pack(len(path)) + path
-    return head + b"".join([_LENGTH.pack(len(field)) + field for field in entry.fields()])
+    for field in entry.fields():
+        head += _LENGTH.pack(len(field)) + field
+    return head
 
 
 def _named(kind: str, algorithm: str, digest: bytes) -> bytes:
@@ -306,15 +311,15 @@ def _template_hash(measured: bytes) -> bytes:
 
 
 def _template(named: bytes) -> str:
-    name = named.decode("ascii", "replace")
-    if name not in _EXTRAS:
+    name = _TEMPLATE_NAMES.get(named)
+    if name is None:
         raise Malformed("ima.template_unknown", "a template that is not read here", got=named[:32])
     return name
 
 
 def _algorithm(named: bytes) -> str:
-    name = named.decode("ascii", "replace")
-    if name not in DIGEST_SIZES:
+    name = _ALGORITHM_NAMES.get(named)
+    if name is None:
         raise Malformed("ima.algorithm_unknown", "the digest of a file names no known hash", got=named[:32])
     return name
 

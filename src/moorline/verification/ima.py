@@ -195,6 +195,11 @@ def _measured(line: bytes, bank_name: str) -> tuple[ImaEntry, bytes]:
     return entry, _extension(entry, bank_name)
 
 
+def _digest(name: str, data: bytes) -> bytes:
+    made: bytes = getattr(hashlib, name)(data).digest()  # hashlib.new looks the name up in OpenSSL each time
+    return made
+
+
 def _extension(entry: ImaEntry, bank_name: str) -> bytes:
     if entry.pcr != PCR:
         raise NotAuthentic("ima.pcr", "an entry of the IMA list is for another PCR", expected=PCR, got=entry.pcr)
@@ -204,8 +209,8 @@ def _extension(entry: ImaEntry, bank_name: str) -> bytes:
     listed = _TEMPLATE_HASHES.get(len(entry.template_hash))
     if listed is None:
         raise Malformed("ima.line", "a template hash has the wrong length", got=len(entry.template_hash))
-    if hashlib.new(listed, data).digest() != entry.template_hash:
+    if _digest(listed, data) != entry.template_hash:
         raise NotAuthentic(
             "ima.template_hash", "an entry of the IMA list is not what its own hash covers", expected=entry.template_hash
         )
-    return entry.template_hash if listed == bank_name else hashlib.new(bank_name, data).digest()
+    return entry.template_hash if listed == bank_name else _digest(bank_name, data)

@@ -1,6 +1,8 @@
-"""File signatures in an IMA list (ima-sig): `security.ima` of type 3, version 2 (kernel: struct signature_v2_hdr).
+"""File signatures in an IMA list (ima-sig, ima-sigv2): `security.ima` (kernel: struct signature_v2_hdr).
 
-1. The header is 03 02, a hash algorithm, a key id of four bytes and the length of exactly what follows.
+1. The header is 03 02 (over the digest of the contents) or 06 03 (over an fs-verity digest, in the kernel's ima_file_id), a
+   hash algorithm, a key id of four bytes and the length of exactly what follows. Which of the two it is must agree with the
+   type of the entry's digest.
 2. The hash algorithm is the one of the entry's digest: a signature is over that digest and nothing else.
 3. The key id is the last four bytes of a trusted key's subject key identifier, so that no other key is tried.
 4. The signature holds: RSA PKCS #1 v1.5, or ECDSA.
@@ -10,6 +12,7 @@ It establishes that the file's contents were signed, not which file: paths are n
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from dataclasses import dataclass
 from typing import Final
@@ -24,15 +27,20 @@ from moorline.errors import NotAuthentic
 from moorline.evidence.ima import ImaEntry
 
 _HEADER: Final = struct.Struct(">BBB4sH")
-_IMA_DIGSIG: Final = 3
-_VERSION: Final = 2
+_VERITY_DIGSIG: Final = 6
+_FORMS: Final = {"": (3, 2), "ima": (3, 2), "verity": (_VERITY_DIGSIG, 3)}  # type and version by type of digest
+_SIGNED: Final = frozenset({"ima-sig", "ima-sigv2"})
 # enum hash_algo of the kernel (include/uapi/linux/hash_info.h)
-_HASHES: Final[dict[int, tuple[str, hashes.HashAlgorithm]]] = {
-    2: ("sha1", hashes.SHA1()),  # noqa: S303 - judged against the algorithm of the entry, which policy chooses
-    4: ("sha256", hashes.SHA256()),
-    5: ("sha384", hashes.SHA384()),
-    6: ("sha512", hashes.SHA512()),
+_HASHES: Final[dict[int, tuple[str, Prehashed, ec.ECDSA]]] = {
+    number: (name, Prehashed(algorithm), ec.ECDSA(Prehashed(algorithm)))
+    for number, name, algorithm in (
+        (2, "sha1", hashes.SHA1()),  # noqa: S303 - judged against the algorithm of the entry, which policy chooses
+        (4, "sha256", hashes.SHA256()),
+        (5, "sha384", hashes.SHA384()),
+        (6, "sha512", hashes.SHA512()),
+    )
 }
+_PADDING: Final = padding.PKCS1v15()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,23 +65,27 @@ def load_key(spki: bytes) -> FileKey:
 def is_signed(entry: ImaEntry, keys: list[FileKey]) -> bool:
     """True if the entry's signature is by one of `keys`, over the entry's digest. Anything malformed is False."""
     extra = entry.extra
-    if entry.template != "ima-sig" or len(extra) <= _HEADER.size:
+    if entry.template not in _SIGNED or len(extra) <= _HEADER.size:
         return False
     kind, version, algorithm, identifier, size = _HEADER.unpack_from(extra)
     signature = extra[_HEADER.size :]
     named = _HASHES.get(algorithm)
-    if kind != _IMA_DIGSIG or version != _VERSION or len(signature) != size or named is None or named[0] != entry.algorithm:
+    if _FORMS.get(entry.digest_type) != (kind, version) or len(signature) != size or named is None:
         return False
-    return any(_holds(one, signature, entry.digest, named[1]) for one in keys if one.identifier == identifier)
+    if named[0] != entry.algorithm:
+        return False
+    digest = entry.digest
+    if kind == _VERITY_DIGSIG:
+        digest = hashlib.new(named[0], bytes((kind, algorithm)) + digest).digest()
+    return any(one.identifier == identifier and _holds(one, signature, digest, named[1], named[2]) for one in keys)
 
 
-def _holds(one: FileKey, signature: bytes, digest: bytes, algorithm: hashes.HashAlgorithm) -> bool:
-    prehashed = Prehashed(algorithm)
+def _holds(one: FileKey, signature: bytes, digest: bytes, prehashed: Prehashed, ecdsa: ec.ECDSA) -> bool:
     try:
         if isinstance(one.key, rsa.RSAPublicKey):
-            one.key.verify(signature, digest, padding.PKCS1v15(), prehashed)
+            one.key.verify(signature, digest, _PADDING, prehashed)
         else:
-            one.key.verify(signature, digest, ec.ECDSA(prehashed))
+            one.key.verify(signature, digest, ecdsa)
     except (InvalidSignature, ValueError):  # ValueError: a digest of the wrong length
         return False
     return True
