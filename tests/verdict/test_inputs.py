@@ -183,3 +183,17 @@ def test_every_file_of_every_accepted_case_is_found_to_be_what_it_is(shared):
 )
 def test_what_has_no_form_is_told_by_its_size_and_nothing_is_guessed(data, kinds):
     assert detect.candidates(data) == kinds
+
+
+@pytest.mark.parametrize(
+    ("vector", "kinds"),
+    [
+        ("tpm/azure-tdx-vtpm-v1", {"intel-tcb-info", "intel-enclave-identity", "intel-pck-crl", "intel-root-crl"}),
+        ("snp/genoa-v5-live", {"snp-vcek", "snp-chain", "snp-crl"}),
+    ],
+)
+def test_what_is_wrapped_says_what_it_needs_too(shared, vector, kinds):
+    folder = shared / "vectors" / vector
+    told = json.loads((folder / "case.json").read_text())
+    files = gathered.read([folder / one["file"] for one in told["evidence"]])
+    assert {need.items[0].kind.value for need in gathered.needed(files)} == kinds

@@ -1,6 +1,7 @@
 """Verifies that a rolling update raises no false alarm, and that going back is caught."""
 
 import json
+from pathlib import Path
 
 import pytest
 from verdict_desk import AT, NEW, OLD, OTHER
@@ -139,3 +140,12 @@ def test_a_set_that_is_not_whole_is_not_signed(desk, change, kind):
     change(text)
     with pytest.raises(kind):
         reference_sets.sign(reference_text.parse_reference_set(json.dumps(text).encode()), keys.KeySigner(desk.signer))
+
+
+def test_the_example_on_the_page_can_be_signed(desk):
+    page = (Path(__file__).parents[2] / "docs" / "spec" / "reference-set.md").read_text("utf-8")
+    text = page.split("```json\n")[1].split("```")[0]
+    held = reference_text.parse_reference_set(text.encode())
+    signed = reference_sets.sign(held, keys.KeySigner(desk.signer))
+    assert reference_sets.peek(signed) == held
+    assert [release.name for release in held.releases] == ["1.4", "1.5"]

@@ -24,7 +24,7 @@ from moorline.errors import Refused
 from moorline.evidence.tpm_structures import HASH_NAMES
 from moorline.policy import host, rules
 from moorline.policy.host import FileStanding, HostPolicy
-from moorline.policy.match import Match, NotRequired
+from moorline.policy.match import Match
 from moorline.rats import EvidenceRoot, Finding
 from moorline.verification.eventlog import BootState
 from moorline.verification.verified import Verified
@@ -88,7 +88,7 @@ _REMEDIES: Final = {
 def appraise_tpm(facts: TpmFacts, policy: TpmPolicy, *, simulated_allowed: bool) -> tuple[Finding, ...]:
     """One finding a rule: the root, the quote, every PCR, then what `policy.host` judges. Never raises.
 
-    A simulated root counts as `root` says only with `simulated_allowed`.
+    A simulated root never counts without `simulated_allowed`, which comes from the ledger's genesis.
     """
     root = facts.quote.root
     found = [_root(root, policy.root, simulated_allowed=simulated_allowed)]
@@ -132,7 +132,7 @@ def policy_digest(policy: TpmPolicy) -> bytes:
 
 
 def _root(root: EvidenceRoot, demand: object, *, simulated_allowed: bool) -> Finding:
-    if root is EvidenceRoot.TEST and not simulated_allowed and not isinstance(demand, NotRequired):
+    if root is EvidenceRoot.TEST and not simulated_allowed:  # whatever the policy says, or leaves open
         return rules.judged_root("tpm.root", root, simulated_allowed=False)
     return rules.judged(
         "tpm.root",

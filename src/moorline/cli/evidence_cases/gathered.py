@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from moorline.errors import Misconfigured, MoorlineError
+from moorline.evidence.azure_vtpm import parse_envelope, parse_hcl_report
+from moorline.evidence.ratls import parse_oe_report, parse_ratls_certificate
 from moorline.verification.collateral import Need, missing, needs_of
 
 _MAX_FILE: Final = 16 * 1024 * 1024
@@ -58,12 +61,26 @@ def with_collateral(files: dict[str, bytes], collateral: Path | None) -> dict[st
 def needed(files: Mapping[str, bytes]) -> tuple[Need, ...]:
     """What the evidence among `files` needs, by its own words."""
     found: list[Need] = []
-    for data in files.values():
+    for data in (inner for outer in files.values() for inner in _with_inner(outer)):
         try:
             found += needs_of(data)
         except MoorlineError:
             continue  # what is no evidence needs nothing; broken evidence is refused where it is appraised
-    return tuple(found)
+    return tuple(dict.fromkeys(found))
+
+
+def _with_inner(data: bytes) -> Iterator[bytes]:
+    """The file itself, and the quote or report that it wraps."""
+    yield data
+    for inner in (_of_envelope, parse_oe_report, lambda wrapped: parse_ratls_certificate(wrapped).quote):
+        with contextlib.suppress(MoorlineError):
+            yield inner(data)
+
+
+def _of_envelope(data: bytes) -> bytes:
+    """The TD quote, or the SNP report, under an Azure vTPM."""
+    evidence = parse_envelope(data)
+    return parse_hcl_report(evidence.hcl).hardware if evidence.td_quote is None else evidence.td_quote
 
 
 def lacking(files: Mapping[str, bytes], collateral: Path) -> tuple[Need, ...]:
