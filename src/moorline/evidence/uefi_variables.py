@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 from uuid import UUID
 
@@ -68,7 +69,7 @@ def parse_variable(data: bytes) -> Variable:
         name = data[_HEAD.size : at].decode("utf-16-le")
     except UnicodeDecodeError:
         raise Malformed("uefi.variable", "the name of a UEFI variable is not UTF-16") from None
-    return Variable(UUID(bytes_le=vendor), name, data[at:])
+    return Variable(_uuid(vendor), name, data[at:])
 
 
 def serialize_variable(variable: Variable) -> bytes:
@@ -92,7 +93,7 @@ def parse_signature_lists(data: bytes) -> tuple[SignatureList, ...]:
         if count > MAX_SIGNATURES:
             raise Malformed("uefi.signature_list", "too many keys", expected=f"<= {MAX_SIGNATURES}", got=count)
         body = at + _LIST.size
-        lists.append(_list(UUID(bytes_le=kind), data[body : body + header], size, data[body + header : at + total]))
+        lists.append(_list(_uuid(kind), data[body : body + header], size, data[body + header : at + total]))
         at += total
     return tuple(lists)
 
@@ -110,7 +111,12 @@ def parse_signature(data: bytes, kind: UUID) -> Signature:
     """One EFI_SIGNATURE_DATA: owner and data. Raises Malformed("uefi.signature_list")."""
     if len(data) < 16:
         raise Malformed("uefi.signature_list", "too short for an owner and a key", got=len(data))
-    return Signature(kind, UUID(bytes_le=data[:16]), data[16:])
+    return Signature(kind, _uuid(data[:16]), data[16:])
+
+
+@lru_cache(maxsize=256)  # bounded: a dbx has hundreds of entries of one or two owners
+def _uuid(data: bytes) -> UUID:
+    return UUID(bytes_le=data)
 
 
 def _list(kind: UUID, header: bytes, size: int, body: bytes) -> SignatureList:

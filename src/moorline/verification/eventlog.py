@@ -54,6 +54,7 @@ _DATABASES: Final = (
     ("dbx", uefi.IMAGE_SECURITY_DATABASE),
 )
 _MOK_PCR: Final = 14
+_DESCRIPTION: Final = 120
 _MOK_LISTS: Final = (b"MokList", b"MokListX", b"MokListTrusted", b"MokSBState", b"MokDBState")
 
 
@@ -71,13 +72,19 @@ class Component(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """One measured thing. `described` is the log's own words about it, cleaned for people and trusted by nobody."""
+    """One measured thing. `description` is the beginning of the log's own words about it, trusted by nobody."""
 
     component: Component
     pcr: int
     kind: int
     digest: bytes
-    described: str
+    description: bytes
+
+    @property
+    def described(self) -> str:
+        """The description, cleaned for people."""
+        text = self.description.rstrip(b"\x00").decode("utf-8", "replace")
+        return "".join(letter if letter.isprintable() else "." for letter in text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +201,7 @@ def _boot_state(events: list[log.Event], bank: int, values: dict[int, bytes], va
                 pcr=event.pcr,
                 kind=event.kind,
                 digest=event.digests[bank],
-                described=_described(event),
+                description=event.data[:_DESCRIPTION],
             )
         )
         if component is Component.COMMAND_LINE:
@@ -244,7 +251,9 @@ def _direct_kernel(measured: list[Measured]) -> list[Measured]:
     if not applications:
         return measured
     last = measured[applications[-1]]
-    kernel = Measured(component=Component.KERNEL, pcr=last.pcr, kind=last.kind, digest=last.digest, described=last.described)
+    kernel = Measured(
+        component=Component.KERNEL, pcr=last.pcr, kind=last.kind, digest=last.digest, description=last.description
+    )
     return [kernel if index == applications[-1] else one for index, one in enumerate(measured)]
 
 
@@ -358,8 +367,3 @@ def _anomalies(events: list[log.Event], bank: int) -> tuple[str, ...]:
         elif separators[0].digests[bank] != zero:
             found.append(f"PCR {pcr} has a separator that reports an error")
     return tuple(found)
-
-
-def _described(event: log.Event) -> str:
-    text = event.data[:120].rstrip(b"\x00").decode("utf-8", "replace")
-    return "".join(letter if letter.isprintable() else "." for letter in text)
