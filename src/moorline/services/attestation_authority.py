@@ -11,7 +11,9 @@ Appraisal:
    up;
 2. counters of the TPM did not go back; 3. the boot log replays; 4. the IMA list replays from what is held here;
 5. the certified location tag is genuine; 6. policy.host judges; 7. how far the host was read is stored, and a result that
-   is no longer affirming is withdrawn, before anything is signed or answered; 8. the result is signed and stored.
+   is no longer affirming is withdrawn, before anything is signed or answered; 8. the result is signed and stored. Where the
+   result affirms, nothing is to be withdrawn, and 7 is done with 8 in one transaction: if it is lost, the host is read again
+   from where it was read before, and its old result ends with its lease.
 
 A verdict gained or lost is an event with a cursor, stored with the verdict (storage.verifier_events); so is the silence of a
 host whose lease ran out, which `sweep` finds.
@@ -193,11 +195,12 @@ class AttestationAuthority:
             result = self._judge(facts, parse_quote(evidence.quoted).extra_data)  # 6
             refusal = result.first_refusal()
             code = None if refusal is None else refusal.code
-            affirmed = result.status is Tier.AFFIRMING
-            withdraw = None if affirmed else code or "result.not_affirming"
+            if result.status is Tier.AFFIRMING:
+                return await self._publish(name, result, code, progress)  # 7 and 8
+            withdraw = code or "result.not_affirming"
             self._parts.store.advance(name, progress, withdraw=withdraw, at=self._parts.clock.now())  # 7
             self._tell_readers()
-            return await self._publish(name, result, code)  # 8
+            return await self._publish(name, result, code, None)  # 8
 
     def standing(self, name: str) -> StoredResult:
         """The result that holds now; raises Refused (`result.*`)."""
@@ -403,7 +406,9 @@ class AttestationAuthority:
         )
         return host.appraise_host(facts, self._policy, reference=parts.reference, appraisal=appraisal)
 
-    async def _publish(self, name: str, result: AttestationResult, code: str | None) -> wire.HostVerdict:
+    async def _publish(
+        self, name: str, result: AttestationResult, code: str | None, progress: Progress | None
+    ) -> wire.HostVerdict:
         message = ear.signing_input(result, audience=self._parts.audience)
         token = ear.assemble(message, await self._parts.sign(message))
         self._parts.store.put_result(
@@ -417,6 +422,7 @@ class AttestationAuthority:
                 withdrawn=None,
             ),
             patience_until=self._patience_until,
+            progress=progress,
         )
         self._tell_readers()
         return wire.HostVerdict(ear=token, status=result.status.word, code=code)

@@ -227,21 +227,8 @@ class VerifierStore:
 
     def advance(self, host: str, progress: Progress, *, withdraw: str | None, at: Instant) -> None:
         """Keep how far the host was read; with `withdraw`, end its standing result, and say so, in the same transaction."""
-        clock = progress.clock
-        values = {
-            "host": host,
-            "clock": clock.clock,
-            "reset_count": clock.reset_count,
-            "restart_count": clock.restart_count,
-            "safe": clock.safe,
-            "ima_count": progress.ima_count,
-            "ima_running": progress.ima_running,
-            "reference": progress.reference,
-            "standing": progress.standing,
-            "event_log": progress.event_log,
-        }
         with self._engine.begin() as connection:
-            _upsert(connection, _PROGRESS, _PROGRESS.c.host == host, values)
+            _keep(connection, host, progress)
             if withdraw is not None:
                 connection.execute(_withdrawal(host, withdraw))
                 verifier_events.lost(connection, host, withdraw, at=at)
@@ -254,25 +241,14 @@ class VerifierStore:
             verifier_events.lost(connection, host, code, at=at)
         reached("verifier.verdict.withdrawn")
 
-    def put_result(self, result: StoredResult, *, patience_until: Instant) -> None:
-        """The host's result from now on; the host stands by it if it affirms."""
-        values = {
-            "host": result.host,
-            "ear": result.ear,
-            "status": result.status,
-            "code": result.code,
-            "issued": result.issued,
-            "expires": result.expires,
-            "withdrawn": result.withdrawn,
-        }
+    def put_result(self, result: StoredResult, *, patience_until: Instant, progress: Progress | None = None) -> None:
+        """The host's result from now on; the host stands by it if it affirms. `progress` is kept in the same transaction."""
         with self._engine.begin() as connection:
-            _upsert(connection, _RESULTS, _RESULTS.c.host == result.host, values)
-            if result.status == Tier.AFFIRMING.word and result.withdrawn is None:
-                verifier_events.gained(
-                    connection, result.host, result.expires, at=result.issued, patience_until=patience_until
-                )
-            else:
-                verifier_events.lost(connection, result.host, result.code or "result.not_affirming", at=result.issued)
+            if progress is not None:
+                _keep(connection, result.host, progress)
+            _store(connection, result, patience_until)
+        if progress is not None:
+            reached("verifier.progress.kept")
         reached("verifier.verdict.stored")
 
     def results(self) -> dict[str, StoredResult]:
@@ -386,6 +362,40 @@ def _host(row: Any) -> EnrolledHost:  # noqa: ANN401 - a row of `hosts`
         root=EvidenceRoot(row.root),
         enrolled=Instant(row.enrolled),
     )
+
+
+def _keep(connection: sa.Connection, host: str, progress: Progress) -> None:
+    clock = progress.clock
+    values = {
+        "host": host,
+        "clock": clock.clock,
+        "reset_count": clock.reset_count,
+        "restart_count": clock.restart_count,
+        "safe": clock.safe,
+        "ima_count": progress.ima_count,
+        "ima_running": progress.ima_running,
+        "reference": progress.reference,
+        "standing": progress.standing,
+        "event_log": progress.event_log,
+    }
+    _upsert(connection, _PROGRESS, _PROGRESS.c.host == host, values)
+
+
+def _store(connection: sa.Connection, result: StoredResult, patience_until: Instant) -> None:
+    values = {
+        "host": result.host,
+        "ear": result.ear,
+        "status": result.status,
+        "code": result.code,
+        "issued": result.issued,
+        "expires": result.expires,
+        "withdrawn": result.withdrawn,
+    }
+    _upsert(connection, _RESULTS, _RESULTS.c.host == result.host, values)
+    if result.status == Tier.AFFIRMING.word and result.withdrawn is None:
+        verifier_events.gained(connection, result.host, result.expires, at=result.issued, patience_until=patience_until)
+    else:
+        verifier_events.lost(connection, result.host, result.code or "result.not_affirming", at=result.issued)
 
 
 def _withdrawal(host: str, code: str) -> sa.Update:
