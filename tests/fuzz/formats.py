@@ -17,11 +17,12 @@ from moorline.evidence import (
     tdx_quote,
     tpm_quote,
     tpm_structures,
+    uefi_variables,
 )
 from moorline.ledger import checkpoint, proof, transactions
 from moorline.nfv import SpiffeId
 from moorline.orchestration import descriptor
-from moorline.verification import anchors, intel_pck
+from moorline.verification import anchors, intel_pck, snp_launch
 from moorline.verification.collateral import ItemName
 from moorline.wire import cbor, certificates, collateral_bundle, cose, keys, launch, schema, session
 
@@ -48,6 +49,10 @@ FORMATS: dict[str, Callable[[bytes], object]] = {
     "psa-token": psa.parse_token,
     "nitro-document": nitro.parse_document,
     "ima": ima.parse_ima,
+    "ima-binary": ima.parse_binary,
+    "uefi-variable": uefi_variables.parse_variable,
+    "uefi-keys": uefi_variables.parse_signature_lists,
+    "ovmf": snp_launch.parse_firmware,
     "cbor": cbor.decode,
     "cose": lambda data: cose.parse("fuzz", data),
     "certificate": certificates.parse_certificate,
