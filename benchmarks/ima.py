@@ -30,7 +30,7 @@ from moorline.policy import host
 from moorline.policy.reference_values import Reference
 from moorline.verification import ima, ima_signature
 
-REFERENCE, ENTRIES, SIGNED, ROUNDS = 100_000, 20_000, 1_000, 7
+REFERENCE, ENTRIES, SIGNED, ROUNDS = 100_000, 20_000, 300, 9
 BATCHES = 10
 
 
@@ -140,7 +140,7 @@ def keylime(directory: Path, policy: dict) -> Keylime | None:
     except (OSError, subprocess.SubprocessError) as error:
         print(f"skipped: {VERSION} cannot be run here ({type(error).__name__})")
         return None
-    print(f"{VERSION + ', its policy of the same files':<46}{'':>10}      {memory / 2**20:.0f} MiB, for each host and poll")
+    print(f"{VERSION + ', its policy of the same files':<46}{'':>10}      {memory / 2**20:.0f} MiB")
     return peer
 
 
@@ -156,6 +156,7 @@ def signed() -> None:
     for name, key in (
         ("ECDSA P-256", ec.generate_private_key(ec.SECP256R1())),
         ("RSA-2048", rsa.generate_private_key(public_exponent=65537, key_size=2048)),
+        ("RSA-4096", rsa.generate_private_key(public_exponent=65537, key_size=4096)),
     ):
         trusted = ima_signature.load_key(
             key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
