@@ -1,8 +1,13 @@
 """Coverage-guided fuzzing of one parser: ./dev fuzz FORMAT SECONDS. Ends with the number of executions; a crash is kept."""
 
 import sys
+import tempfile
 import time
 from pathlib import Path
+
+VECTORS = Path(__file__).parents[3] / "shared" / "vectors"
+MAX_BYTES = 16 * 1024
+MOST_SEEDS = 40
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -32,9 +37,28 @@ def main() -> int:
             if executions % 50_000 == 0:
                 print(f"{name}: {executions} executions in {time.monotonic() - started:.0f} s", flush=True)
 
-    atheris.Setup([sys.argv[0], f"-max_total_time={seconds}", "-max_len=8192", "-print_final_stats=1", "-verbosity=0"], one)
-    atheris.Fuzz()
+    with tempfile.TemporaryDirectory(prefix="moor-fuzz-") as corpus:
+        print(f"{name}: {seeds(parse, Path(corpus))} real examples to start from", flush=True)
+        options = [f"-max_total_time={seconds}", f"-max_len={MAX_BYTES}", "-print_final_stats=1", "-verbosity=0"]
+        atheris.Setup([sys.argv[0], *options, corpus], one)
+        atheris.Fuzz()
     return 0
+
+
+def seeds(parse, corpus: Path) -> int:
+    """Copy the shared vectors that this parser takes, a few dozen at most; without them the fuzzer starts from nothing."""
+    found = 0
+    for path in sorted(VECTORS.rglob("*")):
+        if found == MOST_SEEDS or not path.is_file() or path.stat().st_size > MAX_BYTES:
+            continue
+        data = path.read_bytes()
+        try:
+            parse(data)
+        except Malformed:
+            continue
+        (corpus / f"{found}").write_bytes(data)
+        found += 1
+    return found
 
 
 if __name__ == "__main__":
