@@ -5,10 +5,6 @@ import tempfile
 import time
 from pathlib import Path
 
-VECTORS = Path(__file__).parents[3] / "shared" / "vectors"
-MAX_BYTES = 16 * 1024
-MOST_SEEDS = 40
-
 sys.path.insert(0, str(Path(__file__).parent))
 
 import atheris
@@ -17,6 +13,11 @@ with atheris.instrument_imports(include=["moorline"]):
     from formats import FORMATS
 
     from moorline.errors import Malformed
+
+
+VECTORS = Path(__file__).parents[3] / "shared" / "vectors"
+MAX_BYTES = 16 * 1024
+MOST_SEEDS = 40
 
 
 def main() -> int:
