@@ -12,13 +12,13 @@ from moorline.rats import EvidenceRoot
 from moorline.verification.tpm_quote import attestation_key, verify_quote
 from moorline.wire import keys
 
-SELECTION = tuple(range(11))
+SELECTIONS = (tuple(range(11)), tuple(range(24)))
 NONCE = bytes(range(32))
 ROUNDS = 5
 EACH = 2000
 
 
-def quote_and_key():
+def quote_and_key(selected):
     key = ec.generate_private_key(ec.SECP256R1())
     numbers = key.public_key().public_numbers()
     parameters = tpm.EccParameters(
@@ -33,9 +33,9 @@ def quote_and_key():
         y=numbers.y.to_bytes(32, "big"),
     )
     shape = tpm.Public(name_algorithm=tpm.ALG_SHA256, attributes=0x50472, policy=b"", parameters=parameters, encoded=b"")
-    pcrs = {index: bytes([index]) * 32 for index in SELECTION}
-    digest = tpm.digest(tpm.ALG_SHA256, b"".join(pcrs[index] for index in SELECTION))
-    selections = (tpm.select(tpm.ALG_SHA256, SELECTION),)
+    pcrs = {index: bytes([index]) * 32 for index in selected}
+    digest = tpm.digest(tpm.ALG_SHA256, b"".join(pcrs[index] for index in selected))
+    selections = (tpm.select(tpm.ALG_SHA256, selected),)
     message = serialize_quote(Quote(b"\x00\x0b" + bytes(32), NONCE, ClockInfo(1, 1, 0, safe=True), 1, selections, digest))
     raw = keys.KeySigner(key).sign(message)
     blob = tpm.serialize_signature(tpm.Signature(tpm.ALG_ECDSA, tpm.ALG_SHA256, raw[:32], raw[32:]))
@@ -50,7 +50,12 @@ def rate(work):
 
 
 def main():
-    public, ak_public, message, raw, blob, pcrs = quote_and_key()
+    for selected in SELECTIONS:
+        compare(selected)
+
+
+def compare(selected):
+    public, ak_public, message, raw, blob, pcrs = quote_and_key(selected)
     der = encode_dss_signature(int.from_bytes(raw[:32], "big"), int.from_bytes(raw[32:], "big"))
     scheme = ec.ECDSA(hashes.SHA256())
 
@@ -59,12 +64,13 @@ def main():
 
     def whole():
         key = attestation_key(ak_public, EvidenceRoot.TEST)
-        verify_quote(message, blob, pcrs, key=key, qualifying=NONCE, bank=tpm.ALG_SHA256, selection=SELECTION)
+        verify_quote(message, blob, pcrs, key=key, qualifying=NONCE, bank=tpm.ALG_SHA256, selection=selected)
 
     rates = [(rate(bare), rate(whole)) for _ in range(ROUNDS)]  # interleaved, so that both see the same machine
     bare_rate, whole_rate = max(one for one, _ in rates), max(one for _, one in rates)
     print(f"bare P-256 verification, SHA-256   {bare_rate:10.0f} /s")
-    print(f"TPM quote verified, 11 PCRs, warm  {whole_rate:10.0f} /s   ratio {whole_rate / bare_rate:.2f} (target >= 0.60)")
+    ratio = f"ratio {whole_rate / bare_rate:.2f} (target >= 0.60)"
+    print(f"TPM quote verified, {len(selected)} PCRs, warm  {whole_rate:10.0f} /s   {ratio}")
 
 
 if __name__ == "__main__":
