@@ -1,7 +1,6 @@
 """Coverage-guided fuzzing of one parser: ./dev fuzz FORMAT SECONDS. Ends with the number of executions; a crash is kept."""
 
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -16,6 +15,7 @@ with atheris.instrument_imports(include=["moorline"]):
 
 
 VECTORS = Path(__file__).parents[3] / "shared" / "vectors"
+CORPORA = Path(__file__).parents[2] / ".dev" / "fuzz"
 MAX_BYTES = 16 * 1024
 MOST_SEEDS = 40
 
@@ -38,11 +38,12 @@ def main() -> int:
             if executions % 50_000 == 0:
                 print(f"{name}: {executions} executions in {time.monotonic() - started:.0f} s", flush=True)
 
-    with tempfile.TemporaryDirectory(prefix="moor-fuzz-") as corpus:
-        print(f"{name}: {seeds(parse, Path(corpus))} real examples to start from", flush=True)
-        options = [f"-max_total_time={seconds}", f"-max_len={MAX_BYTES}", "-print_final_stats=1", "-verbosity=0"]
-        atheris.Setup([sys.argv[0], *options, corpus], one)
-        atheris.Fuzz()
+    corpus = CORPORA / name  # kept from run to run: each goes on where the last one ended
+    corpus.mkdir(parents=True, exist_ok=True)
+    print(f"{name}: {seeds(parse, corpus)} real examples to start from", flush=True)
+    options = [f"-max_total_time={seconds}", f"-max_len={MAX_BYTES}", "-print_final_stats=1", "-verbosity=0"]
+    atheris.Setup([sys.argv[0], *options, f"-artifact_prefix={corpus}-crash-", str(corpus)], one)
+    atheris.Fuzz()
     return 0
 
 
@@ -57,7 +58,7 @@ def seeds(parse, corpus: Path) -> int:
             parse(data)
         except Malformed:
             continue
-        (corpus / f"{found}").write_bytes(data)
+        (corpus / f"vector-{found}").write_bytes(data)
         found += 1
     return found
 
