@@ -1,6 +1,8 @@
 """Checkpoints, bundles and the light client: what a quorum signed, recently, and nothing else."""
 
+import asyncio
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -13,6 +15,7 @@ from moorline.ledger.checkpoint import Checkpoint, Note, authority_set_digest
 from moorline.ledger.light_client import LedgerTrust, ProvenState, verify_bundle
 from moorline.ledger.records import RevocationKind
 from moorline.ledger.transactions import AdmitAuthority, RetireAuthority, SuspendProvider
+from moorline.services.broker_ledger import LedgerView
 
 from .conftest import NAMES, consortium_at, hsm_body
 from .test_admission import new_authority
@@ -340,3 +343,38 @@ def test_the_checkpoint_is_a_c2sp_signed_note(consortium):
         assert dash == "—"
         assert blob[:4] == hashlib.sha256(name.encode() + b"\n" + kind + key).digest()[:4]
         Ed25519PublicKey.from_public_bytes(key).verify(signature, message)
+
+
+class Answers:
+    """A ledger that answers each question when it is let, so that answers can overtake one another."""
+
+    def __init__(self, bundles):
+        self.bundles, self.let = bundles, [asyncio.Event() for _ in bundles]
+        self.asked = 0
+
+    async def prove(self, _keys):
+        number = self.asked
+        self.asked += 1
+        await self.let[number].wait()
+        return self.bundles[number]
+
+    async def aclose(self):
+        """Nothing is open."""
+
+
+async def test_answers_that_overtake_one_another_are_no_rollback_and_an_old_one_afterwards_is(consortium, alpha):
+    """verifies that: a broker's two questions at once may be answered in any order; going back later is refused."""
+    older = bundle_of(consortium, ["provider/alpha"])
+    consortium.block()
+    newer = bundle_of(consortium, ["provider/alpha"])
+    ledger = Answers([older, newer, older])
+    store = SimpleNamespace(document=lambda _name: None, set_document=lambda _name, _value: None)
+    view = LedgerView(ledger, consortium.made.trust, store, SimpleNamespace(now=lambda: now_of(consortium)))
+    first, second = (asyncio.create_task(view.state(("provider/alpha",))) for _ in range(2))
+    ledger.let[1].set()
+    height = (await second).height
+    ledger.let[0].set()
+    assert (await first).height == height - 1
+    ledger.let[2].set()
+    with pytest.raises(Refused, match="ledger.rollback"):
+        await view.state(("provider/alpha",))

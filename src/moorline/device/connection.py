@@ -58,8 +58,9 @@ async def connect(
     own = verify_chain(identity.chain[0], identity.chain[1:], trust.roots, clock.now())
 
     async def bundle() -> bytes:
+        highest = store.highest()  # before asking: another connection of this device may be answered in between
         made = await prove(peers.device_keys(own))
-        state = verify_bundle(made, trust, now=clock.now(), highest=store.highest())
+        state = verify_bundle(made, trust, now=clock.now(), highest=highest)
         store.keep_highest(state.checkpoint)
         return made
 

@@ -305,15 +305,23 @@ class Launches:
         _not_expired(intent, now)
         bundle = await self._ledger.prove(intents.keys_to_prove(intent))
         reply = await self._launcher.exchange(schema.encode(LaunchRequest(intent=row.intent, bundle=bundle)))
-        granted = grants.verify_reply(
-            reply,
-            row.intent,
-            intent,
-            x25519.X25519PrivateKey.from_private_bytes(row.reply_key),
-            roots=self._me.trust.roots,
-            trust_domain=self._me.trust_domain,
-            now=now,
-        )
+        try:
+            granted = grants.verify_reply(
+                reply,
+                row.intent,
+                intent,
+                x25519.X25519PrivateKey.from_private_bytes(row.reply_key),
+                roots=self._me.trust.roots,
+                trust_domain=self._me.trust_domain,
+                now=now,
+            )
+        except Refused as error:
+            if error.code != "ledger.rollback":
+                raise
+            # Another launch, asked for beside this one, showed the launcher a newer proof in between.
+            raise Unavailable(
+                "launch.proof_overtaken", "the launcher has seen a newer ledger than this proof's", retry_after_s=0.2
+            ) from None
         state = await self.proven(grants.keys_to_prove(granted, self._me.provider))
         grants.judge_issuer(granted, state, self._me.provider)
         saved = dataclasses.replace(

@@ -34,8 +34,10 @@ class LedgerView:
 
     async def proven(self, keys: tuple[str, ...]) -> tuple[bytes, ProvenState]:
         """A bundle about these keys and what it proves. Raises what `verify_bundle` and the prover raise."""
+        # What was seen before asking: answers to questions asked at the same time may come back in any order.
+        highest = self._highest
         bundle = await self._prover.prove(tuple(dict.fromkeys(keys)))
-        state = verify_bundle(bundle, self.trust, now=self._clock.now(), highest=self._highest)
+        state = verify_bundle(bundle, self.trust, now=self._clock.now(), highest=highest)
         if self._highest is None or state.height > self._highest.height:
             self._store.set_document(_HIGHEST, state.checkpoint.body().encode("ascii"))
             self._highest = state.checkpoint

@@ -333,7 +333,9 @@ class LedgerPlatforms:
             *standing.platform_keys(self._provider, host),
             *standing.revocation_keys(RevocationKind.HOST, self._provider, host),
         )
-        state = verify_bundle(await self._client.prove(wanted), self._trust, now=now, highest=self._highest)
+        # What was seen before asking: answers to questions asked at the same time may come back in any order.
+        highest = self._highest
+        state = verify_bundle(await self._client.prove(wanted), self._trust, now=now, highest=highest)
         if self._highest is None or state.height > self._highest.height:
             self._store.set_fact(_HIGHEST, state.checkpoint.body().encode("ascii"))
             self._highest = state.checkpoint
