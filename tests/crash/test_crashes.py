@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import os
 import secrets
+import signal
 import sqlite3
 import sys
 import time
@@ -177,12 +178,16 @@ async def test_other_keys_are_refused_before_the_first_ones_came_back(system):
     before = system.launches(instance)
     silicon = SiliconClient(hosting.silicon_socket(system.world, "h1"))
     order = order_seen_by_host(system, instance)
+    # The orchestrator is held still: it would notice the dead guest and revoke the instance before the clone is heard.
+    orchestrator = system.stage.processes["orchestrator"].pid
+    os.kill(orchestrator, signal.SIGSTOP)
     await silicon.kill(instance)
     await system.again(BROKER)
     guests = Guests(system.stage.path("attacker", "guests"), silicon, publish="127.0.0.1")
     try:
         assert await refusal_of(guests, order) == "launch.token_consumed"
     finally:
+        os.kill(orchestrator, signal.SIGCONT)
         await guests.stop(order.instance)
         await guests.aclose()
     assert system.launches(instance) == before
