@@ -27,7 +27,7 @@ from moorline.cli.demo.world import (
     private_pem,
 )
 from moorline.clock import Instant
-from moorline.errors import Unavailable
+from moorline.errors import MoorlineError, Unavailable
 from moorline.ledger import transactions as tx
 from moorline.nfv import Role
 from moorline.policy import ear, reference_values
@@ -251,7 +251,7 @@ async def verdict(world: World, name: str) -> AttestationResult:
             try:
                 answer: Any = await client.get_json(f"/v1/results/{name}")
                 break
-            except Exception as error:
+            except MoorlineError as error:
                 if asyncio.get_running_loop().time() > deadline:
                     raise Unavailable(
                         "demo.no_verdict", f"there is no verdict about {name}", got=error, remedy="read the logs of verifier"
