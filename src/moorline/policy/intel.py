@@ -25,7 +25,8 @@ from typing import Final
 from moorline import digest
 from moorline.errors import Misconfigured
 from moorline.evidence.intel_collateral import TcbStatus
-from moorline.policy.match import AllBits, AtLeast, Exact, Match, NotRequired, OneOf, meets, shown
+from moorline.policy import rules
+from moorline.policy.match import Exact, Match, NotRequired, meets, shown
 from moorline.rats import EvidenceRoot, Finding, Outcome
 from moorline.verification.intel_collateral import Collateral
 from moorline.verification.intel_quote import IntelPlatform
@@ -147,24 +148,8 @@ def finding(
     remedy: str | None = None,
 ) -> Finding:
     """What the rule `code` saw: `value` against `demand`. Silence of a policy refuses."""
-    title = code.partition(".")[2].replace("_", " ")
-    if isinstance(demand, NotRequired):
-        outcome, says = Outcome.NOT_APPRAISED, f"{title} was not asked for"
-    elif not isinstance(demand, Exact | OneOf | AtLeast | AllBits | Within | NoneOf):
-        outcome, says = Outcome.NOT_MET, f"the policy says nothing about {title}, and silence refuses"
-    elif test(value, demand):
-        outcome, says = Outcome.MET, f"{title} is as demanded"
-    else:
-        outcome, says = Outcome.NOT_MET, f"{title} is not as demanded"
-    return Finding(
-        code=code,
-        outcome=outcome,
-        claim=claim,
-        says=says,
-        expected=demand_shown(demand),
-        got=demand_shown(value),
-        remedy=remedy if outcome is Outcome.NOT_MET else None,
-    )
+    kinds = (*rules.DEMANDS, Within, NoneOf)
+    return rules.judged(code, value, demand, claim=claim, remedy=remedy, kinds=kinds, test=test, words=demand_shown)
 
 
 def root_finding(code: str, root: EvidenceRoot, *, simulated_allowed: bool) -> Finding:

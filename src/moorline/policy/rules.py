@@ -1,20 +1,37 @@
-"""What the appraisals of CCA, PSA and Nitro have in common: one demand makes one finding, and silence refuses."""
+"""What the appraisals of enclaves have in common: one demand makes one finding, and silence refuses."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
 
 from moorline.policy import match
 from moorline.policy.match import AllBits, AtLeast, Exact, NotRequired, OneOf
 from moorline.rats import EvidenceRoot, Finding, Outcome
 
+DEMANDS: Final = (Exact, OneOf, AtLeast, AllBits)
+"""The kinds of demand every family has; NotRequired is the other one."""
 
-def judged(code: str, value: object, demand: object, *, claim: str, remedy: str | None) -> Finding:
-    """The finding of one demand. A demand that is None or of another kind is NOT_MET, whatever the value."""
+
+def judged(
+    code: str,
+    value: object,
+    demand: object,
+    *,
+    claim: str,
+    remedy: str | None,
+    kinds: tuple[type, ...] = DEMANDS,
+    test: Callable[[object, object], bool] = match.meets,
+    words: Callable[[object], str] | None = None,
+) -> Finding:
+    """The finding of one demand. A demand that is None or none of `kinds` is NOT_MET, whatever the value."""
+    said = words or shown
     title = code.partition(".")[2].replace("_", " ")
     if isinstance(demand, NotRequired):
         outcome, says = Outcome.NOT_APPRAISED, f"{title} was not asked for"
-    elif not isinstance(demand, Exact | OneOf | AtLeast | AllBits):
+    elif not isinstance(demand, kinds):
         outcome, says = Outcome.NOT_MET, f"the policy says nothing about {title}, and silence refuses"
-    elif match.meets(value, demand):
+    elif test(value, demand):
         outcome, says = Outcome.MET, f"{title} is as demanded"
     else:
         outcome, says = Outcome.NOT_MET, f"{title} is not as demanded"
@@ -23,8 +40,8 @@ def judged(code: str, value: object, demand: object, *, claim: str, remedy: str 
         outcome=outcome,
         claim=claim,
         says=says,
-        expected=shown(demand),
-        got=shown(value),
+        expected=said(demand),
+        got=said(value),
         remedy=remedy if outcome is Outcome.NOT_MET else None,
     )
 

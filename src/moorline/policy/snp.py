@@ -33,7 +33,8 @@ from typing import Final
 from moorline import digest
 from moorline.errors import Refused
 from moorline.evidence.snp import Product, SigningKey, TcbVersion
-from moorline.policy.match import AllBits, AtLeast, Exact, Match, NotRequired, OneOf, meets, shown
+from moorline.policy import rules
+from moorline.policy.match import AtLeast, Exact, Match, NotRequired, shown
 from moorline.rats import EvidenceRoot, Finding, Outcome
 from moorline.verification.snp import SnpClaims
 from moorline.verification.verified import Verified
@@ -160,17 +161,15 @@ def require_snp(findings: tuple[Finding, ...]) -> None:
 
     No findings at all is a refusal too: nothing was appraised.
     """
-    refusals = [finding for finding in findings if finding.outcome is Outcome.NOT_MET]
-    if findings and not refusals:
-        return
-    first = refusals[0] if refusals else None
-    raise Refused(
-        "snp.policy_not_met",
-        first.says if first else "nothing was appraised",
-        expected=first.expected if first else None,
-        got=f"{first.code}: {first.got}" if first else None,
-        remedy=first.remedy if first else "give a policy",
-    )
+    first = rules.first_refusal(findings)
+    if first is not None:
+        raise Refused(
+            "snp.policy_not_met",
+            first.says,
+            expected=first.expected,
+            got=f"{first.code}: {first.got}",
+            remedy=first.remedy,
+        )
 
 
 def policy_digest(policy: SnpPolicy) -> bytes:
@@ -210,24 +209,8 @@ def _values(claims: SnpClaims) -> dict[str, object]:
 
 
 def _finding(name: str, value: object, demand: object) -> Finding:
-    title = name.replace("_", " ")
-    if isinstance(demand, NotRequired):
-        outcome, says = Outcome.NOT_APPRAISED, f"{title} was not asked for"
-    elif not isinstance(demand, Exact | OneOf | AtLeast | AllBits):
-        outcome, says = Outcome.NOT_MET, f"the policy says nothing about {title}, and silence refuses"
-    elif meets(value, demand):
-        outcome, says = Outcome.MET, f"{title} is as demanded"
-    else:
-        outcome, says = Outcome.NOT_MET, f"{title} is not as demanded"
-    return Finding(
-        code=CODE_PREFIX + name,
-        outcome=outcome,
-        claim=_CLAIMS[name],
-        says=says,
-        expected=shown(demand),
-        got=shown(value),
-        remedy=_REMEDIES.get(name) if outcome is Outcome.NOT_MET else None,
-    )
+    remedy = _REMEDIES.get(name)
+    return rules.judged(CODE_PREFIX + name, value, demand, claim=_CLAIMS[name], remedy=remedy, words=shown)
 
 
 def _root_finding(root: EvidenceRoot, *, simulated_allowed: bool) -> Finding:

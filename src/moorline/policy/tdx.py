@@ -26,6 +26,7 @@ from typing import Final
 from moorline import digest
 from moorline.errors import Refused
 from moorline.evidence.tdx_quote import TdReport
+from moorline.policy import rules
 from moorline.policy.intel import (
     IntelPlatformPolicy,
     appraise_platform,
@@ -35,7 +36,7 @@ from moorline.policy.intel import (
     root_finding,
 )
 from moorline.policy.match import Exact, Match, NotRequired
-from moorline.rats import Finding, Outcome
+from moorline.rats import Finding
 from moorline.verification.tdx import TdxClaims
 from moorline.verification.verified import Verified
 
@@ -148,17 +149,15 @@ def appraise_tdx(verified: Verified[TdxClaims], policy: TdxPolicy, *, simulated_
 
 def require_tdx(findings: tuple[Finding, ...]) -> None:
     """Raises Refused("tdx.policy_not_met"), naming the first rule that was not met; no findings at all is a refusal too."""
-    refusals = [one for one in findings if one.outcome is Outcome.NOT_MET]
-    if findings and not refusals:
-        return
-    first = refusals[0] if refusals else None
-    raise Refused(
-        "tdx.policy_not_met",
-        first.says if first else "nothing was appraised",
-        expected=first.expected if first else None,
-        got=f"{first.code}: {first.got}" if first else None,
-        remedy=first.remedy if first else "give a policy",
-    )
+    first = rules.first_refusal(findings)
+    if first is not None:
+        raise Refused(
+            "tdx.policy_not_met",
+            first.says,
+            expected=first.expected,
+            got=f"{first.code}: {first.got}",
+            remedy=first.remedy,
+        )
 
 
 def tdx_policy_digest(policy: TdxPolicy) -> bytes:
