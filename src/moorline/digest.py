@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from functools import lru_cache
 from typing import Final, NewType
 
 Digest256 = NewType("Digest256", bytes)
@@ -30,7 +31,12 @@ def domain(purpose: str) -> bytes:
 
 def tagged(purpose: str, *fields: bytes) -> bytes:
     """The unambiguous input for a hash, MAC or signature of `fields` under `purpose`."""
-    return length_prefixed(domain(purpose), *fields)
+    return _prefix(purpose) + length_prefixed(*fields)
+
+
+@lru_cache(maxsize=1024)  # bounded: one entry a purpose, which are constants of the code
+def _prefix(purpose: str) -> bytes:
+    return length_prefixed(domain(purpose))
 
 
 def tagged_hash(purpose: str, *fields: bytes) -> Digest256:

@@ -9,9 +9,11 @@ claimed it and the state machine let it pass.
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Final, TypeVar
+from functools import lru_cache
+from typing import Annotated, Final, TypeVar, cast
 
 from moorline import nfv
 from moorline.clock import Instant
@@ -22,6 +24,7 @@ from moorline.wire.schema import Bytes32, Size
 R = TypeVar("R")
 
 MAX_RECORD_BYTES: Final = 48 * 1024
+_KEPT_BYTES: Final = 8 * 1024
 MAX_KEY_CHARS: Final = 400
 CONSORTIUM: Final = "consortium"
 """Registrant of what a quorum of authorities revoked for everybody; no provider can have this name."""
@@ -261,7 +264,16 @@ def encode(record: object) -> bytes:
 
 def parse(kind: type[R], value: bytes) -> R:
     """A record from its value; raises only Malformed."""
+    return cast("R", _parsed(cast("Hashable", kind), value)) if len(value) <= _KEPT_BYTES else _parse(kind, value)
+
+
+def _parse(kind: type[R], value: bytes) -> R:
     return schema.decode(kind, value, max_bytes=MAX_RECORD_BYTES)
+
+
+@lru_cache(maxsize=4096)  # bounded, with _KEPT_BYTES; records are immutable, and a sender's own is read for each transaction
+def _parsed(kind: type[object], value: bytes) -> object:
+    return _parse(kind, value)
 
 
 def parse_id(text: str, what: str) -> str:

@@ -238,10 +238,15 @@ def _key_of(der: bytes) -> bytes:
     return keys.public_bytes(issuance.public_key(issuance.parse(der)))
 
 
+@lru_cache(maxsize=4096)  # bounded: one entry a key that signs transactions
+def _verifying_key(spki: bytes) -> cose.VerifyingKey:
+    return cose.verifying_key(keys.parse_public(spki))
+
+
 def _signed_by(transaction: Transaction, allowed: tuple[bytes, ...]) -> None:
     for spki in allowed:
-        key = keys.parse_public(spki)
-        if cose.key_id(key) != transaction.sign1.key_id:
+        key = _verifying_key(spki)
+        if key.id != transaction.sign1.key_id:
             continue
         try:
             cose.verify(transaction.sign1, key)

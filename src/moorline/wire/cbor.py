@@ -19,8 +19,8 @@ _INTEGER_LIMIT: Final = 1 << 64
 
 def encode(item: object) -> bytes:
     """The one encoding of `item`, made of int, bytes, str, bool, None, list or tuple, and dict (str or int keys)."""
-    _only_plain(item, MAX_DEPTH)
-    return cbor2.dumps(item, canonical=True)
+    # Sorting maps is most of the cost of encoding: messages of wire.schema come sorted already.
+    return cbor2.dumps(item, canonical=not _plain_and_sorted(item, MAX_DEPTH))
 
 
 def decode(data: bytes, *, max_bytes: int = MAX_BYTES) -> object:
@@ -29,14 +29,14 @@ def decode(data: bytes, *, max_bytes: int = MAX_BYTES) -> object:
         raise Malformed("cbor.too_large", "the CBOR item is too large", expected=f"<= {max_bytes} bytes", got=len(data))
     try:
         item = cbor2.loads(data, max_depth=MAX_DEPTH, allow_indefinite=False, allow_duplicate_keys=False)
-        _only_plain(item, MAX_DEPTH)
-        canonical = cbor2.dumps(item, canonical=True)
+        # What is sorted and gives the same bytes when encoded as it stands is in its one encoding.
+        canonical = _plain_and_sorted(item, MAX_DEPTH) and cbor2.dumps(item) == data
     except Malformed:
         raise
     except Exception as error:
         # cbor2 raises its own tree plus ValueError, TypeError, OverflowError and UnicodeDecodeError from semantic tags.
         raise Malformed("cbor.undecodable", "the bytes are not a CBOR item", got=type(error).__name__) from None
-    if canonical != data:
+    if not canonical:
         raise Malformed(
             "cbor.not_canonical",
             "the CBOR item is not in deterministic encoding, or bytes follow it",
@@ -45,22 +45,52 @@ def decode(data: bytes, *, max_bytes: int = MAX_BYTES) -> object:
     return item
 
 
-def _only_plain(item: object, depth: int) -> None:
+def _plain_and_sorted(item: object, depth: int) -> bool:
+    """Whether every map is in the order of its encoded keys; raises Malformed for what has no place in a message."""
     if depth == 0:
         raise Malformed("cbor.too_deep", "the CBOR item is nested too deeply", expected=f"<= {MAX_DEPTH} levels")
-    if item is None or isinstance(item, bool | bytes | str):
-        return
+    kind = type(item)
+    if kind is bytes or kind is str or kind is bool or item is None:
+        return True
+    if isinstance(item, dict):
+        return _map(item, depth)
     if isinstance(item, int):
         if not -_INTEGER_LIMIT <= item < _INTEGER_LIMIT:
             raise Malformed("cbor.type_not_allowed", "an integer does not fit 64 bits", got=item.bit_length())
-    elif isinstance(item, list | tuple):
+        return True
+    if isinstance(item, list | tuple):
+        ordered = True
         for element in item:
-            _only_plain(element, depth - 1)
-    elif isinstance(item, dict):
-        kinds = {type(key) for key in item}
-        if not (kinds <= {str} or kinds <= {int}):
-            raise Malformed("cbor.type_not_allowed", "map keys are all text or all integers", got=sorted(map(str, kinds)))
-        for value in item.values():
-            _only_plain(value, depth - 1)
-    else:
-        raise Malformed("cbor.type_not_allowed", "this type has no place in our messages", got=type(item).__name__)
+            ordered &= _plain_and_sorted(element, depth - 1)
+        return ordered
+    if isinstance(item, bytes | str):
+        return True
+    raise Malformed("cbor.type_not_allowed", "this type has no place in our messages", got=kind.__name__)
+
+
+def _map(item: dict[object, object], depth: int) -> bool:
+    """RFC 8949 4.2.1: by encoded key. The head of a text string says its length, so shorter keys come first."""
+    ordered, size_before, before = True, 0, ""
+    for key, value in item.items():
+        if type(key) is not str or not key.isascii():
+            return _odd_map(item, depth)
+        size = len(key)
+        if size < size_before or (size == size_before and key < before):
+            ordered = False
+        size_before, before = size, key
+        kind = type(value)
+        if depth == 1 or (kind is not bytes and kind is not str):
+            ordered &= _plain_and_sorted(value, depth - 1)
+    return ordered
+
+
+def _odd_map(item: dict[object, object], depth: int) -> bool:
+    """A map whose keys are not all plain text: all integers, all text, or refused."""
+    kinds = {type(key) for key in item}
+    if kinds not in ({int}, {str}):
+        raise Malformed("cbor.type_not_allowed", "map keys are all text or all integers", got=sorted(map(str, kinds)))
+    encoded = [cbor2.dumps(key) for key in item]
+    ordered = encoded == sorted(encoded)
+    for value in item.values():
+        ordered &= _plain_and_sorted(value, depth - 1)
+    return ordered

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import cbor2
@@ -24,6 +25,7 @@ _KEY_ID: Final = 4
 _X5CHAIN: Final = 33
 _PARTS: Final = 4
 MAX_CHAIN: Final = 8
+_SHORT_HEADER: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,20 @@ class Sign1:
 def key_id(key: keys.PublicKey) -> bytes:
     """SHA-256 of the key's SubjectPublicKeyInfo; 32 bytes."""
     return hashlib.sha256(keys.public_bytes(key)).digest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyingKey:
+    """A key with what follows from it, for who verifies many messages by it."""
+
+    key: keys.PublicKey
+    algorithm: int
+    id: bytes
+
+
+def verifying_key(key: keys.PublicKey) -> VerifyingKey:
+    """The key, its one algorithm and its id."""
+    return VerifyingKey(key=key, algorithm=keys.algorithm_of(key), id=key_id(key))
 
 
 def sign(purpose: str, payload: bytes, signer: keys.Signer, *, x5chain: tuple[bytes, ...] = ()) -> bytes:
@@ -70,6 +86,21 @@ def parse(purpose: str, data: bytes, *, max_bytes: int = cbor.MAX_BYTES) -> Sign
         raise Malformed("cose.not_sign1", "protected header, payload and signature are byte strings")
     if unprotected != {}:
         raise Malformed("cose.header", "the unprotected header must be empty")
+    known = _known_header if len(protected) <= _SHORT_HEADER else _header
+    algorithm, named_key, chain = known(purpose, protected)
+    return Sign1(
+        purpose=purpose,
+        algorithm=algorithm,
+        key_id=named_key,
+        x5chain=chain,
+        protected=protected,
+        payload=payload,
+        signature=signature,
+    )
+
+
+def _header(purpose: str, protected: bytes) -> tuple[int, bytes, tuple[bytes, ...]]:
+    """Algorithm, key id and chain of a protected header; raises Malformed."""
     header = cbor.decode(protected)
     if not isinstance(header, dict) or not {_ALGORITHM, _CONTENT_TYPE, _KEY_ID} <= set(header):
         raise Malformed("cose.header", "the protected header lacks a field", expected="1, 3, 4 and optionally 33")
@@ -85,32 +116,30 @@ def parse(purpose: str, data: bytes, *, max_bytes: int = cbor.MAX_BYTES) -> Sign
         raise Malformed(
             "cose.purpose", "signed for another purpose", expected=_content_type(purpose), got=header[_CONTENT_TYPE]
         )
-    return Sign1(
-        purpose=purpose,
-        algorithm=algorithm,
-        key_id=named_key,
-        x5chain=tuple(chain),
-        protected=protected,
-        payload=payload,
-        signature=signature,
-    )
+    return algorithm, named_key, tuple(chain)
 
 
-def verify(sign1: Sign1, key: keys.PublicKey) -> bytes:
+_known_header = lru_cache(maxsize=1024)(_header)
+"""Who signs often sends the same header each time. Bounded: short headers only; a refusal is not kept."""
+
+
+def verify(sign1: Sign1, key: keys.PublicKey | VerifyingKey) -> bytes:
     """The payload, now known to be signed by `key` for the purpose. Raises NotAuthentic (`cose.*`, `signature.*`).
 
     It does not establish whose key it is, nor that the message is fresh.
     """
-    if sign1.algorithm != keys.algorithm_of(key):
+    known = key if isinstance(key, VerifyingKey) else verifying_key(key)
+    if sign1.algorithm != known.algorithm:
         raise NotAuthentic(
             "cose.algorithm",
             "the message names another algorithm than its key has",
-            expected=keys.algorithm_of(key),
+            expected=known.algorithm,
             got=sign1.algorithm,
         )
-    if sign1.key_id != key_id(key):
-        raise NotAuthentic("cose.key_id", "the message names another key", expected=key_id(key), got=sign1.key_id)
-    keys.verify(key, sign1.signature, _to_be_signed(sign1.purpose, sign1.protected, sign1.payload))
+    if sign1.key_id != known.id:
+        raise NotAuthentic("cose.key_id", "the message names another key", expected=known.id, got=sign1.key_id)
+    message = _to_be_signed(sign1.purpose, sign1.protected, sign1.payload)
+    keys.verify_as(known.algorithm, known.key, sign1.signature, message)
     return sign1.payload
 
 
@@ -119,4 +148,4 @@ def _content_type(purpose: str) -> str:
 
 
 def _to_be_signed(purpose: str, protected: bytes, payload: bytes) -> bytes:
-    return cbor2.dumps(["Signature1", protected, domain(purpose), payload], canonical=True)
+    return cbor2.dumps(["Signature1", protected, domain(purpose), payload])  # no map, so nothing to sort

@@ -6,7 +6,7 @@ from the key; a message that names another one is refused.
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
@@ -56,8 +56,8 @@ class KeySigner:
         """The signature over `message` in COSE form."""
         if isinstance(self._key, ed25519.Ed25519PrivateKey):
             return self._key.sign(message)
-        width = _width(self.algorithm)
-        r, s = decode_dss_signature(self._key.sign(message, ec.ECDSA(_hash(self.algorithm))))
+        width = _WIDTHS[self.algorithm]
+        r, s = decode_dss_signature(self._key.sign(message, _ECDSA[self.algorithm]))
         return r.to_bytes(width, "big") + s.to_bytes(width, "big")
 
 
@@ -75,16 +75,20 @@ def algorithm_of(key: PublicKey) -> int:
 
 def verify(key: PublicKey, signature: bytes, message: bytes) -> None:
     """Raises NotAuthentic("signature.invalid") unless `signature` (COSE form) is by `key` over `message`."""
-    algorithm = algorithm_of(key)
+    verify_as(algorithm_of(key), key, signature, message)
+
+
+def verify_as(algorithm: int, key: PublicKey, signature: bytes, message: bytes) -> None:
+    """As `verify`, for who knows the key's algorithm already."""
     try:
-        if isinstance(key, ed25519.Ed25519PublicKey):
-            key.verify(signature, message)
+        if algorithm == EDDSA:
+            cast("ed25519.Ed25519PublicKey", key).verify(signature, message)
             return
-        width = _width(algorithm)
+        width = _WIDTHS[algorithm]
         if len(signature) != 2 * width:
             raise NotAuthentic("signature.invalid", "the signature has the wrong length", expected=2 * width)
         r, s = int.from_bytes(signature[:width], "big"), int.from_bytes(signature[width:], "big")
-        key.verify(encode_dss_signature(r, s), message, ec.ECDSA(_hash(algorithm)))
+        cast("ec.EllipticCurvePublicKey", key).verify(encode_dss_signature(r, s), message, _ECDSA[algorithm])
     except InvalidSignature:
         raise NotAuthentic(
             "signature.invalid", "the signature does not verify under this key", remedy="find out who sent it"
@@ -110,9 +114,5 @@ def parse_public(der: bytes) -> PublicKey:
     return key
 
 
-def _width(algorithm: int) -> int:
-    return {ES256: 32, ES384: 48}[algorithm]
-
-
-def _hash(algorithm: int) -> hashes.HashAlgorithm:
-    return hashes.SHA256() if algorithm == ES256 else hashes.SHA384()
+_WIDTHS: Final = {ES256: 32, ES384: 48}
+_ECDSA: Final = {ES256: ec.ECDSA(hashes.SHA256()), ES384: ec.ECDSA(hashes.SHA384())}
