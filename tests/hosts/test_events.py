@@ -149,7 +149,7 @@ def test_hosts_that_stood_before_there_were_events_are_not_forgotten(store, tmp_
     store.put_result(result("h1"), patience_until=LONG_AGO)
     store.put_result(result("h2", status="contraindicated"), patience_until=LONG_AGO)
     with store._engine.begin() as c:
-        for table in ("events", "standings", "audit"):
+        for table in ("deliveries", "events", "standings", "audit"):
             c.execute(sa.text(f"DROP TABLE {table}"))
         c.execute(sa.text("UPDATE verifier_version SET version_num = '0001'"))
     again = VerifierStore.open(tmp_path / "verifier.db")

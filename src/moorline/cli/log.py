@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from moorline.cli import render
+from moorline.cli import operator_identity, render
 from moorline.errors import EXIT_REFUSED, Misconfigured
 
 if TYPE_CHECKING:
     from moorline.clock import Instant
     from moorline.ledger.light_client import LedgerTrust
-    from moorline.wire.http import ClientIdentity
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -54,10 +52,12 @@ def export(
     """
     from moorline.cli.log_collect import collected
 
+    identity: ClientIdentity | None = None
+    roots_pem = b""
     if roots is not None and certificate is not None and key is not None:
-        identity, roots_pem = _identity(roots, certificate, key)
-    else:
-        identity, roots_pem = (None, b"") if operator is None else _operator(operator)
+        identity, roots_pem = operator_identity.of_files(roots, certificate, key)
+    elif operator is not None:
+        identity, roots_pem = operator_identity.read(operator)
     with render.progress("waiting for the anchor"):
         found = asyncio.run(collected(source, identity=identity, roots_pem=roots_pem))
     render.new_file(output, found.data)
@@ -176,28 +176,6 @@ def _trust(path: Path) -> LedgerTrust:
     from moorline.ledger.light_client import LedgerTrust
 
     return LedgerTrust.parse(render.read(path))
-
-
-def _operator(path: Path) -> tuple[ClientIdentity | None, bytes]:
-    """Identity and roots of an operator, from the same file as moor vnf; what else is in it is not looked at."""
-    try:
-        named = tomllib.loads(render.read(path).decode("utf-8"))
-        roots, chain, key = (path.parent / named[name] for name in ("roots", "certificate_chain", "private_key"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise Misconfigured(
-            "audit.operator",
-            "the operator's file does not say as whom",
-            expected="roots, certificate_chain, private_key",
-            got=error,
-        ) from None
-    return _identity(roots, chain, key)
-
-
-def _identity(roots: Path, chain: Path, key: Path) -> tuple[ClientIdentity | None, bytes]:
-    from moorline.wire.http import ClientIdentity
-
-    identity = ClientIdentity(certificate_chain_pem=render.read(chain), private_key_pem=render.read(key))
-    return identity, render.read(roots)
 
 
 def _instant(text: str | None) -> Instant:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moorline.cli import render, running
+from moorline.cli import render, running, verifier_events
 
 if TYPE_CHECKING:
     from moorline.services.verifier import VerifierSettings
@@ -94,4 +94,5 @@ def _settings(config: Path) -> VerifierSettings:
     return settings.load(verifier.VerifierSettings, config, service="verifier")
 
 
+app.command()(verifier_events.events)
 running.register(app, check=_settings)

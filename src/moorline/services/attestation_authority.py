@@ -222,6 +222,10 @@ class AttestationAuthority:
                 async with asyncio.timeout_at(until):
                     await changed.wait()
 
+    def newest_event(self) -> int:
+        """The newest cursor, 0 if there was no event yet."""
+        return self._parts.store.newest_event()
+
     def sweep(self) -> None:
         """Tell of hosts that fell silent. For `patience_until` see storage.verifier_events."""
         now = self._parts.clock.now()

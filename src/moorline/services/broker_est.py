@@ -32,7 +32,7 @@ from moorline.services import broker_audit_routes, broker_retire, http, metrics
 from moorline.services.broker import Broker
 from moorline.services.broker_role import issued, require_not_revoked, revocable_keys
 from moorline.storage.steps import reached
-from moorline.wire import keys
+from moorline.wire import keys, security_event
 from moorline.wire.http import PROBLEM_TYPE
 
 ROTATE_S: Final = 1500.0
@@ -44,7 +44,7 @@ _CSR_ATTRIBUTES: Final = bytes.fromhex(
     # SEQUENCE { SEQUENCE { id-ecPublicKey, SET { prime256v1 } }, ecdsa-with-SHA256 } (RFC 7030 4.5.2)
     "3021301506072a8648ce3d0201310a06082a8648ce3d03010706082a8648ce3d040302"
 )
-_JWS_HEADER: Final = {"alg": "ES256", "typ": "JWT"}
+_JWS_HEADERS: Final = ({"alg": "ES256", "typ": "JWT"}, security_event.HEADER)
 _JWS_CAP: Final = 96 * 1024
 
 
@@ -224,14 +224,14 @@ def _der(body: bytes) -> bytes:
 
 
 def _signing_input(body: bytes) -> bytes:
-    """The message of `POST /v1/sign`: an EAR signing input and nothing else, so that the key serves no other purpose."""
+    """The message of `POST /v1/sign`: that of an EAR or a security event, so that the key serves no other purpose."""
     try:
         asked = json.loads(body)
         message = base64.b64decode(asked["message"], validate=True)
         if set(asked) != {"key", "message"} or asked["key"] != "verifier" or len(message) > _JWS_CAP:
             raise _not_signed()
         header, _, payload = message.partition(b".")
-        if json.loads(_base64url(header)) != _JWS_HEADER or not isinstance(json.loads(_base64url(payload)), dict):
+        if json.loads(_base64url(header)) not in _JWS_HEADERS or not isinstance(json.loads(_base64url(payload)), dict):
             raise _not_signed()
     except (ValueError, TypeError, KeyError, RecursionError):
         raise _not_signed() from None
@@ -241,7 +241,7 @@ def _signing_input(body: bytes) -> bytes:
 def _not_signed() -> Refused:
     return Refused(
         "broker.sign_refused",
-        "the verifier key signs Attestation Results and nothing else",
+        "the verifier key signs Attestation Results and security events, and nothing else",
         expected='{"key": "verifier", "message": base64 of a JWS signing input, ES256}',
     )
 

@@ -12,8 +12,9 @@ import asyncio
 import contextlib
 import json
 import ssl
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 import uvicorn
@@ -121,8 +122,17 @@ class _PeerProtocol(H11Protocol):
 class _Limits:
     """Refuses bodies over the cap, announced or counted, and requests that take too long; counts what was answered."""
 
-    def __init__(self, app: Callable[..., Awaitable[None]], *, body_cap: int, deadline_s: float, answered: Counter) -> None:
-        self._app, self._cap, self._deadline_s, self._answered = app, body_cap, deadline_s, answered
+    def __init__(
+        self,
+        app: Callable[..., Awaitable[None]],
+        *,
+        body_cap: int,
+        deadline_s: float,
+        streams: Mapping[str, float],
+        answered: Counter,
+    ) -> None:
+        self._app, self._cap, self._deadline_s, self._streams = app, body_cap, deadline_s, streams
+        self._answered = answered
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         if scope["type"] != "http":
@@ -132,7 +142,7 @@ class _Limits:
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         try:
             exchange.take(int(announced) if announced.isdigit() else 0, announced_only=True)
-            async with asyncio.timeout(self._deadline_s):
+            async with asyncio.timeout(self._streams.get(scope["path"], self._deadline_s)):
                 await self._app(scope, exchange.receive, exchange.send)
         except TimeoutError:
             exchange.refusal = Unavailable("http.deadline", "the request took too long", expected=f"<= {self._deadline_s} s")
@@ -183,11 +193,13 @@ def application(
     *,
     body_cap: int = BODY_CAP,
     deadline_s: float = REQUEST_DEADLINE_S,
+    streams: Mapping[str, float] = MappingProxyType({}),
     ready: Callable[[], str | None] = lambda: None,
 ) -> FastAPI:
     """An application with problem+json errors, limits, `/healthz` and `/metrics`.
 
     `ready` returns None when the service can do its work, else why not; /healthz then answers 503 with that reason.
+    `streams` are paths whose answer goes on, with seconds that each may take in place of `deadline_s`.
     """
     app = FastAPI(title=title, openapi_url=None, docs_url=None, redoc_url=None)
     registry = CollectorRegistry()
@@ -215,7 +227,7 @@ def application(
     async def metrics() -> Response:
         return PlainTextResponse(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
-    app.add_middleware(_Limits, body_cap=body_cap, deadline_s=deadline_s, answered=requests)
+    app.add_middleware(_Limits, body_cap=body_cap, deadline_s=deadline_s, streams=streams, answered=requests)
     return app
 
 

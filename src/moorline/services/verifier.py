@@ -13,6 +13,7 @@ import binascii
 import contextlib
 import dataclasses
 import functools
+import random
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -40,10 +41,11 @@ from moorline.nfv import Role, SpiffeId, parse_name
 from moorline.policy import host as policy_host
 from moorline.policy import reference_values
 from moorline.rats import EvidenceRoot
-from moorline.services import http, metrics, service_audit, settings
+from moorline.services import http, metrics, service_audit, settings, verifier_events, verifier_push
 from moorline.services.attestation_authority import AttestationAuthority, Parts, PlatformLookup, Sign, Terms
 from moorline.services.process import announce_ready, serve_all
 from moorline.services.service_audit import ServiceLog
+from moorline.services.verifier_push import Pushing, ReceiverSettings
 from moorline.storage.verifier_events import AUDIT_DOMAIN
 from moorline.storage.verifier_store import VerifierStore
 from moorline.verification.anchors import AnchorSet, parse_anchor_file, production_anchors
@@ -59,8 +61,6 @@ _HIGHEST: Final = "highest-checkpoint"
 _READERS: Final = (Role.ORCHESTRATOR, Role.HSM, Role.VERIFIER, Role.OPERATOR)
 _SPKI: Final = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 _ALL_BOOT: Final = tuple(range(11))
-_EVENT_READERS: Final = (Role.ORCHESTRATOR, Role.HSM, Role.OPERATOR)
-_WAIT_MAX_S: Final = 20
 _SWEEP_EVERY_S: Final = 1.0
 IDENTITY_REREAD_S: Final = 1200.0
 """The certificate on disk is read again this often: it lives an hour at most, and whoever renews it replaces the files."""
@@ -124,6 +124,8 @@ class VerifierSettings:
     """The PCRs that hosts must quote."""
     not_required: dict[str, str] = field(default_factory=lambda: {"clock_safe": _CLOCK_REASON})
     """Fields of the appraisal policy that are not required, each with the reason."""
+    receivers: tuple[ReceiverSettings, ...] = ()
+    """Somebody who is told of every verdict gained and lost, by signed events pushed over HTTPS."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +202,8 @@ def read_anchors(configured: VerifierSettings, trust: LedgerTrust) -> Anchors:
 
 def application(authority: AttestationAuthority, anchors: Anchors, *, trust_domain: str, clock: Clock) -> FastAPI:
     """The verifier's interface."""
-    app = http.application("attestation authority", body_cap=wire.MAX_EVIDENCE)
+    streams = {verifier_events.STREAM_PATH: verifier_events.STREAM_S + http.REQUEST_DEADLINE_S}
+    app = http.application("attestation authority", body_cap=wire.MAX_EVIDENCE, streams=streams)
     metrics.of_verifier(app, authority.overview)
 
     @app.post("/v1/hosts/{host}/enrol")
@@ -250,27 +253,8 @@ def application(authority: AttestationAuthority, anchors: Anchors, *, trust_doma
         http.require(request, *_READERS, trust_domain=trust_domain)
         return appraise_evidence(body, anchors, now=clock.now())
 
-    _event_routes(app, authority, trust_domain)
+    verifier_events.add_routes(app, authority, trust_domain=trust_domain)
     return app
-
-
-def _event_routes(app: FastAPI, authority: AttestationAuthority, trust_domain: str) -> None:
-    @app.get("/v1/events")
-    async def events(request: Request, after: int = 0, wait_s: float = 0) -> dict[str, object]:
-        http.require(request, *_EVENT_READERS, trust_domain=trust_domain)
-        if not (0 <= after < 1 << 63 and 0 <= wait_s <= _WAIT_MAX_S):
-            raise Malformed(
-                "events.request",
-                "after is a cursor and wait_s a short time",
-                expected=f"wait_s 0..{_WAIT_MAX_S}",
-                got=f"after {after}, wait_s {wait_s}",
-            )
-        found, newest = await authority.events(after=after, wait_s=wait_s)
-        return {
-            "events": [dataclasses.asdict(one) for one in found],
-            "next": found[-1].cursor if found else after,
-            "newest": newest,
-        }
 
 
 def appraise_evidence(body: dict[str, Any], anchors: Anchors, *, now: Instant) -> dict[str, object]:
@@ -382,6 +366,7 @@ async def run(configured: VerifierSettings, *, announce: Callable[..., None] = a
     identity = _identity(configured)
     verifier = require_identity(configured, identity.certificate_chain_pem)
     roots_pem = _read(configured.consortium_roots)
+    told = verifier_push.receivers(configured.receivers)
     store = VerifierStore.open(configured.database)
     endpoints = tuple(_endpoint(text) for text in configured.ledger_urls)
     async with LedgerClient(endpoints, roots_pem=roots_pem) as ledger:
@@ -395,7 +380,19 @@ async def run(configured: VerifierSettings, *, announce: Callable[..., None] = a
         )
         service_audit.add_routes(app, secure_log, trust_domain=configured.trust_domain)
         signing = secure_log.keep(lambda error: structlog.get_logger().warning("checkpoint", **error.as_problem()))
-        await serve_all(_serve(configured, app, roots_pem, announce), _sweep(authority), signing)
+        deliveries = store.deliveries()
+        verifier_push.add_routes(app, deliveries, authority, trust_domain=configured.trust_domain)
+        pushing = Pushing(
+            authority=authority,
+            verifier=str(verifier),
+            deliveries=deliveries,
+            sign=_signer(configured, roots_pem),
+            clock=clock,
+            sleep=asyncio.sleep,
+            jitter=random.random,
+        )
+        telling = (verifier_push.keep_telling(pushing, receiver) for receiver in told)
+        await serve_all(_serve(configured, app, roots_pem, announce), _sweep(authority), signing, *telling)
 
 
 async def _broker(configured: VerifierSettings, roots_pem: bytes) -> HttpClient:

@@ -20,6 +20,7 @@ from moorline.rats import EvidenceRoot, Tier
 from moorline.storage import audit_store, verifier_events
 from moorline.storage.database import open_database
 from moorline.storage.steps import reached
+from moorline.storage.verifier_deliveries import Deliveries
 from moorline.storage.verifier_events import VerdictEvent
 
 MAX_OPEN: Final = 64
@@ -258,10 +259,19 @@ class VerifierStore:
 
     # Events ---------------------------------------------------------------------------------------------------------
 
+    def deliveries(self) -> Deliveries:
+        """How far each receiver of pushed events has been told."""
+        return Deliveries(self._engine)
+
     def events(self, *, after: int, limit: int) -> tuple[tuple[VerdictEvent, ...], int]:
         """Verdicts gained and lost after a cursor, and the newest cursor. Raises Conflict("events.cursor_unknown")."""
         with self._engine.connect() as connection:
             return verifier_events.page(connection, after=after, limit=limit)
+
+    def newest_event(self) -> int:
+        """The newest cursor, 0 if there was no event yet."""
+        with self._engine.connect() as connection:
+            return verifier_events.newest_cursor(connection)
 
     def sweep(self, *, now: Instant) -> tuple[str, ...]:
         """Tell of the hosts whose lease ran out since they were last heard of, each once; their names."""

@@ -39,6 +39,15 @@ class ClientIdentity:
     private_key_pem: bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a server answered: status, headers with names in lower case, body."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
 def server_context(chain_pem: bytes, key_pem: bytes) -> ssl.SSLContext:
     """A TLS 1.3 server context from PEM in memory; no session tickets."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -128,7 +137,18 @@ class HttpClient:
         """Any other exchange (EST, DELETE): the answer's body."""
         return (await self._send(method, path, content=content, headers=headers)).content
 
+    async def answer(self, method: str, path: str, *, content: bytes, headers: dict[str, str]) -> Answer:
+        """Any other exchange with a server that does not speak our conventions: whatever it answers, redirects too."""
+        found = await self._reach(method, path, content=content, headers=headers)
+        return Answer(status=found.status_code, headers=dict(found.headers), body=found.content)
+
     async def _send(self, method: str, path: str, **arguments: object) -> httpx.Response:
+        response = await self._reach(method, path, **arguments)
+        if response.is_error:
+            raise self._problem(response)
+        return response
+
+    async def _reach(self, method: str, path: str, **arguments: object) -> httpx.Response:
         try:
             try:
                 response = await self._exchange(method, path, **arguments)
@@ -148,8 +168,6 @@ class HttpClient:
             raise self._unreachable(error) from None
         except httpx.TransportError as error:
             raise self._unreachable(error) from None
-        if response.is_error:
-            raise self._problem(response)
         return response
 
     async def _exchange(self, method: str, path: str, **arguments: object) -> httpx.Response:
