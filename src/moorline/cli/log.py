@@ -15,6 +15,7 @@ from moorline.errors import EXIT_REFUSED, Misconfigured
 if TYPE_CHECKING:
     from moorline.clock import Instant
     from moorline.ledger.light_client import LedgerTrust
+    from moorline.wire.http import ClientIdentity
 
 app = typer.Typer(no_args_is_help=True)
 
