@@ -62,11 +62,8 @@ LAUNCH = {
 }
 LEDGER = {
     "sequencer.block.proposed": "authority-1",
-    "sequencer.cosignature.kept": "authority-1",
-    "sequencer.signature.intended": "authority-1",
     "sequencer.block.committed": "authority-1",
     "cosigner.signature.intended": "authority-2",
-    "cosigner.signature.recorded": "authority-3",
     "cosigner.block.committed": "authority-2",
 }
 VERIFIER_STEPS = (

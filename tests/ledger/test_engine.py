@@ -253,9 +253,9 @@ async def test_a_late_block_is_signed_only_if_others_saw_it_in_time(engines):
     """verifies that: five seconds off is refused; another authority's timely cosignature lets it pass, the maker's not."""
     data, head = engines.proposal(engines.transaction())
     timely = await engines.cosigners["authority-3"].cosign(data)
-    maker = engines.nodes[FIRST].cosign(head.checkpoint()).line()
+    maker = engines.nodes[FIRST].cosign(head.checkpoint(), at=NOW).line()
     engines.now_ms += 6000
-    late_maker = engines.nodes["authority-4"].cosign(head.checkpoint()).line()
+    late_maker = engines.nodes["authority-4"].cosign(head.checkpoint(), at=engines.nodes["authority-4"].now()).line()
     proposal = schema.decode(Proposal, data)
     cosigner = engines.cosigners["authority-2"]
     for lines in ((), (maker,), (late_maker,)):
@@ -318,7 +318,7 @@ async def test_a_sequencer_with_a_changed_database_gets_no_signature_and_no_beli
         ledger_id=found.ledger_id, height=found.height, time_ms=found.time_ms, records=forged, nonces=found.nonces
     )
     node.head = replace(node.head, state=lie)
-    signature = node.cosign(node.head.checkpoint())
+    signature = node.cosign(node.head.checkpoint(), at=node.now())
     node.note = Note(checkpoint=node.head.checkpoint(), signatures=(signature,)).encode()
     with pytest.raises(NotAuthentic, match="ledger.quorum_missing"):
         verify_bundle(node.prove(["parameter/simulated_allowed"]), again.consortium.made.trust, now=NOW)
@@ -337,7 +337,7 @@ async def test_a_node_believes_no_block_without_quorum_and_none_that_differs_fro
     other_data, other_head = engines.proposal(engines.transaction())
 
     def committed(proposal, found, names):
-        lines = tuple(engines.nodes[name].cosign(found) for name in names)
+        lines = tuple(engines.nodes[name].cosign(found, at=NOW) for name in names)
         note = Note(checkpoint=found, signatures=lines).encode()
         return Committed(block=schema.decode(Proposal, proposal).block, note=note)
 
@@ -356,7 +356,7 @@ async def test_a_node_believes_no_block_without_quorum_and_none_that_differs_fro
 
 # Killed at every step --------------------------------------------------------------------------------------------------
 
-WRITES = ("propose", "intend_signature", "record_signature", "keep_cosignature", "commit")
+WRITES = ("propose", "intend_signature", "keep_cosignatures", "commit")
 
 
 def killing_store(after):
@@ -428,4 +428,4 @@ def test_killed_after_any_durable_step_the_ledger_resumes(blank, volatile):
         points = after
         if ended == 0:
             break
-    assert points > 15, "every durable step of two blocks was a point"
+    assert points >= 8, "every durable step of a block was a point"

@@ -57,6 +57,11 @@ class Head:
     leaf: bytes
     log_proof: tuple[bytes, ...]
 
+    @property
+    def edge(self) -> bytes:
+        """The subtrees of the log before this block, largest first, 32 bytes each."""
+        return b"".join(reversed(self.log_proof))
+
     def checkpoint(self) -> Checkpoint:
         """What authorities sign for this head."""
         return Checkpoint(
@@ -89,12 +94,21 @@ def genesis_head(genesis: Genesis) -> Head:
     return _head_after(machine.initial(genesis), merkle.Frontier(), bytes(32), ())
 
 
-def resumed_head(state: State, header: Header, leaves: Sequence[bytes]) -> Head:
-    """A head from what was stored: leaves are those of blocks 0 to the last. The caller compares it with the signed note."""
-    frontier = merkle.Frontier()
-    for leaf in leaves[:-1]:
-        frontier = frontier.appended(leaf)
-    return _head(state, header, frontier)
+def resumed_head(state: State, header: Header, edge: bytes) -> Head:
+    """A head from what was stored; `edge` is that of the log before it. The caller compares it with the signed note."""
+    return _head(state, header, frontier_of(header.height, edge))
+
+
+def frontier_of(size: int, edge: bytes) -> merkle.Frontier:
+    """The log's frontier after `size` blocks from the hashes of its subtrees; raises Malformed("ledger.block_malformed")."""
+    if len(edge) != merkle.HASH_BYTES * size.bit_count():
+        raise Malformed(
+            "ledger.block_malformed",
+            "the edge of the log does not fit its size",
+            expected=merkle.HASH_BYTES * size.bit_count(),
+            got=len(edge),
+        )
+    return merkle.Frontier(size, tuple(edge[at : at + merkle.HASH_BYTES] for at in range(0, len(edge), merkle.HASH_BYTES)))
 
 
 def make(head: Head, batch: Sequence[bytes], *, time_ms: int) -> tuple[Block, Head, tuple[Applied | Rejected, ...]]:
@@ -154,8 +168,8 @@ def parse(data: bytes) -> Block:
     return block
 
 
-def receipts(head: Head, block: Block, *, note: bytes, transaction_ids: Sequence[bytes]) -> list[Receipt]:
-    """The receipts for all transactions of the block that made `head`, in order."""
+def receipts(log_proof: tuple[bytes, ...], block: Block, *, note: bytes, transaction_ids: Sequence[bytes]) -> list[Receipt]:
+    """The receipts for all transactions of a block, in order; `log_proof` is its head's."""
     header = schema.encode(block.header)
     paths = merkle.every_inclusion_proof([merkle.leaf_hash(data) for data in block.transactions])
     return [
@@ -167,7 +181,7 @@ def receipts(head: Head, block: Block, *, note: bytes, transaction_ids: Sequence
             header=header,
             index=index,
             block_proof=path,
-            log_proof=head.log_proof,
+            log_proof=log_proof,
         )
         for index, (transaction_id, path) in enumerate(zip(transaction_ids, paths, strict=True))
     ]

@@ -23,6 +23,7 @@ from moorline.ledger import genesis as genesis_module
 from moorline.ledger import records as r
 from moorline.ledger.draft import BlockContext, Draft, Event, View
 from moorline.ledger.genesis import Genesis
+from moorline.ledger.nonces import Nonces
 from moorline.ledger.transactions import Payload, SenderKind, Transaction
 from moorline.ledger.tree import Tree
 from moorline.wire import cose, keys
@@ -58,18 +59,22 @@ class State:
     ledger_id: bytes
     height: int
     time_ms: int
-    records: Mapping[str, bytes]
-    nonces: Mapping[bytes, int]
     tree: Tree = field(repr=False)
+    nonces: Nonces = field(repr=False)
 
     @property
     def root(self) -> bytes:
         """The state root."""
         return self.tree.root
 
+    @property
+    def records(self) -> Mapping[str, bytes]:
+        """Every key with its value. To walk through all of them reads all of them, wherever they are stored."""
+        return self.tree
+
     def get(self, key: str) -> bytes | None:
         """The value under `key`, or None."""
-        return self.records.get(key)
+        return self.tree.get(key)
 
     def nonce_used(self, nonce_id: bytes) -> bool:
         """True if a transaction with this nonce id was applied and could still be valid."""
@@ -113,9 +118,8 @@ def restored(
         ledger_id=ledger_id,
         height=height,
         time_ms=time_ms,
-        records=dict(records),
-        nonces=dict(nonces),
         tree=Tree().updated(records),
+        nonces=Nonces.of(nonces, height=height),
     )
 
 
@@ -125,14 +129,12 @@ def execute(state: State, batch: Sequence[bytes], *, time_ms: int) -> Executed:
     block = BlockContext(height=state.height + 1, time_ms=time_ms, authorities=names)
     working = _Working(state)
     outcomes = tuple(working.take(apply(working, data, ledger_id=state.ledger_id, block=block)) for data in batch)
-    nonces = {nonce: until for nonce, until in state.nonces.items() if until > block.height} | working.nonces
     after = State(
         ledger_id=state.ledger_id,
         height=block.height,
         time_ms=time_ms,
-        records={**state.records, **working.writes},
-        nonces=nonces,
         tree=state.tree.updated(working.writes),
+        nonces=state.nonces.after(block.height, working.nonces),
     )
     return Executed(state=after, outcomes=outcomes)
 

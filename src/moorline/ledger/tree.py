@@ -3,8 +3,13 @@
 Every key has one place among 2^256, found by the bits of H("moorline/state-key/v1" | key), most significant first.
 A subtree with no key is 32 zero bytes; one with a single key is that key's leaf, wherever it hangs, so a path is as long
 as two keys share bits and not 256; any other subtree hashes its two halves. The same keys and values therefore always give
-the same root, whatever the order they came in. Nodes are immutable: an update copies one path, O(log n), and every older
-root stays readable.
+the same root, whatever the order they came in. Nodes are immutable: an update copies the paths it touches, O(log n) each,
+and every older root stays readable.
+
+A tree need not be in memory as a whole. Cut at `SUBTREE_BITS` bits it has at most 65,536 subtrees; a tree that was made by
+`Tree.stored` knows their hashes, and reads a subtree from its `Source` when somebody asks for it. What was read is believed
+only if it leads to the hash that is known, so a changed or torn database is found by whoever reads there. A source holds one
+state: only the tree of that state, and trees made from it, may be read, and not an older one once the source has moved on.
 
 A proof for some keys is the tree itself with everything off their paths cut down to hashes (`prove`), in prefix order:
 
@@ -19,23 +24,29 @@ A proof for some keys is the tree itself with everything off their paths cut dow
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from moorline.digest import tagged, tagged_hash
-from moorline.errors import Malformed, Refused
+from moorline.errors import Malformed, NotAuthentic, Refused
 
 EMPTY: Final = bytes(32)
 _DEPTH: Final = 256
 _LEAF: Final = tagged("state-leaf")
 _INNER: Final = tagged("state-inner")
+_KEY: Final = tagged("state-key")
+_VALUE: Final = tagged("state-value")
+_sha256: Final = hashlib.sha256  # what follows runs once a key and level
 MAX_PROOF_BYTES: Final = 64 * 1024
+SUBTREE_BITS: Final = 16
 
 
 def key_digest(key: str) -> bytes:
     """The place of a key; 32 bytes."""
-    return tagged_hash("state-key", key.encode())
+    data = key.encode()
+    return _sha256(_KEY + len(data).to_bytes(8, "big") + data).digest()
 
 
 def value_digest(value: bytes) -> bytes:
@@ -43,37 +54,119 @@ def value_digest(value: bytes) -> bytes:
     return tagged_hash("state-value", value)
 
 
-class _Leaf:
-    __slots__ = ("hash", "key", "value")
+def subtree_of(place: bytes) -> int:
+    """Which stored subtree a place lies in: its first `SUBTREE_BITS` bits."""
+    return place[0] << 8 | place[1]
 
-    def __init__(self, key: bytes, value: bytes) -> None:
-        self.key = key
-        self.value = value
+
+Source = Callable[[int], Iterable[tuple[str, bytes]]]
+"""Reads one subtree: every key in it with its value, in any order. What it gives is compared with the subtree's hash."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subtree:
+    """What is kept of a stored subtree: which one, its hash, how many keys it has."""
+
+    prefix: int
+    hash: bytes
+    keys: int
+
+
+class _Leaf:
+    """A key with its value. The value's digest is made anew when a proof needs it: memory is worth more."""
+
+    __slots__ = ("hash", "key", "name", "record")
+    keys = 1
+
+    def __init__(self, name: str, record: bytes) -> None:
+        self.name = name
+        self.record = record
+        self.key = key_digest(name)
         # Prefixes differ and both fields have 32 bytes, so leaf and inner inputs are unambiguous (digest.py).
-        self.hash = hashlib.sha256(_LEAF + key + value).digest()
+        self.hash = _sha256(_LEAF + self.key + self.value).digest()
+
+    @property
+    def value(self) -> bytes:
+        return _sha256(_VALUE + len(self.record).to_bytes(8, "big") + self.record).digest()
 
 
 class _Inner:
-    __slots__ = ("hash", "left", "right")
+    __slots__ = ("hash", "keys", "left", "right")
+
+    hash: bytes
+    keys: int
 
     def __init__(self, left: _Node, right: _Node) -> None:
         self.left = left
         self.right = right
-        self.hash = hashlib.sha256(_INNER + _hash(left) + _hash(right)).digest()
+        if left is None:
+            assert right is not None, "a subtree has a key"
+            self.keys = right.keys
+            self.hash = _sha256(_INNER + EMPTY + right.hash).digest()
+        elif right is None:
+            self.keys = left.keys
+            self.hash = _sha256(_INNER + left.hash + EMPTY).digest()
+        else:
+            self.keys = left.keys + right.keys
+            self.hash = _sha256(_INNER + left.hash + right.hash).digest()
+
+
+class _Stored:
+    """A subtree that is elsewhere, and here once it was read. With one key only it may hang higher than the others."""
+
+    __slots__ = ("_node", "_source", "hash", "keys", "prefix")
+
+    def __init__(self, subtree: Subtree, source: Source) -> None:
+        self.prefix, self.hash, self.keys = subtree.prefix, subtree.hash, subtree.keys
+        self._source = source
+        self._node: _Leaf | _Inner | None = None
+
+    def opened(self) -> _Leaf | _Inner:
+        """The subtree. Raises NotAuthentic("ledger.state_damaged") if what is stored is not what was committed to."""
+        if self._node is None:
+            leaves = sorted((_Leaf(name, record) for name, record in self._source(self.prefix)), key=_place)
+            node = _built(leaves, 0, len(leaves), SUBTREE_BITS)
+            if not isinstance(node, _Leaf | _Inner) or node.hash != self.hash:
+                raise NotAuthentic(
+                    "ledger.state_damaged",
+                    f"records below {self.prefix:04x} of the stored state are not those that were signed",
+                    expected=self.hash,
+                    got=EMPTY if node is None else node.hash,
+                    remedy="repair the database from the other authorities: moor ledger repair",
+                )
+            self._node = node
+        return self._node
+
+
+class _Shown:
+    """A leaf of a proof: digests only."""
+
+    __slots__ = ("hash", "key", "value")
+    keys = 1
+
+    def __init__(self, key: bytes, value: bytes) -> None:
+        self.key = key
+        self.value = value
+        self.hash = _sha256(_LEAF + key + value).digest()
 
 
 class _Cut:
     __slots__ = ("hash",)
+    keys = 0
 
     def __init__(self, digest: bytes) -> None:
         self.hash = digest
 
 
-_Node = _Leaf | _Inner | _Cut | None
+_Node = _Leaf | _Inner | _Stored | _Shown | _Cut | None
 
 
 def _hash(node: _Node) -> bytes:
     return EMPTY if node is None else node.hash
+
+
+def _place(leaf: _Leaf) -> bytes:
+    return leaf.key
 
 
 def _bit(digest: bytes, depth: int) -> int:
@@ -81,22 +174,64 @@ def _bit(digest: bytes, depth: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Tree:
-    """An immutable map from key digest to value digest with a root. `Tree()` is empty."""
+class Tree(Mapping[str, bytes]):
+    """An immutable map from key to value with a root. `Tree()` is empty."""
 
     _root: _Node = None
+
+    @classmethod
+    def stored(cls, subtrees: Sequence[Subtree], source: Source) -> Tree:
+        """The tree whose subtrees, in order of their prefixes, are read from `source` when they are needed."""
+        return cls(_topped([_Stored(one, source) for one in subtrees], 0, len(subtrees), 0))
 
     @property
     def root(self) -> bytes:
         """The 32 bytes that commit to every key and value."""
         return _hash(self._root)
 
+    def __getitem__(self, key: str) -> bytes:
+        leaf = _found(self._root, key_digest(key))
+        if not isinstance(leaf, _Leaf):
+            raise KeyError(key)
+        return leaf.record
+
+    def __len__(self) -> int:
+        return 0 if self._root is None else self._root.keys
+
+    def __iter__(self) -> Iterator[str]:
+        return (leaf.name for leaf in _leaves(self._root))
+
     def updated(self, writes: Mapping[str, bytes]) -> Tree:
         """The tree after these keys got these values."""
+        leaves = sorted((_Leaf(key, value) for key, value in writes.items()), key=_place)
+        return Tree(_merged(self._root, leaves, 0, len(leaves), 0))
+
+    def subtrees(self, keys: Iterable[str]) -> list[Subtree]:
+        """The stored form of every subtree that one of `keys` lies in; all of them are in the tree."""
+        places = {subtree_of(place): place for place in map(key_digest, keys)}
+        return [_subtree(self._root, place, prefix) for prefix, place in sorted(places.items())]
+
+    def subtree(self, prefix: int) -> Subtree | None:
+        """The stored form of one subtree, or None if it has no key."""
+        place = prefix.to_bytes(2, "big")
         node = self._root
-        for key, value in writes.items():
-            node = _put(node, key_digest(key), value_digest(value), 0)
-        return Tree(node)
+        for depth in range(SUBTREE_BITS):
+            if not isinstance(node, _Inner):
+                break
+            node = node.right if _bit(place, depth) else node.left
+        if node is None or (isinstance(node, _Leaf) and subtree_of(node.key) != prefix):
+            return None
+        if isinstance(node, _Stored) and node.prefix != prefix:
+            return None
+        return Subtree(prefix=prefix, hash=node.hash, keys=node.keys)
+
+    def all_subtrees(self) -> list[Subtree]:
+        """The stored form of every subtree, in order."""
+        return list(_all_subtrees(self._root, 0, 0))
+
+    def released(self, source: Source) -> Tree:
+        """The same tree with nothing of it in memory, to be read from `source` again as needed."""
+        return Tree.stored(self.all_subtrees(), source)
 
     def prove(self, keys: Iterable[str]) -> bytes:
         """The proof that shows, for each of `keys`, the value's digest or its absence."""
@@ -129,13 +264,10 @@ class PartialTree:
 
     def lookup(self, key: str) -> bytes | None:
         """The value digest under `key`, or None if it is shown absent. Raises Refused("ledger.not_proven") if neither."""
-        node, digest, depth = self._root, key_digest(key), 0
-        while isinstance(node, _Inner):
-            node = node.right if _bit(digest, depth) else node.left
-            depth += 1
+        node = _found(self._root, key_digest(key))
         if isinstance(node, _Cut):
             raise Refused("ledger.not_proven", "the proof says nothing about this key", got=key)
-        return node.value if node is not None and node.key == digest else None
+        return None if node is None else node.value
 
     def exactly_for(self, keys: Iterable[str]) -> None:
         """Raises Malformed("ledger.proof_malformed") unless this is the one encoding of the proof for `keys`."""
@@ -143,43 +275,126 @@ class PartialTree:
             raise _malformed("it shows more or less than its keys need")
 
 
-def _put(node: _Node, key: bytes, value: bytes, depth: int) -> _Node:
-    if node is None:
-        return _Leaf(key, value)
+# Reading ---------------------------------------------------------------------------------------------------------------
+
+
+def _found(node: _Node, place: bytes) -> _Leaf | _Shown | _Cut | None:
+    """The leaf at a place, nothing, or the cut that hides what is there."""
+    depth = 0
+    while True:
+        if isinstance(node, _Stored):
+            node = node.opened()
+        if not isinstance(node, _Inner):
+            break
+        node = node.right if place[depth >> 3] >> (7 - (depth & 7)) & 1 else node.left
+        depth += 1
+    return None if isinstance(node, _Leaf | _Shown) and node.key != place else node
+
+
+def _leaves(node: _Node) -> Iterator[_Leaf]:
+    if isinstance(node, _Stored):
+        node = node.opened()
     if isinstance(node, _Leaf):
-        if node.key == key:
-            return _Leaf(key, value)
-        return _forked(node, _Leaf(key, value), depth)
-    if isinstance(node, _Cut):
+        yield node
+    elif isinstance(node, _Inner):
+        yield from _leaves(node.left)
+        yield from _leaves(node.right)
+
+
+def _subtree(node: _Node, place: bytes, prefix: int) -> Subtree:
+    for depth in range(SUBTREE_BITS):
+        if not isinstance(node, _Inner):
+            break
+        node = node.right if _bit(place, depth) else node.left
+    assert node is not None, "the key is in the tree"
+    return Subtree(prefix=prefix, hash=node.hash, keys=node.keys)
+
+
+def _all_subtrees(node: _Node, depth: int, prefix: int) -> Iterator[Subtree]:
+    if isinstance(node, _Stored):
+        yield Subtree(prefix=node.prefix, hash=node.hash, keys=node.keys)
+    elif isinstance(node, _Leaf):
+        yield Subtree(prefix=subtree_of(node.key), hash=node.hash, keys=1)
+    elif isinstance(node, _Inner):
+        if depth == SUBTREE_BITS:
+            yield Subtree(prefix=prefix, hash=node.hash, keys=node.keys)
+        else:
+            yield from _all_subtrees(node.left, depth + 1, prefix << 1)
+            yield from _all_subtrees(node.right, depth + 1, prefix << 1 | 1)
+
+
+# Building --------------------------------------------------------------------------------------------------------------
+
+
+def _split(leaves: list[_Leaf], low: int, high: int, depth: int) -> int:
+    """Where, between `low` and `high` of leaves in order, the bit at `depth` turns to one."""
+    byte, shift = depth >> 3, 7 - (depth & 7)
+    while low < high:
+        middle = (low + high) >> 1
+        if leaves[middle].key[byte] >> shift & 1:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _built(leaves: list[_Leaf], low: int, high: int, depth: int) -> _Leaf | _Inner | None:
+    """The subtree of leaves `low` to `high`, which are in order, distinct and agree in their first `depth` bits."""
+    if high - low <= 1:
+        return leaves[low] if low < high else None
+    middle = _split(leaves, low, high, depth)
+    return _Inner(_built(leaves, low, middle, depth + 1), _built(leaves, middle, high, depth + 1))
+
+
+def _merged(node: _Node, leaves: list[_Leaf], low: int, high: int, depth: int) -> _Node:
+    """`node` with leaves `low` to `high` put in or over what is there."""
+    if low == high:
+        return node
+    if isinstance(node, _Stored):
+        node = node.opened()
+    if node is None:
+        return _built(leaves, low, high, depth)
+    if isinstance(node, _Leaf):
+        chosen = leaves[low:high]
+        if all(leaf.key != node.key for leaf in chosen):
+            chosen = sorted((*chosen, node), key=_place)
+        return _built(chosen, 0, len(chosen), depth)
+    if not isinstance(node, _Inner):
         message = "a proof is not a tree to write to"
         raise TypeError(message)
-    if _bit(key, depth):
-        return _Inner(node.left, _put(node.right, key, value, depth + 1))
-    return _Inner(_put(node.left, key, value, depth + 1), node.right)
+    middle = _split(leaves, low, high, depth)
+    return _Inner(_merged(node.left, leaves, low, middle, depth + 1), _merged(node.right, leaves, middle, high, depth + 1))
 
 
-def _forked(one: _Leaf, other: _Leaf, depth: int) -> _Inner:
-    """Two leaves that share bits up to somewhere at or below `depth`."""
-    fork = depth
-    while _bit(one.key, fork) == _bit(other.key, fork):
-        fork += 1
-    node = _Inner(other, one) if _bit(one.key, fork) else _Inner(one, other)
-    for level in range(fork - 1, depth - 1, -1):
-        node = _Inner(None, node) if _bit(one.key, level) else _Inner(node, None)
-    return node
+def _topped(subtrees: list[_Stored], low: int, high: int, depth: int) -> _Node:
+    """The tree above stored subtrees: one that has a single key hangs as high as nobody else is beside it."""
+    if low == high:
+        return None
+    if high - low == 1 and (depth == SUBTREE_BITS or subtrees[low].keys == 1):
+        return subtrees[low]
+    shift = SUBTREE_BITS - 1 - depth
+    middle = bisect_left(subtrees, 1, low, high, key=lambda one: one.prefix >> shift & 1)
+    return _Inner(_topped(subtrees, low, middle, depth + 1), _topped(subtrees, middle, high, depth + 1))
+
+
+# Proofs ----------------------------------------------------------------------------------------------------------------
 
 
 def _serialised(node: _Node, wanted: list[bytes], depth: int) -> Iterator[bytes]:
     if node is None:
         yield b"\x00"
-    elif not wanted or isinstance(node, _Cut):
+        return
+    if not wanted or isinstance(node, _Cut):
         yield b"\x03" + node.hash
-    elif isinstance(node, _Leaf):
-        yield b"\x01" + node.key + node.value
-    else:
+        return
+    if isinstance(node, _Stored):
+        node = node.opened()
+    if isinstance(node, _Inner):
         yield b"\x02"
         yield from _serialised(node.left, [digest for digest in wanted if not _bit(digest, depth)], depth + 1)
         yield from _serialised(node.right, [digest for digest in wanted if _bit(digest, depth)], depth + 1)
+    else:
+        yield b"\x01" + node.key + node.value
 
 
 def _parsed(data: bytes, at: int, depth: int) -> tuple[_Node, int]:
@@ -189,7 +404,7 @@ def _parsed(data: bytes, at: int, depth: int) -> tuple[_Node, int]:
     if kind == 0:
         return None, body
     if kind == 1 and len(data) >= body + 64:
-        return _Leaf(data[body : body + 32], data[body + 32 : body + 64]), body + 64
+        return _Shown(data[body : body + 32], data[body + 32 : body + 64]), body + 64
     if kind == 3 and len(data) >= body + 32:
         return _Cut(data[body : body + 32]), body + 32
     if kind != 2:

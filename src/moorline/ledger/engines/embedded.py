@@ -3,8 +3,9 @@
 A block's life, each step durable before the next begins:
 
   1. the sequencer records the block as proposed, then shows it to the others;
-  2. a cosigner judges it (`Cosigner.judge`), records that it will sign it, signs, records the signature, answers;
-  3. the sequencer keeps each answer; with its own the quorum is reached: it records that it will sign, and signs LAST;
+  2. a cosigner judges it, executes it again, records that it signs it and at what time, signs, answers;
+  3. the sequencer keeps the answers; with its own the quorum is reached, and it signs LAST: the record of that is the
+     commit, since its signature leaves this process only afterwards;
   4. it commits block, state and note in one transaction, and only then acknowledges any transaction in it;
   5. it tells the others, who commit likewise; who misses that catches up from the sequencer.
 
@@ -25,6 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Final, Protocol
 
+from moorline.clock import Instant
 from moorline.errors import Conflict, MoorlineError, NotAuthentic, Refused, Unavailable
 from moorline.ledger import blocks, checkpoint
 from moorline.ledger.blocks import Block, Head
@@ -134,9 +136,9 @@ class Sequencer:
     async def _resume(self) -> None:
         """A block that was proposed before a crash is proposed again, byte for byte, as long as it may get signed."""
         proposed = self.node.store.proposed()
-        if proposed is None or proposed[0] != self.node.head.state.height + 1:
+        if proposed is None or proposed.height != self.node.head.state.height + 1:
             return
-        block = blocks.parse(proposed[1])
+        block = blocks.parse(proposed.body)
         head, applied = blocks.execute_again(self.node.head, block)
         await self._until_signed(block, head, applied)
 
@@ -167,7 +169,7 @@ class Sequencer:
             if await self._until_signed(block, head, applied):
                 break
         ids = [waiting.id for waiting in batch]
-        receipts = blocks.receipts(head, block, note=self.node.signed_note(), transaction_ids=ids)
+        receipts = blocks.receipts(head.log_proof, block, note=self.node.signed_note(), transaction_ids=ids)
         for waiting, receipt in zip(batch, receipts, strict=True):
             if not waiting.receipt.done():
                 waiting.receipt.set_result(schema.encode(receipt))
@@ -195,15 +197,11 @@ class Sequencer:
             lines = await self._collect(block, found)
             if len(lines) + 1 >= self._quorum():
                 break
-            if not lines and self.node.now_ms() - block.header.time_ms > FRESH_MS and self._may_give_up(head):
+            if not lines and self.node.now_ms() - block.header.time_ms > FRESH_MS:
                 return False
             await asyncio.sleep(RETRY_S)
         await self._commit(block, head, applied, lines)
         return True
-
-    def _may_give_up(self, head: Head) -> bool:
-        signed = self.node.store.signed()
-        return signed is None or signed.height < head.state.height
 
     async def _collect(self, block: Block, found: Checkpoint) -> dict[str, str]:
         """Lines of others on this block, as many as a quorum takes; each verified and kept."""
@@ -214,15 +212,16 @@ class Sequencer:
         )
         names = [name for name in self.node.authorities() if name != self.node.name and name not in lines]
         asked = {asyncio.ensure_future(self._peers[name].cosign(proposal)): name for name in names if name in self._peers}
+        new: dict[str, str] = {}
         while asked and len(lines) + 1 < self._quorum():
             done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 name = asked.pop(task)
                 line = self._line(task, name, found)
                 if line is not None:
-                    self.node.store.keep_cosignature(height, name, line)
-                    reached("sequencer.cosignature.kept")
-                    lines[name] = line
+                    new[name] = lines[name] = line
+        if len(lines) + 1 < self._quorum() and new:  # else they are kept with the commit, as part of the note
+            self.node.store.keep_cosignatures(height, new)
         for task in asked:  # they sign too, in their own time; nobody waits for it
             self._late.add(task)
             task.add_done_callback(self._ended)
@@ -252,10 +251,7 @@ class Sequencer:
 
     async def _commit(self, block: Block, head: Head, applied: tuple[Applied, ...], lines: Mapping[str, str]) -> None:
         found, body = head.checkpoint(), blocks.encode(block)
-        if self._may_give_up(head):
-            self.node.store.intend_signature(head.state.height, body)  # 3
-            reached("sequencer.signature.intended")
-        own = self.node.cosign(found)
+        own = self.node.cosign(found, at=self.node.now())  # 3
         others = [checkpoint.parse_signature_line(lines[name]) for name in sorted(lines)]
         signatures = (self.node.sign_as_maker(found), *sorted((own, *others), key=lambda one: one.name))
         note = Note(checkpoint=found, signatures=_quorum_only(signatures, self._quorum())).encode()
@@ -350,8 +346,6 @@ class Cosigner:
         height = block.header.height
         signed = self.node.store.signed()
         if signed is not None and signed.height >= height:
-            if signed.height == height and signed.body == proposal.block and signed.line is not None:
-                return signed.line
             if signed.height > height or signed.body != proposal.block:
                 raise NotAuthentic(
                     "ledger.fork",
@@ -360,18 +354,19 @@ class Cosigner:
                     got=signed.height,
                     remedy="compare the two blocks: the sequencer made both",
                 )
+            at = self.node.now() if signed.time_s is None else Instant(signed.time_s)
         if height <= self.node.head.state.height:
+            if signed is not None and signed.height == height:
+                return self.node.cosign(self.node.head.checkpoint(), at=at).line()
             raise Conflict("ledger.height_passed", "this height is committed already", got=height)
         head, _ = blocks.execute_again(self.node.head, block)
         found = head.checkpoint()
         if signed is None or signed.height < height:
             self._judge_time(found, proposal.cosignatures)
-            self.node.store.intend_signature(height, proposal.block)  # 2
+            at = self.node.now()
+            self.node.store.intend_signature(height, proposal.block, time_s=at)  # 2
             reached("cosigner.signature.intended")
-        line = self.node.cosign(found).line()
-        self.node.store.record_signature(height, line)
-        reached("cosigner.signature.recorded")
-        return line
+        return self.node.cosign(found, at=at).line()
 
     def _judge_time(self, found: Checkpoint, lines: tuple[str, ...]) -> None:
         off = self.node.now_ms() - found.time_ms

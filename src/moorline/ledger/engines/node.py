@@ -1,8 +1,8 @@
 """What every authority of the embedded engine holds: the chain it believes, in its own database, and its checkpoint key.
 
 A node believes a block when a quorum of the set in force before it signed and executing it again gives what was signed; it
-then commits block and state in one transaction. At start the state is rebuilt from the database and compared with the last
-signed note: a database that was changed, by whomever, does not get past that.
+then commits block and state in one transaction. At start the stored state is compared with the last signed note, and every
+part of it again when it is read (engines.node_state): a database that was changed, by whomever, does not get past that.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from moorline.clock import Instant
 from moorline.errors import Malformed, Misconfigured, MoorlineError, NotAuthentic, Refused, Unavailable
-from moorline.ledger import blocks, checkpoint, proof, state
+from moorline.ledger import blocks, checkpoint, proof
 from moorline.ledger.blocks import Block, Head
 from moorline.ledger.checkpoint import Checkpoint, NoteSignature, quorum_of
+from moorline.ledger.engines import node_state
 from moorline.ledger.genesis import Genesis
 from moorline.ledger.state import Applied
 from moorline.ledger.transactions import parse as parse_transaction
@@ -57,6 +58,7 @@ class Node:
         self.store = store
         self.now_ms = now_ms
         self._key = key
+        self._state = node_state.StoredState(store, genesis.ledger_id)
         self.head, self.note = self._load()
         self._changes = [
             proof.SetChange(note=note, authorities=schema.decode(AuthoritySet, data).authorities)
@@ -102,14 +104,18 @@ class Node:
         assert stored is not None, "a foreign key says that the block is there"
         block = blocks.parse(stored.body)
         ids = [parse_transaction(data).id for data in block.transactions]
-        found = blocks.receipts(self._head_for_receipt(height), block, note=stored.note, transaction_ids=ids)
-        return schema.encode(found[index])
+        log_proof = tuple(reversed(blocks.frontier_of(height, stored.edge or b"").subtrees))
+        return schema.encode(blocks.receipts(log_proof, block, note=stored.note, transaction_ids=ids)[index])
 
     # Signing and committing ------------------------------------------------------------------------------------------
 
-    def cosign(self, found: Checkpoint) -> NoteSignature:
-        """A cosignature by this authority. The caller recorded its intent first."""
-        return checkpoint.cosign(found, name=self.name, key=self._key, now=Instant(self.now_ms() // 1000))
+    def now(self) -> Instant:
+        """Its own clock in whole seconds."""
+        return Instant(self.now_ms() // 1000)
+
+    def cosign(self, found: Checkpoint, *, at: Instant) -> NoteSignature:
+        """A cosignature by this authority, made `at`; the same twice is the same. The caller recorded its intent first."""
+        return checkpoint.cosign(found, name=self.name, key=self._key, now=at)
 
     def sign_as_maker(self, found: Checkpoint) -> NoteSignature:
         """The note signature of a block's maker."""
@@ -142,23 +148,18 @@ class Node:
     def commit(self, committed: Committed, head: Head, applied: Iterable[Applied]) -> None:
         """Put a block that was judged already."""
         applied = tuple(applied)
-        changed = head.state.authority_set() != self.authorities()
-        after = AuthoritySet(authorities=head.state.authority_set())
+        before, after = self.authorities(), head.state.authority_set()
+        encoded = schema.encode(AuthoritySet(authorities=after)) if after != before else None
+        writes = self._first_records(head) | {key: value for one in applied for key, value in one.writes.items()}
         self.store.commit(
-            StoredBlock(
-                height=head.state.height,
-                body=committed.block,
-                note=committed.note,
-                leaf=head.leaf,
-                authorities=schema.encode(after) if changed else None,
-            ),
-            writes={key: value for one in applied for key, value in one.writes.items()} | self._first_records(head),
-            nonces={one.nonce_id: one.valid_until for one in applied},
+            StoredBlock(height=head.state.height, body=committed.block, note=committed.note, leaf=head.leaf, edge=head.edge),
+            node_state.writes_of(head.state.tree, writes, {one.nonce_id: one.valid_until for one in applied}),
             transactions=[one.id for one in applied],
+            authorities=encoded,
         )
-        if changed:
-            self._changes.append(proof.SetChange(note=committed.note, authorities=after.authorities))
-        self.head, self.note = head, committed.note
+        if encoded is not None:
+            self._changes.append(proof.SetChange(note=committed.note, authorities=after))
+        self.head, self.note = self._state.kept(head, writes=len(writes)), committed.note
 
     # Inside ----------------------------------------------------------------------------------------------------------
 
@@ -181,48 +182,22 @@ class Node:
             remedy="keep both notes: together they show which authorities lied",
         )
 
-    def _head_for_receipt(self, height: int) -> Head:
-        if height == self.head.state.height:
-            return self.head
-        stored = self.store.block(height)
-        assert stored is not None
-        leaves = [blocks.genesis_head(self.genesis).leaf, *self.store.leaves()][: height + 1]
-        return blocks.resumed_head(self.head.state, blocks.parse(stored.body).header, leaves)
-
     def _load(self) -> tuple[Head, bytes | None]:
         first = blocks.genesis_head(self.genesis)
-        stored = self.store.head()
-        if stored is None:
-            return first, None
         try:
-            return self._resumed(first, stored), stored.note
+            stored = self.store.head()
+            if stored is None:
+                return first, None
+            return self._state.resumed(first, stored), stored.note
+        except Misconfigured:
+            raise
         except MoorlineError as error:
             raise Misconfigured(
                 "ledger.database_corrupt",
                 "this authority's database does not lead to the state that was signed",
                 got=error,
-                remedy="do not repair it by hand; delete the database and let it catch up from the others",
+                remedy="do not change it by hand; repair it from the others: moor ledger repair",
             ) from None
-
-    def _resumed(self, first: Head, stored: StoredBlock) -> Head:
-        header = blocks.parse(stored.body).header
-        resumed = state.restored(
-            ledger_id=self.genesis.ledger_id,
-            height=header.height,
-            time_ms=header.time_ms,
-            records=self.store.records(),
-            nonces=self.store.nonces(),
-        )
-        head = blocks.resumed_head(resumed, header, [first.leaf, *self.store.leaves()])
-        note = checkpoint.parse_note(stored.note)
-        if head.checkpoint() != note.checkpoint:
-            raise Refused(
-                "ledger.wrong_state_root",
-                "the stored state is not the signed one",
-                expected=note.checkpoint.state_root,
-                got=head.state.root,
-            )
-        return head
 
 
 def transaction_id_of(data: bytes) -> bytes | None:
