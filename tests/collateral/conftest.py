@@ -3,6 +3,7 @@
 import base64
 import importlib.util
 import json
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -19,11 +20,13 @@ from cryptography.hazmat.primitives.asymmetric import padding
 from moorline.clock import Instant, to_datetime
 from moorline.evidence.sgx_quote import serialize_sgx_quote
 from moorline.evidence.tdx_quote import serialize_tdx_quote
+from moorline.rats import EvidenceRoot
 from moorline.simulators.manufacturer import create_manufacturer, open_chip
 from moorline.verification import collateral_judging as forms
 from moorline.verification.anchors import parse_anchor_file
 from moorline.verification.collateral import ItemKind, ItemName
 from moorline.verification.collateral_judging import Anchors
+from moorline.verification.tpm_revocation import item_subject
 
 
 def _intel_fixtures():
@@ -33,6 +36,9 @@ def _intel_fixtures():
     spec.loader.exec_module(module)
     return module
 
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "hosts"))
+from tpm_maker import TpmMaker  # noqa: E402 - the folder is known only now
 
 INTEL = _intel_fixtures()
 NOW, DAY = INTEL.NOW, INTEL.DAY
@@ -175,18 +181,46 @@ class Amd:
         return self.chain() if name.kind is ItemKind.SNP_CHAIN else self.crl()
 
 
-class World:
-    """Both vendors, the names of all their items, and the anchors that trust them."""
+class Tpm:
+    """The revocation lists of a maker of TPMs; `revoked` are certificates of its authority."""
 
-    def __init__(self, intel, amd):
-        self.intel, self.amd = intel, amd
+    def __init__(self, maker):
+        self.maker, self.revoked, self.number, self.start, self.end = maker, (), 5, -1, 1
+
+    @property
+    def anchors(self):
+        return self.maker.anchors
+
+    def name(self, issuer):
+        return ItemName(kind=ItemKind.TPM_CRL, subject=item_subject(getattr(self.maker, issuer)))
+
+    def item(self, name, **options):
+        issuer = next(one for one in ("root", "ca") if self.name(one) == name)
+        chain = "".join(
+            getattr(self.maker, one).public_bytes(serialization.Encoding.PEM).decode()
+            for one in (("root",) if issuer == "root" else ("ca", "root"))
+        )
+        made = {"start": self.start, "end": self.end, "number": self.number} | options
+        revoked = self.revoked if issuer == "ca" else ()
+        return forms.packed_crl(self.maker.crl(issuer, *revoked, **made), chain)
+
+
+class World:
+    """All vendors, the names of all their items, and the anchors that trust them."""
+
+    def __init__(self, intel, amd, tpm):
+        self.intel, self.amd, self.tpm = intel, amd, tpm
         self.now = NOW
 
     @property
     def anchors(self):
-        return Anchors(snp=self.amd.anchors, intel=self.intel.anchors)
+        return Anchors(snp=self.amd.anchors, intel=self.intel.anchors, tpm=self.tpm.anchors)
 
     def names(self):
+        return [*self.asked(), self.tpm.name("ca"), self.tpm.name("root")]
+
+    def asked(self):
+        """The items that a vendor's service has."""
         subject = self.intel.fmspc
         texts = [
             "intel-root-crl/root",
@@ -201,8 +235,8 @@ class World:
         return [*(ItemName.parse(text) for text in texts), self.amd.vcek_name]
 
     def item(self, name):
-        vendor = self.amd if name.kind.value.startswith("snp-") else self.intel
-        return vendor.item(name)
+        vendors = {"snp": self.amd, "tpm": self.tpm, "intel": self.intel}
+        return vendors[name.kind.value.partition("-")[0]].item(name)
 
     def name(self, text):
         return ItemName.parse(text.replace("FMSPC", self.intel.fmspc))
@@ -227,9 +261,14 @@ def chip(maker):
     return open_chip(maker.make_chip("m0", now=NOW))
 
 
+@pytest.fixture(scope="session")
+def tpm_maker():
+    return TpmMaker(NOW, EvidenceRoot.TEST)
+
+
 @pytest.fixture
-def world(intel_keys, maker, chip):
-    return World(Intel(intel_keys), Amd(maker, chip))
+def world(intel_keys, maker, chip, tpm_maker):
+    return World(Intel(intel_keys), Amd(maker, chip), Tpm(tpm_maker))
 
 
 # ---------------------------------------------------------------- a server

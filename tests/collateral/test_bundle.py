@@ -92,7 +92,7 @@ def test_the_example_on_the_page_is_what_it_says():
     assert f'"created": {bundle.created}' in page
     assert data.hex()[:32] in page
     assert seal(bundle.items, KeySigner(KEY), created=bundle.created) == data
-    anchors = Anchors(snp=AnchorSet(snp=()), intel=configured_anchors([example["intel_root"].encode()]))
+    anchors = Anchors(snp=AnchorSet(snp=()), intel=configured_anchors([example["intel_root"].encode()]), tpm=())
     by_name = {ItemName.parse(item.name): item for item in bundle.items}
     root_crl = by_name[ItemName.parse("intel-root-crl/root")].data
     for name, item in by_name.items():

@@ -4,9 +4,11 @@ import json
 from urllib.parse import quote
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from tpm_maker import der
 
 from moorline.cli import run
 from moorline.clock import rendered
@@ -283,3 +285,47 @@ def test_wrong_use_is_64(desk):
     assert desk.moor("fetch", as_json=False)[0] == 64
     assert desk.moor("fetch", "--store", "S", "--update", "never", as_json=False)[0] == 64
     assert run(["collateral", "list", "--store", "S", "--at", "yesterday"]) == 2
+
+
+def test_a_tpm_makers_list_by_hand_into_a_bundle_and_out_again(desk):
+    """Verifies that: `add` names the list by its authority, a bundle carries it, and only the root's owner lets it in."""
+    maker = desk.world.tpm.maker
+    files = {"maker-root.der": der(maker.root), "ca.der": der(maker.ca), "ca.crl": maker.crl("ca", maker.die)}
+    pem = serialization.Encoding.PEM
+    files["root.crl"] = x509.load_der_x509_crl(maker.crl("root")).public_bytes(pem)
+    for name, data in files.items():
+        (desk.folder / name).write_bytes(data)
+    root, issuer = ["--tpm-root", desk.folder / "maker-root.der"], ["--issuer", desk.folder / "ca.der"]
+    words = ["add", desk.folder / "root.crl", desk.folder / "ca.crl", *issuer, "--store", desk.folder / "store"]
+    code, found = desk.moor(*words)
+    assert (code, found["error"]["code"]) == (1, "ek.crl_issuer")
+    code, found = desk.moor(*words, *root)
+    names = [str(desk.world.tpm.name(issuer)) for issuer in ("root", "ca")]
+    assert (code, [item["item"] for item in found["items"]]) == (0, names)
+    code, text = desk.moor(*words, *root, as_json=False)
+    assert (code, text.count("unchanged")) == (0, 2)
+    code, listed = desk.moor("list", "--store", desk.folder / "store")
+    assert {item["number"] for item in listed["items"]} == {5}
+
+    desk.moor("export", "--store", desk.folder / "store", "--key", desk.folder / "key.pem", "-o", desk.folder / "b.cose")
+    words = ["import", desk.folder / "b.cose", "--signer", desk.folder / "public.pem", "--store", desk.folder / "offline"]
+    code, found = desk.moor(*words)
+    assert (code, {item["error"]["code"] for item in found["items"]}) == (1, {"ek.anchor_unknown"})
+    assert desk.moor(*words, *root)[0] == 0
+    (desk.folder / "ca.crl").write_bytes(maker.crl("ca", number=4))
+    code, found = desk.moor("add", desk.folder / "ca.crl", *issuer, *root, "--store", desk.folder / "offline")
+    assert (code, found["items"][0]["error"]["code"]) == (1, "collateral.rollback")
+    (desk.folder / "ca.crl").write_bytes(b"-----BEGIN X509 CRL-----\n")
+    code, found = desk.moor("add", desk.folder / "ca.crl", *root, "--store", desk.folder / "offline")
+    assert (code, found["error"]["code"]) == (2, "ek.crl_malformed")
+
+
+def test_fetch_does_not_ask_anybody_for_what_came_by_hand(desk):
+    maker = desk.world.tpm.maker
+    (desk.folder / "maker-root.der").write_bytes(der(maker.root))
+    (desk.folder / "root.crl").write_bytes(maker.crl("root"))
+    where = ["--store", desk.folder / "store"]
+    assert desk.moor("add", desk.folder / "root.crl", "--tpm-root", desk.folder / "maker-root.der", *where)[0] == 0
+    assert desk.fetch(desk.quote("sgx"))[0] == 0
+    code, found = desk.fetch("--held")
+    assert (code, [item["item"] for item in found["items"] if item["item"].startswith("tpm")]) == (0, [])

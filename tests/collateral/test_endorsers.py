@@ -125,7 +125,7 @@ def test_each_vendor_has_only_its_own():
 
 
 async def test_every_item_comes_as_it_is_judged(world, served, intel, amd):
-    for one in world.names():
+    for one in world.asked():
         fetched = await (amd if str(one).startswith("snp-") else intel).fetch(one)
         assert fetched.source.startswith(served.url)
         found = judge(one, fetched.data, anchors=world.anchors, held=Held(root_crl=world.root_crl), now=world.now)
@@ -134,19 +134,19 @@ async def test_every_item_comes_as_it_is_judged(world, served, intel, amd):
 
 async def test_collecting_asks_for_the_root_crl_first_and_reports_each(world, served, intel, amd, clock, tmp_path):
     store, told = DirectoryStore(tmp_path / "store"), []
-    names = [one for one in world.names() if not str(one).startswith("intel-root")]
-    by_kind = {one.kind: amd if str(one).startswith("snp-") else intel for one in world.names()}
+    names = [one for one in world.asked() if not str(one).startswith("intel-root")]
+    by_kind = {one.kind: amd if str(one).startswith("snp-") else intel for one in world.asked()}
     outcomes = await collect(names, Endorsers(by_kind), store, anchors=world.anchors, clock=clock, told=told.append)
-    assert [outcome.taken.value for outcome in outcomes] == ["stored"] * len(world.names())
+    assert [outcome.taken.value for outcome in outcomes] == ["stored"] * len(world.asked())
     assert str(outcomes[0].name) == "intel-root-crl/root"
     assert told == list(outcomes)
-    assert set(store.names()) == set(world.names())
-    assert world.amd.vcek_name not in settled(world.names(), store.names())
+    assert set(store.names()) == set(world.asked())
+    assert world.amd.vcek_name not in settled(world.asked(), store.names())
 
 
 async def test_one_absent_item_does_not_stop_the_others(world, served, intel, clock, tmp_path):
     names = [world.name("intel-tcb-info/sgx/000000000001/standard"), world.name("intel-pck-crl/platform")]
-    by_kind = {one.kind: intel for one in world.names()}
+    by_kind = {one.kind: intel for one in world.asked()}
     outcomes = await collect(
         names, Endorsers(by_kind), DirectoryStore(tmp_path), anchors=world.anchors, clock=clock, told=lambda _: None
     )
@@ -409,7 +409,7 @@ async def test_recorded_answers_of_intels_service_are_replayed(shared, vendor, i
     from moorline.verification.intel_pck import production_intel_anchors
 
     at = Instant(1_750_377_600)  # 2025-06-20
-    anchors = Anchors(snp=production_anchors(), intel=production_intel_anchors())
+    anchors = Anchors(snp=production_anchors(), intel=production_intel_anchors(), tpm=())
     root_crl = (shared / "vectors/tdx/tdx-v4-phala-uptodate/root_ca_crl.der").read_bytes()
     recorded = {
         "intel-tcb-info/sgx/00906ed50000/standard": ("sgx", "sgx_tcb_info_00906ED50000", "tcb_info_json"),
@@ -452,7 +452,7 @@ def test_amds_real_chains_and_chips_are_judged(shared):
     from moorline.verification.intel_pck import production_intel_anchors
     from moorline.verification.snp import SnpEndorsements, verify_snp_chain
 
-    anchors = Anchors(snp=production_anchors(), intel=production_intel_anchors())
+    anchors = Anchors(snp=production_anchors(), intel=production_intel_anchors(), tpm=())
     roots = {
         "snp-chain/Milan/vcek": "amd_kds_ask_ark_milan",
         "snp-chain/Milan/vlek": "amd_kds_ask_ark_milan_vlek",

@@ -118,7 +118,7 @@ def test_the_authority_of_a_pck_crl_is_one_by_its_certificate(world):
 
 
 def test_roots_that_nobody_named_open_nothing(world):
-    strangers = Anchors(snp=type(world.amd.anchors)(snp=()), intel=type(world.intel.anchors)(anchors=()))
+    strangers = Anchors(snp=type(world.amd.anchors)(snp=()), intel=type(world.intel.anchors)(anchors=()), tpm=())
     for name in world.names():
         with pytest.raises(NotAuthentic):
             judge(name, world.item(name), anchors=strangers, held=Held(root_crl=world.root_crl), now=world.now)

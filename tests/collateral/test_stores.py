@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from moorline.clock import Instant, Validity
 from moorline.errors import Malformed, Misconfigured, Refused
@@ -13,7 +14,7 @@ from moorline.storage.collateral_intake import Offered, Taken, root_first, take
 from moorline.storage.collateral_store import Put, StoredItem, open_collateral
 from moorline.verification.anchors import AnchorSet
 from moorline.verification.collateral import ItemName, Judged, needs_of
-from moorline.verification.collateral_judging import Anchors
+from moorline.verification.collateral_judging import Anchors, packed_crl
 
 ROOT = ItemName.parse("intel-root-crl/root")
 
@@ -206,7 +207,7 @@ def test_a_chip_under_an_authority_that_a_held_crl_revokes_is_refused(world, sto
 def test_a_chip_under_an_authority_that_came_after_this_package_needs_its_chain(world, store):
     """AMD may issue a new ASK under the same root: the chain it serves is judged and then stands between."""
     known = world.anchors.snp.snp[0]
-    bare = Anchors(snp=AnchorSet(snp=(dataclasses.replace(known, intermediates=()),)), intel=world.anchors.intel)
+    bare = Anchors(snp=AnchorSet(snp=(dataclasses.replace(known, intermediates=()),)), intel=world.anchors.intel, tpm=())
     refused = take(offer(world, world.amd.vcek_name), store, anchors=bare, now=world.now)
     assert refused.error.code == "snp.anchor_unknown"
     names = root_first([world.amd.vcek_name, world.name("snp-chain/Milan/vcek")])
@@ -233,3 +234,55 @@ def test_a_stored_item_can_be_replaced_by_a_later_one_with_the_same_bytes(store)
     later = dataclasses.replace(one, fetched=Instant(99))
     assert store.put(later) is Put.UNCHANGED
     assert store.get(ROOT).fetched == 99
+
+
+# ---------------------------------------------------------------- makers of TPMs
+
+
+@pytest.mark.parametrize(("field", "value"), [("start", -2), ("number", 4)])
+def test_a_tpm_makers_list_never_goes_back(world, store, field, value):
+    name = world.tpm.name("ca")
+    assert take(offer(world, name), store, anchors=world.anchors, now=world.now).taken is Taken.STORED
+    setattr(world.tpm, field, value)
+    assert take(offer(world, name), store, anchors=world.anchors, now=world.now).error.code == "collateral.rollback"
+    store.drop(name)
+    assert take(offer(world, name), store, anchors=world.anchors, now=world.now).error.code == "collateral.rollback"
+
+
+def test_a_tpm_makers_list_that_forgets_a_revocation_at_the_same_position_is_refused(world, store):
+    name = world.tpm.name("ca")
+    world.tpm.revoked = (world.tpm.maker.die,)
+    take(offer(world, name), store, anchors=world.anchors, now=world.now)
+    world.tpm.revoked = ()
+    assert take(offer(world, name), store, anchors=world.anchors, now=world.now).error.code == "collateral.contradiction"
+
+
+def test_the_list_of_an_authority_that_a_held_list_revokes_is_refused(world, store):
+    maker = world.tpm.maker
+    revoking = packed_crl(maker.crl("root", maker.ca), maker.root.public_bytes(Encoding.PEM).decode())
+    take(offer(world, world.tpm.name("root"), revoking), store, anchors=world.anchors, now=world.now)
+    refused = take(offer(world, world.tpm.name("ca")), store, anchors=world.anchors, now=world.now)
+    assert (refused.taken, refused.error.code) == (Taken.REFUSED, "ek.revoked")
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({"start": -9, "end": -1}, "ek.crl_stale"),
+        ({"start": 1, "end": 9}, "ek.crl_not_yet_valid"),
+        ({"key": "stranger"}, "ek.crl_signature"),
+        ({"delta": True}, "ek.crl_partial"),
+    ],
+)
+def test_a_tpm_makers_list_that_does_not_count_is_not_stored(world, store, intel_keys, options, code):
+    chosen = {name: intel_keys[value] if name == "key" else value for name, value in options.items()}
+    name = world.tpm.name("ca")
+    outcome = take(offer(world, name, world.tpm.item(name, **chosen)), store, anchors=world.anchors, now=world.now)
+    assert outcome.error.code == code
+    assert store.names() == ()
+
+
+def test_a_tpm_makers_list_under_another_authoritys_name_is_refused(world, store):
+    root, ca = world.tpm.name("root"), world.tpm.name("ca")
+    outcome = take(offer(world, root, world.tpm.item(ca)), store, anchors=world.anchors, now=world.now)
+    assert outcome.error.code == "collateral.other_item"

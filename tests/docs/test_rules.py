@@ -37,9 +37,7 @@ def functions(path):
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.area}: {rule.says[:40]}")
 def test_a_rule_has_codes_that_exist_and_a_test_that_breaks_it(rule):
-    if rule.codes == rule.test == "-":
-        assert "NOT MET" in rule.says
-        return
+    assert "NOT MET" not in rule.says
     codes = [] if rule.codes == "-" else rule.codes.split()
     assert [code for code in codes if code not in LITERALS | FIELDS] == []
     file, _, name = rule.test.partition("::")

@@ -22,7 +22,7 @@ from moorline.evidence import (
 from moorline.ledger import checkpoint, proof, transactions
 from moorline.nfv import SpiffeId
 from moorline.orchestration import descriptor
-from moorline.verification import anchors, intel_pck, snp_launch
+from moorline.verification import anchors, intel_pck, snp_launch, tpm_revocation
 from moorline.verification.collateral import ItemName
 from moorline.wire import cbor, certificates, collateral_bundle, cose, keys, launch, schema, session
 
@@ -32,6 +32,7 @@ FORMATS: dict[str, Callable[[bytes], object]] = {
     "snp-anchors": anchors.parse_anchor_file,
     "tpm-quote": tpm_quote.parse_quote,
     "tpm-nv-certification": tpm_quote.parse_nv_certification,
+    "tpm-crl": tpm_revocation.parse_tpm_crl,
     "tpm-public": tpm_structures.parse_public,
     "tpm-signature": tpm_structures.parse_signature,
     "eventlog": eventlog.parse_event_log,

@@ -23,6 +23,7 @@ from moorline.simulators import firmware
 from moorline.simulators.tpm import SimulatedTpm, SimulatedTpmManufacturer
 from moorline.storage.verifier_store import VerifierStore
 from moorline.verification.tpm_identity import TpmAnchor
+from moorline.verification.tpm_revocation import Revocation
 from moorline.wire import keys
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -72,6 +73,7 @@ class World:
     not_required: dict = field(default_factory=lambda: {"clock_safe": "swtpm is stopped by signal"})
     files: tuple = ()
     lease_s: int = 60
+    revocation: Revocation = field(default_factory=lambda: Revocation(crls=(), not_required={EvidenceRoot.TEST: "swtpm"}))
 
     def register(self, host, ek_digest, *, location="EU/DE", tag=b""):
         self.platforms[host] = PlatformRecord(
@@ -114,6 +116,7 @@ class World:
                 audience="alpha.test",
                 terms=Terms(lease_s=self.lease_s, challenge_s=30, pcrs=BOOT_PCRS, not_required=self.not_required),
                 anchors=self.anchors,
+                revocation=lambda: self.revocation,
                 simulated_allowed=True,
                 reference=reference_values.merge([values]),
                 signers=(self.reference_key.public_key(),),

@@ -24,8 +24,10 @@ from moorline.verification.tpm_identity import (
     vendor_anchors,
     verify_endorsement,
 )
+from moorline.verification.tpm_revocation import Revocation
 
 NOW = Instant(1_790_000_000)
+WAIVED = Revocation(crls=(), not_required={EvidenceRoot.HARDWARE: "test_revocation.py is about revocation"})
 AT = datetime.fromtimestamp(NOW, UTC)
 
 
@@ -96,8 +98,8 @@ class Maker:
         )
 
 
-def certificate(name, public, issuer, signer, *, ca, usage=None, named=False, ended=False, critical=None):
-    start = AT - timedelta(days=20)
+def certificate(name, public, issuer, signer, *, ca, usage=None, named=False, ended=False, early=False, critical=None):
+    start = AT + timedelta(days=1 if early else -20)
     builder = (
         x509.CertificateBuilder()
         .subject_name(_name(name))
@@ -134,7 +136,7 @@ def made():
 
 def judged(made, certificates, *, public=None, root=None):
     anchor = TpmAnchor(certificate=der(root or made.root)[0], root=EvidenceRoot.HARDWARE)
-    return verify_endorsement(public or made.public(), certificates, anchors=(anchor,), now=NOW)
+    return verify_endorsement(public or made.public(), certificates, anchors=(anchor,), revocation=WAIVED, now=NOW)
 
 
 def test_a_chain_over_an_on_die_intermediate_leads_to_the_anchor(made):
@@ -143,7 +145,7 @@ def test_a_chain_over_an_on_die_intermediate_leads_to_the_anchor(made):
 
 def test_there_is_no_default_anchor(made):
     with pytest.raises(NotAuthentic) as refused:
-        verify_endorsement(made.public(), der(made.ek(), made.ca()), anchors=(), now=NOW)
+        verify_endorsement(made.public(), der(made.ek(), made.ca()), anchors=(), revocation=WAIVED, now=NOW)
     assert refused.value.code == "ek.anchor_unknown"
     assert all(anchor.root is not EvidenceRoot.HARDWARE for anchor in vendor_anchors())
 
@@ -154,6 +156,8 @@ BAD = [
     (lambda m: der(m.ek(signer=m.root_key), m.ca()), "ek.anchor_unknown"),
     (lambda m: der(m.ek(ended=True), m.ca()), "ek.certificate_expired"),
     (lambda m: der(m.ek(), m.ca(ended=True)), "ek.certificate_expired"),
+    (lambda m: der(m.ek(early=True), m.ca()), "ek.certificate_not_yet_valid"),
+    (lambda m: der(m.ek(), m.ca(early=True)), "ek.certificate_not_yet_valid"),
     (lambda m: der(m.ek(usage=None), m.ca()), "ek.profile"),
     (lambda m: der(m.ek(usage=x509.ObjectIdentifier("1.3.6.1.5.5.7.3.1")), m.ca()), "ek.profile"),
     (lambda m: der(m.ek(ca=True), m.ca()), "ek.profile"),

@@ -14,6 +14,7 @@ import typer
 
 from moorline.cli import collateral_options as options
 from moorline.cli import render
+from moorline.cli.collateral_add import add
 from moorline.cli.collateral_fetch import fetch
 from moorline.cli.collateral_forecast import forecast
 from moorline.clock import Instant, rendered
@@ -31,6 +32,7 @@ def collateral() -> None:
 
 
 app.command()(fetch)
+app.command()(add)
 
 
 @app.command(name="list")
@@ -120,6 +122,7 @@ def import_bundle(
     store: options.Store,
     snp_anchors: options.SnpAnchors = None,
     intel_root: options.IntelRoots = None,
+    tpm_root: options.TpmRoots = None,
     at: options.At = None,
     as_json: render.AsJson = False,
 ) -> None:
@@ -143,7 +146,7 @@ def import_bundle(
             got=opened.created,
             remedy="look at this machine's clock, and at that of the machine that made it",
         )
-    anchors = options.anchors_of(snp_anchors, intel_root)
+    anchors = options.anchors_of(snp_anchors, intel_root, tpm_root)
     by_name = {ItemName.parse(item.name): item for item in opened.items}
     target = open_collateral(store, create=True)
     outcomes = []

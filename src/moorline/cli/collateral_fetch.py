@@ -33,7 +33,7 @@ def fetch(  # noqa: PLR0913 - one option each
     *,
     store: options.Store,
     item: Annotated[list[str] | None, typer.Option("--item", metavar="NAME", help="This item. Repeatable.")] = None,
-    held: Annotated[bool, typer.Option("--held", help="Everything the store holds, again.")] = False,
+    held: Annotated[bool, typer.Option("--held", help="Everything of AMD and Intel that the store holds, again.")] = False,
     product: Annotated[
         str | None, typer.Option("--product", help="Milan, Genoa or Turin, for reports that do not say.")
     ] = None,
@@ -65,13 +65,14 @@ def fetch(  # noqa: PLR0913 - one option each
     import asyncio
 
     from moorline.storage.collateral_store import open_collateral
+    from moorline.verification.collateral import ItemKind
 
     if update not in ("standard", "early"):
         raise typer.BadParameter("standard or early", param_hint="--update")
     opened = open_collateral(store, create=True)
     names = _wanted(evidence or [], item or [], product, update)
     if held:
-        names += list(opened.names())
+        names += [name for name in opened.names() if name.kind is not ItemKind.TPM_CRL]  # nobody to ask: add, or import
     if not names:
         raise Misconfigured(
             "collateral.nothing_asked", "nothing says what to fetch", remedy="name evidence files, --item or --held"

@@ -15,6 +15,8 @@ from moorline.errors import EXIT_REFUSED, EXIT_UNDECIDED, EXIT_YES, Misconfigure
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from cryptography import x509
+
     from moorline.storage.collateral_intake import Outcome
     from moorline.verification.collateral_judging import Anchors
     from moorline.wire.keys import PrivateKey, PublicKey
@@ -31,6 +33,10 @@ SnpAnchors = Annotated[
 ]
 IntelRoots = Annotated[
     list[Path] | None, typer.Option("--intel-root", metavar="FILE", help="Trust this root as a test root. Repeatable.")
+]
+TpmRoots = Annotated[
+    list[Path] | None,
+    typer.Option("--tpm-root", metavar="FILE", help="Trust this root of a maker of TPMs (DER or PEM). Repeatable."),
 ]
 Evidence = Annotated[list[Path] | None, typer.Argument(metavar="EVIDENCE...", help="SNP reports, SGX or TDX quotes, raw.")]
 
@@ -66,18 +72,37 @@ def exit_code(outcomes: Iterable[Outcome]) -> int:
     return EXIT_UNDECIDED if "undecided" in results else EXIT_YES
 
 
-def anchors_of(snp_anchors: Path | None, intel_roots: list[Path] | None) -> Anchors:
-    """The vendors' roots, and those that are named; these are test roots."""
+def anchors_of(snp_anchors: Path | None, intel_roots: list[Path] | None, tpm_roots: list[Path] | None = None) -> Anchors:
+    """The vendors' roots, and those that are named: AMD's and Intel's as test roots, makers of TPMs as hardware."""
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    from moorline.rats import EvidenceRoot
     from moorline.verification.anchors import parse_anchor_file, production_anchors
     from moorline.verification.collateral_judging import Anchors
     from moorline.verification.intel_pck import configured_anchors, production_intel_anchors
+    from moorline.verification.tpm_identity import TpmAnchor, vendor_anchors
 
     snp, intel = production_anchors(), production_intel_anchors()
     if snp_anchors is not None:
         snp = snp.plus(parse_anchor_file(render.read(snp_anchors)))
     if intel_roots:
         intel = intel.plus(configured_anchors([render.read(path) for path in intel_roots]))
-    return Anchors(snp=snp, intel=intel)
+    makers = [one for path in tpm_roots or [] for one in certificates(path)]
+    tpm = [TpmAnchor(certificate=one.public_bytes(Encoding.DER), root=EvidenceRoot.HARDWARE) for one in makers]
+    return Anchors(snp=snp, intel=intel, tpm=(*vendor_anchors(), *tpm))
+
+
+def certificates(path: Path) -> list[x509.Certificate]:
+    """The certificates in a file, DER or PEM. Raises Misconfigured("collateral.certificate")."""
+    from cryptography import x509
+
+    data = render.read(path)
+    try:
+        if data.lstrip().startswith(b"-----BEGIN"):
+            return x509.load_pem_x509_certificates(data)
+        return [x509.load_der_x509_certificate(data)]
+    except ValueError:
+        raise Misconfigured("collateral.certificate", "not a certificate in DER or PEM", got=path) from None
 
 
 def instant(at: str | None) -> Instant:

@@ -113,3 +113,18 @@ class DerReader:
                 value = 0
         first = min(arcs[0] // 40, 2)
         return ".".join(str(arc) for arc in (first, arcs[0] - 40 * first, *arcs[1:]))
+
+
+def require_whole(data: bytes, signature: bytes) -> None:
+    """Demands that a signed object (certificate, CRL) ends in a BIT STRING of whole bytes and nothing follows it.
+
+    X.509 libraries ignore how many bits of it are said to be unused. Raises only Malformed("der.malformed").
+    """
+    outer = DerReader(data)
+    parts = outer.sequence()
+    outer.finish()
+    parts.contents(SEQUENCE)
+    parts.contents(SEQUENCE)
+    if parts.contents(BIT_STRING) != b"\x00" + signature:
+        raise Malformed("der.malformed", "a signature that is not whole bytes")
+    parts.finish()

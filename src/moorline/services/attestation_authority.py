@@ -1,7 +1,8 @@
 """The attestation authority (RFC 9334 Verifier) of one provider: enrolment, challenge, appraisal, result. No HTTP here.
 
 Enrolment:
-1. the endorsement certificate leads to a configured maker of TPMs, and the attestation key cannot sign foreign data;
+1. the endorsement certificate leads to a configured maker of TPMs that did not revoke it, as its current lists say, and
+   the attestation key cannot sign foreign data;
 2. the provider's platform record on the ledger names this endorsement key for this host, and says `simulated` exactly where
    the anchor is a simulated one;
 3. neither the name nor the endorsement key belongs to another; 4. the TPM opens a credential made for both keys.
@@ -50,6 +51,7 @@ from moorline.storage.verifier_events import VerdictEvent
 from moorline.storage.verifier_store import EnrolledHost, OpenEnrolment, Progress, StoredResult, VerifierStore
 from moorline.verification import ima, tpm_identity, tpm_quote
 from moorline.verification.eventlog import BootState, verify_boot
+from moorline.verification.tpm_revocation import Revocation
 from moorline.verification.verified import Verified
 from moorline.wire import host as wire
 from moorline.wire import keys, schema
@@ -80,12 +82,16 @@ class Terms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What an authority is made of. `verifier` is its SPIFFE ID, `audience` its trust domain; `random` gives fresh bytes."""
+    """What an authority is made of. `verifier` is its SPIFFE ID, `audience` its trust domain; `random` gives fresh bytes.
+
+    `revocation` reads what is held of TPM makers' CRLs, at each enrolment.
+    """
 
     verifier: str
     audience: str
     terms: Terms
     anchors: tuple[tpm_identity.TpmAnchor, ...]
+    revocation: Callable[[], Revocation]
     simulated_allowed: bool
     reference: Reference
     signers: tuple[keys.PublicKey, ...]
@@ -115,7 +121,11 @@ class AttestationAuthority:
         parts = self._parts
         now = parts.clock.now()
         verified = tpm_identity.verify_endorsement(
-            request.ek_public, request.ek_certificates, anchors=parts.anchors, now=now
+            request.ek_public,
+            request.ek_certificates,
+            anchors=parts.anchors,
+            revocation=await asyncio.to_thread(parts.revocation),
+            now=now,
         )
         ak = parse_public(request.ak_public)
         tpm_quote.require_ak_attributes(ak)

@@ -46,11 +46,14 @@ from moorline.services.attestation_authority import AttestationAuthority, Parts,
 from moorline.services.process import announce_ready, serve_all
 from moorline.services.service_audit import ServiceLog
 from moorline.services.verifier_push import Pushing, ReceiverSettings
+from moorline.storage.collateral_intake import tpm_crls
+from moorline.storage.collateral_store import open_collateral
 from moorline.storage.verifier_events import AUDIT_DOMAIN
 from moorline.storage.verifier_store import VerifierStore
 from moorline.verification.anchors import AnchorSet, parse_anchor_file, production_anchors
 from moorline.verification.snp import endorsements_from_table, verify_snp
 from moorline.verification.tpm_identity import TpmAnchor, vendor_anchors
+from moorline.verification.tpm_revocation import Revocation
 from moorline.wire import certificates, keys, schema
 from moorline.wire import host as wire
 from moorline.wire.http import CBOR_TYPE, ClientIdentity, HttpClient
@@ -64,6 +67,7 @@ _ALL_BOOT: Final = tuple(range(11))
 _SWEEP_EVERY_S: Final = 1.0
 IDENTITY_REREAD_S: Final = 1200.0
 """The certificate on disk is read again this often: it lives an hour at most, and whoever renews it replaces the files."""
+_NO_LISTS: Final = "makers of SIMULATED TPMs publish no revocation lists"
 _CLOCK_REASON: Final = "a TPM that lost power says so until its clock is safe again; its counters are compared all the same"
 
 
@@ -112,6 +116,12 @@ class VerifierSettings:
     """Roots of TPM makers beside the shipped ones."""
     tpm_virtual_roots: tuple[Path, ...] = ()
     """Roots of virtual TPMs."""
+    tpm_intermediates: tuple[Path, ...] = ()
+    """Certificates of TPM makers between those roots and endorsement keys, for TPMs that do not bring them along."""
+    tpm_collateral: Path | None = None
+    """The collateral store that holds TPM makers' revocation lists (moor collateral add, or import)."""
+    tpm_crls_not_required: dict[str, str] = field(default_factory=lambda: {EvidenceRoot.TEST.value: _NO_LISTS})
+    """Kinds of root (hardware, virtual, test) for which a missing revocation list is no obstacle, each with the reason."""
     simulated_tpm_roots: tuple[Path, ...] = ()
     """Roots of SIMULATED TPMs."""
     simulated_snp_roots: tuple[Path, ...] = ()
@@ -137,6 +147,7 @@ class ProductionPolicy:
     challenge_s: int
     pcrs: tuple[int, ...]
     not_required: dict[str, str]
+    tpm_crls_not_required: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +171,7 @@ def production(configured: VerifierSettings) -> VerifierSettings:
         challenge_s=policy.challenge_s,
         pcrs=policy.pcrs,
         not_required=policy.not_required,
+        tpm_crls_not_required=policy.tpm_crls_not_required,
         simulated_tpm_roots=(),
         simulated_snp_roots=(),
     )
@@ -193,11 +205,35 @@ def read_anchors(configured: VerifierSettings, trust: LedgerTrust) -> Anchors:
         (configured.tpm_virtual_roots, EvidenceRoot.VIRTUAL),
         (configured.simulated_tpm_roots, EvidenceRoot.TEST),
     )
-    tpm = tuple(TpmAnchor(certificate=_certificate(path), root=root) for paths, root in kinds for path in paths)
+    between = tuple(_certificate(path) for path in configured.tpm_intermediates)
+    tpm = tuple(
+        TpmAnchor(certificate=_certificate(path), root=root, intermediates=between)
+        for paths, root in kinds
+        for path in paths
+    )
     snp = production_anchors()
     for path in configured.simulated_snp_roots:
         snp = snp.plus(parse_anchor_file(_read(path)))
     return Anchors(tpm=(*vendor_anchors(), *tpm), snp=snp, simulated_allowed=trust.simulated_allowed and simulated)
+
+
+def revocation_reader(configured: VerifierSettings) -> Callable[[], Revocation]:
+    """Reads what is held of TPM makers' CRLs, anew each time: a list that came in a minute ago counts.
+
+    Raises Misconfigured("verifier.unknown_root" | "verifier.no_reason" | "collateral.no_store"), at once.
+    """
+    waived: dict[EvidenceRoot, str] = {}
+    for root, reason in configured.tpm_crls_not_required.items():
+        if root not in {EvidenceRoot.HARDWARE, EvidenceRoot.VIRTUAL, EvidenceRoot.TEST}:
+            raise Misconfigured(
+                "verifier.unknown_root", "not a kind of root", expected="hardware, virtual or test", got=root
+            )
+        if not reason.strip():
+            raise Misconfigured("verifier.no_reason", "what is not required has a reason", got=root)
+        waived[EvidenceRoot(root)] = reason
+    path = configured.tpm_collateral
+    store = None if path is None else open_collateral(path, create=False)
+    return lambda: Revocation(crls=() if store is None else tpm_crls(store), not_required=waived)
 
 
 def application(authority: AttestationAuthority, anchors: Anchors, *, trust_domain: str, clock: Clock) -> FastAPI:
@@ -466,6 +502,7 @@ def compose(
                 not_required=configured.not_required,
             ),
             anchors=anchors.tpm,
+            revocation=revocation_reader(configured),
             simulated_allowed=anchors.simulated_allowed,
             reference=reference_values.merge(sets),
             signers=signers,

@@ -5,7 +5,7 @@ Fetching and importing differ in where bytes come from and in nothing else; both
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -14,7 +14,7 @@ from moorline.clock import Instant
 from moorline.errors import MoorlineError, NotAuthentic, Refused
 from moorline.storage.collateral_store import CollateralStore, StoredItem
 from moorline.verification.collateral import Freshness, ItemKind, ItemName, Judged, freshness
-from moorline.verification.collateral_judging import Anchors, Held, judge
+from moorline.verification.collateral_judging import Anchors, Held, judge, tpm_crl_of
 from moorline.verification.intel_pck import pem_certificates
 
 ROOT_CRL: Final = ItemName(kind=ItemKind.INTEL_ROOT_CRL, subject="root")
@@ -71,7 +71,11 @@ def take(offered: Offered, store: CollateralStore, *, anchors: Anchors, now: Ins
 
 
 def _held(name: ItemName, store: CollateralStore, now: Instant) -> Held:
-    """What judging `name` takes. An AMD CRL that is not current says nothing about a chip, and does not keep it out."""
+    """What judging `name` takes. A CRL that is not current says nothing, and keeps nothing out."""
+    if name.kind is ItemKind.TPM_CRL:
+        others = [item for item in _tpm_items(store) if item.name != name]
+        in_force = [item for item in others if freshness(item.judged.validity, now) is Freshness.CURRENT]
+        return Held(root_crl=None, tpm_crls=tuple(tpm_crl_of(item.data) for item in in_force))
     root = None if name == ROOT_CRL else store.get(ROOT_CRL)
     if name.kind is not ItemKind.SNP_VCEK:
         return Held(root_crl=None if root is None else root.data)
@@ -84,6 +88,19 @@ def _held(name: ItemName, store: CollateralStore, now: Instant) -> Held:
         authorities=() if chain is None else pem_certificates(chain.data)[:1],
         snp_crl=crl.data if crl is not None and current else None,
     )
+
+
+def tpm_crls(store: CollateralStore) -> tuple[bytes, ...]:
+    """Every TPM maker's CRL that a store holds, current or not: one that has ended refuses what it is about.
+
+    Not verified here: `verification.tpm_revocation` does that, each time.
+    """
+    return tuple(tpm_crl_of(item.data) for item in _tpm_items(store))
+
+
+def _tpm_items(store: CollateralStore) -> Iterator[StoredItem]:
+    held = (store.get(name) for name in store.names() if name.kind is ItemKind.TPM_CRL)
+    return (item for item in held if item is not None)
 
 
 def root_first(names: Iterable[ItemName]) -> list[ItemName]:

@@ -6,7 +6,7 @@
    whoever fetched it, since Intel's statement does not say; a number must be the one in the statement.
 2. An item is judged before it is stored: authentic under the anchors given, not revoked, and current at `now`. Intel's
    statements are judged with Intel's root CRL, so that one comes first. [collateral.root_crl_missing and the codes of
-   verification.intel_* and verification.snp]
+   verification.intel_*, verification.snp and verification.tpm_revocation]
 3. A store remembers for each name how far it has come, and keeps that memory when the item is gone: evaluation number,
    issue date and CRL number never go back, none of the three. [collateral.rollback]
 4. One position has one content: a statement or CRL that stands where another one stood, but says something else, is
@@ -57,6 +57,7 @@ class ItemKind(StrEnum):
     INTEL_EVALUATIONS = "intel-evaluations"
     INTEL_PCK_CRL = "intel-pck-crl"
     INTEL_ROOT_CRL = "intel-root-crl"
+    TPM_CRL = "tpm-crl"
 
 
 TRACKED: Final = frozenset({ItemKind.INTEL_TCB_INFO, ItemKind.INTEL_ENCLAVE_IDENTITY})
@@ -70,6 +71,7 @@ _SUBJECTS: Final = {
     ItemKind.INTEL_EVALUATIONS: r"sgx|tdx",
     ItemKind.INTEL_PCK_CRL: r"platform|processor",
     ItemKind.INTEL_ROOT_CRL: r"root",
+    ItemKind.TPM_CRL: r"[0-9a-f]{64}",
 }
 
 

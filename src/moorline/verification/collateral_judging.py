@@ -5,6 +5,7 @@ The forms in which items are kept and travel are those in which vendors answer, 
     snp-vcek                  the certificate, DER
     snp-chain                 ASK or ASVK, then ARK, PEM (AMD KDS `cert_chain`)
     snp-crl, intel-root-crl   the CRL, DER
+    tpm-crl                   as Intel's CRL: the issuer chain begins with the authority that signed the CRL
     intel-*                   {"<statement>": "<answer>", "issuer_chain": "<PEM>"}, JSON: `tcb_info_json`,
                               `enclave_identity_json`, `tcb_evaluation_data_numbers_json`, or `crl_data_base64` (DER)
 
@@ -51,6 +52,9 @@ from moorline.verification.intel_pck import (
     pem_certificates,
 )
 from moorline.verification.snp import SnpEndorsements, judge_snp_authority, judge_snp_crl, verify_snp_chain
+from moorline.verification.tpm_identity import TpmAnchor, authority_path
+from moorline.verification.tpm_revocation import Revocation, in_force, is_by, item_subject, judge_path, parse_tpm_crl
+from moorline.wire.certificates import parse_certificate
 
 MAX_ITEM: Final = 4 << 20
 TCB_INFO: Final = "tcb_info_json"
@@ -69,24 +73,27 @@ class Anchors:
 
     snp: AnchorSet
     intel: IntelAnchors
+    tpm: tuple[TpmAnchor, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
     """What a store already holds that judging an item takes: untrusted, and judged again here.
 
-    Intel's root CRL; for a chip of AMD's, authorities that are not the ones in the package (DER), and a CRL.
+    Intel's root CRL; for a chip of AMD's, authorities that are not the ones in the package (DER), and a CRL; for a TPM
+    maker's CRL those of its other authorities.
     """
 
     root_crl: bytes | None
     authorities: tuple[bytes, ...] = ()
     snp_crl: bytes | None = None
+    tpm_crls: tuple[bytes, ...] = ()
 
 
 def judge(name: ItemName, data: bytes, *, anchors: Anchors, held: Held, now: Instant) -> Judged:
     """The item, authentic, not revoked, current at `now`, and the one its name says.
 
-    Raises Malformed, NotAuthentic (`snp.*`, `intel.*`, `collateral.other_item`, `collateral.expired`,
+    Raises Malformed, NotAuthentic (`snp.*`, `intel.*`, `ek.*`, `collateral.other_item`, `collateral.expired`,
     `collateral.not_yet_valid`), Unavailable("collateral.root_crl_missing").
     """
     if len(data) > MAX_ITEM:
@@ -202,10 +209,7 @@ def _evaluations(name: ItemName, data: bytes, anchors: Anchors, held: Held, now:
 
 def _pck_crl(name: ItemName, data: bytes, anchors: Anchors, held: Held, now: Instant) -> Judged:
     members = _members(data, CRL)
-    try:
-        der = base64.b64decode(members[CRL], validate=True)
-    except ValueError:
-        raise Malformed("collateral.item_malformed", "a CRL that is no base64") from None
+    der = _der(members[CRL])
     authority = judge_authority(members[ISSUER_CHAIN].encode(), anchors.intel)
     revocations = judge_crl(_root(held), authority.root_issuer)
     not_revoked(revocations, authority.serial)
@@ -217,6 +221,48 @@ def _pck_crl(name: ItemName, data: bytes, anchors: Anchors, held: Held, now: Ins
     return _intel_crl(
         name, der, crl, authority.root, f"which platforms of the {_CA_OF[authority.ca]} authority Intel revoked"
     )
+
+
+# ---------------------------------------------------------------- makers of TPMs
+
+
+def tpm_crl_of(data: bytes) -> bytes:
+    """The CRL in a `tpm-crl` item, unverified. Raises Malformed("collateral.item_malformed")."""
+    return _der(_members(data, CRL)[CRL])
+
+
+def _tpm_crl(name: ItemName, data: bytes, anchors: Anchors, held: Held, now: Instant) -> Judged:
+    members = _members(data, CRL)
+    der = _der(members[CRL])
+    try:
+        chain = [parse_certificate(one) for one in pem_certificates(members[ISSUER_CHAIN].encode())]
+    except Malformed:
+        raise Malformed("collateral.item_malformed", "the issuer chain of a CRL does not decode", got=name) from None
+    anchor, path = authority_path(chain, anchors=anchors.tpm, now=now)
+    known = Revocation(crls=held.tpm_crls, not_required={anchor.root: "the lists of other authorities may come later"})
+    judge_path(path, known, known=(), root=anchor.root, now=now)
+    crl = parse_tpm_crl(der)
+    if not is_by(crl, path[0]):
+        raise NotAuthentic("ek.crl_signature", "the CRL is not signed by the authority that its chain begins with", got=name)
+    in_force(crl, now)
+    _is(name, ItemName(kind=name.kind, subject=item_subject(path[0])))
+    return Judged(
+        name=name,
+        issued=crl.validity.not_before,
+        validity=crl.validity,
+        evaluation=None,
+        number=crl.number,
+        content=crl.digest,
+        root=anchor.root,
+        endorses=f"which certificates the maker of TPMs revoked: {path[0].subject.rfc4514_string()}",
+    )
+
+
+def _der(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        raise Malformed("collateral.item_malformed", "a CRL that is no base64") from None
 
 
 def _root_crl(name: ItemName, data: bytes, anchors: Anchors, _: Held, now: Instant) -> Judged:
@@ -234,6 +280,7 @@ _JUDGES: Final[dict[ItemKind, Callable[[ItemName, bytes, Anchors, Held, Instant]
     ItemKind.INTEL_EVALUATIONS: _evaluations,
     ItemKind.INTEL_PCK_CRL: _pck_crl,
     ItemKind.INTEL_ROOT_CRL: _root_crl,
+    ItemKind.TPM_CRL: _tpm_crl,
 }
 
 

@@ -42,7 +42,7 @@ from cryptography.x509.oid import NameOID, SignatureAlgorithmOID
 
 from moorline.clock import Instant, Validity, rendered
 from moorline.errors import Malformed, Misconfigured, NotAuthentic, Unavailable
-from moorline.evidence.der import BIT_STRING, ENUMERATED, SEQUENCE, DerReader
+from moorline.evidence.der import ENUMERATED, DerReader, require_whole
 from moorline.rats import EvidenceRoot
 
 _ROOTS: Final = (
@@ -305,24 +305,12 @@ def pem_certificates(data: bytes) -> tuple[bytes, ...]:
 def _certificate(der: bytes) -> x509.Certificate:
     try:
         certificate = x509.load_der_x509_certificate(der)
-        _whole(der, certificate.signature)
+        require_whole(der, certificate.signature)
     except Malformed:
         raise
     except Exception as error:  # the library has no one class for what does not decode
         raise Malformed("intel.chain_malformed", "not a certificate", got=type(error).__name__) from None
     return certificate
-
-
-def _whole(data: bytes, signature: bytes) -> None:
-    """A signed object ends in a BIT STRING of whole bytes: the library ignores how many bits of it are said to be unused."""
-    outer = DerReader(data)
-    parts = outer.sequence()
-    outer.finish()
-    parts.contents(SEQUENCE)
-    parts.contents(SEQUENCE)
-    if parts.contents(BIT_STRING) != b"\x00" + signature:
-        raise Malformed("der.malformed", "a signature that is not whole bytes")
-    parts.finish()
 
 
 def _anchored(root: x509.Certificate, anchors: IntelAnchors) -> tuple[IntelAnchor, ec.EllipticCurvePublicKey]:
@@ -515,7 +503,7 @@ def judge_crl(der: bytes, issuer: Issuer) -> IntelCrl:
         critical = any(extension.critical for extension in crl.extensions)
         numbers = [one.value.crl_number for one in crl.extensions if isinstance(one.value, x509.CRLNumber)]
         algorithm, signature, signed = crl.signature_algorithm_oid, crl.signature, crl.tbs_certlist_bytes
-        _whole(der, signature)
+        require_whole(der, signature)
     except Malformed:
         raise
     except Exception as error:  # as for certificates: the library has no one class for what does not decode

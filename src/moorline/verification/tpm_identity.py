@@ -4,12 +4,13 @@
 2. A path leads from the EK certificate, over certificates the TPM brought along and ones the anchors carry, to an anchor
    that configuration names. Each step: issuer name, signature, CA flag, path length, key usage, dates. There is no
    default anchor.
-3. The EK certificate carries the TCG extended key usage (2.23.133.8.1) and is no CA; its key is the endorsement key.
-4. The attestation key is made by the TPM that holds the endorsement key: a secret sealed to the EK under the AK's name
+3. No certificate of the path is revoked by its maker, as far as verification.tpm_revocation can know and must.
+4. The EK certificate carries the TCG extended key usage (2.23.133.8.1) and is no CA; its key is the endorsement key.
+5. The attestation key is made by the TPM that holds the endorsement key: a secret sealed to the EK under the AK's name
    can be opened only by a TPM that has both (`make_credential`; the caller supplies randomness).
 
-What this does not establish: that chip and host stand in the same place, or that the EK was not revoked since it was issued
-(TPM makers' CRLs are not consulted here; an endorsement key is revoked by revoking its platform record on the ledger).
+What this does not establish: that chip and host stand in the same place, or that the EK is not revoked later (a provider
+revokes one TPM by revoking its platform record on the ledger).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from moorline.clock import Instant, to_datetime
 from moorline.errors import Malformed, Misconfigured, NotAuthentic, Refused
 from moorline.evidence import tpm_structures as tpm
 from moorline.rats import EvidenceRoot
+from moorline.verification.tpm_revocation import Revocation, judge_path
 from moorline.verification.verified import Verified
 from moorline.wire.certificates import parse_certificate
 
@@ -75,12 +77,16 @@ class TpmAnchor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndorsementKey:
-    """An endorsement key whose certificate leads to an anchor. `digest` is SHA-256 of its SubjectPublicKeyInfo."""
+    """An endorsement key whose certificate leads to an anchor. `digest` is SHA-256 of its SubjectPublicKeyInfo.
+
+    `crls` are the digests of the revocation lists that were looked at; empty where none was.
+    """
 
     public: tpm.Public
     digest: bytes
     certificate: bytes
     anchor: str
+    crls: tuple[bytes, ...]
 
 
 @cache
@@ -107,11 +113,17 @@ def endorsement_digest(key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey) -> byt
 
 
 def verify_endorsement(
-    ek_public: bytes, certificates: tuple[bytes, ...], *, anchors: tuple[TpmAnchor, ...], now: Instant
+    ek_public: bytes,
+    certificates: tuple[bytes, ...],
+    *,
+    anchors: tuple[TpmAnchor, ...],
+    revocation: Revocation,
+    now: Instant,
 ) -> Verified[EndorsementKey]:
     """The endorsement key `ek_public` (TPMT_PUBLIC), vouched for by an anchor. `certificates`: EK certificate first.
 
-    Raises Malformed (`tpm.*`, `certificate.*`, `ek.certificates`), Refused("ek.attributes"), NotAuthentic (`ek.*`).
+    Raises Malformed (`tpm.*`, `certificate.*`, `ek.certificates`, `ek.crl_*`), Refused("ek.attributes"), NotAuthentic
+    (`ek.*`) and Unavailable("ek.crl_missing").
     """
     public = tpm.parse_public(ek_public)
     if public.attributes & _EK_SET != _EK_SET or public.attributes & tpm.SIGN:
@@ -127,6 +139,7 @@ def verify_endorsement(
         )
     leaf, *brought = (parse_certificate(der) for der in certificates)
     anchor, path = _path(leaf, brought, anchors, now)
+    crls = judge_path(path, revocation, known=known_authorities(anchor), root=anchor.root, now=now)
     _require_ek_profile(leaf)
     digest = endorsement_digest(public.key())
     certified = leaf.public_key()
@@ -137,9 +150,31 @@ def verify_endorsement(
         digest=digest,
         certificate=certificates[0],
         anchor=hashlib.sha256(anchor.certificate).hexdigest(),
+        crls=crls,
     )
-    used = hashlib.sha256(b"".join(one.fingerprint(SHA256()) for one in path)).digest()
+    used = hashlib.sha256(b"".join((*(one.fingerprint(SHA256()) for one in path), *crls))).digest()
     return Verified._create(held, root=anchor.root, collateral_digest=used)  # noqa: SLF001 - this room's own type
+
+
+def authority_path(
+    chain: list[x509.Certificate], *, anchors: tuple[TpmAnchor, ...], now: Instant
+) -> tuple[TpmAnchor, list[x509.Certificate]]:
+    """The path from a maker's authority (`chain[0]`) to an anchor, which may be itself; all of it is valid now.
+
+    Raises Malformed("ek.certificates") and NotAuthentic("ek.anchor_unknown" | "ek.certificate_*").
+    """
+    if not 0 < len(chain) <= MAX_CERTIFICATES:
+        raise Malformed("ek.certificates", "no certificate of an authority, or too many", expected="1 to 8", got=len(chain))
+    for anchor in anchors:
+        if parse_certificate(anchor.certificate) == chain[0]:
+            _require_dates(chain[0], now)
+            return anchor, chain[:1]
+    return _path(chain[0], chain[1:], anchors, now)
+
+
+def known_authorities(anchor: TpmAnchor) -> list[x509.Certificate]:
+    """The authorities that configuration names: an anchor, and the intermediates beside it."""
+    return [parse_certificate(der) for der in (anchor.certificate, *anchor.intermediates)]
 
 
 def make_credential(
@@ -266,11 +301,19 @@ def _is_ca(certificate: x509.Certificate, below: int) -> bool:
 
 def _require_dates(certificate: x509.Certificate, now: Instant) -> None:
     at = to_datetime(now)
-    if not certificate.not_valid_before_utc <= at <= certificate.not_valid_after_utc:
+    if at < certificate.not_valid_before_utc:
+        raise NotAuthentic(
+            "ek.certificate_not_yet_valid",
+            "a certificate above the endorsement key begins in the future",
+            expected=f">= {certificate.not_valid_before_utc}",
+            got=at,
+            remedy="look at this machine's clock",
+        )
+    if at > certificate.not_valid_after_utc:
         raise NotAuthentic(
             "ek.certificate_expired",
-            "a certificate above the endorsement key is not valid now",
-            expected=f"{certificate.not_valid_before_utc} to {certificate.not_valid_after_utc}",
+            "a certificate above the endorsement key has expired",
+            expected=f"<= {certificate.not_valid_after_utc}",
             got=at,
         )
 
