@@ -14,6 +14,7 @@ from moorline.errors import Conflict, Malformed, MoorlineError, Refused
 from moorline.ledger import genesis, issuance, records, transactions
 from moorline.ledger.checkpoint import quorum_of, tolerated_faults
 from moorline.ledger.draft import Draft
+from moorline.ledger.parameters import PARAMETERS
 from moorline.ledger.records import (
     AuthorityRecord,
     IndexRecord,
@@ -36,22 +37,25 @@ from moorline.ledger.transactions import (
     RemoveProvider,
     RetireAuthority,
     RevokeGlobally,
+    RotateAuthorityKey,
     SetParameter,
     SuspendProvider,
     Transaction,
 )
 from moorline.wire import keys
 
-PROPOSAL_LIFE_MS: Final = 7 * 24 * 3600 * 1000
 _GLOBAL: Final = (RevocationKind.MEASUREMENT, RevocationKind.CHIP, RevocationKind.VENDOR_ROOT)
-_PARAMETERS: Final = {"max_age_s": (genesis.MIN_MAX_AGE_S, genesis.MAX_MAX_AGE_S)}
+ProviderAction = AdmitProvider | SuspendProvider | ReinstateProvider | RemoveProvider
 
 
-def threshold(action: Action, authorities: int) -> int:
-    """How many of so many authorities must approve: max(2, f+1) for what concerns providers, else the quorum."""
-    if isinstance(action, AdmitProvider | SuspendProvider | ReinstateProvider | RemoveProvider):
-        return max(2, tolerated_faults(authorities) + 1)
-    return quorum_of(authorities)
+def threshold(action: Action, authorities: int, *, raised: int = 0) -> int:
+    """How many of so many authorities must approve: max(2, f+1) for what concerns providers, else the quorum.
+
+    `raised` is what the parameter asks for: it counts where it is more, and where there are so many.
+    """
+    concerns_provider = isinstance(action, ProviderAction)
+    least = max(2, tolerated_faults(authorities) + 1) if concerns_provider else quorum_of(authorities)
+    return max(least, min(raised, authorities))
 
 
 def propose(draft: Draft, sender: str, body: Propose, transaction: Transaction) -> None:
@@ -62,10 +66,12 @@ def propose(draft: Draft, sender: str, body: Propose, transaction: Transaction) 
         id=transactions.proposal_id(transaction.payload),
         kind=body.kind,
         action=body.action,
+        proposer=sender,
         approvals=(sender,),
         status=ProposalStatus.OPEN,
-        expires_ms=draft.block.time_ms + PROPOSAL_LIFE_MS,
+        expires_ms=draft.block.time_ms + draft.limit("proposal_life_s") * 1000,
     )
+    _count_open(draft, proposal)
     draft.tell("proposed", records.proposal_key(proposal.id))
     _settle(draft, proposal, action)
 
@@ -88,9 +94,32 @@ def approve(draft: Draft, sender: str, body: Approve) -> None:
     _settle(draft, replace(proposal, approvals=approvals), transactions.parse_action(proposal.kind, proposal.action))
 
 
+def _count_open(draft: Draft, proposal: ProposalRecord) -> None:
+    """One authority cannot fill the ledger with proposals: only so many of its own are open at once."""
+    key = records.open_proposals_index_key(proposal.proposer)
+    index = draft.read(IndexRecord, key)
+    still_open = [found for found in (() if index is None else index.holders) if _is_open(draft, found)]
+    most = draft.limit("open_proposals")
+    if len(still_open) >= most:
+        raise Refused(
+            "ledger.too_many_proposals",
+            "this authority has too many open proposals",
+            expected=most,
+            got=len(still_open),
+            remedy="have some approved, or wait until they expire",
+        )
+    draft.write(key, IndexRecord(holders=tuple(sorted((*still_open, proposal.id)))))
+
+
+def _is_open(draft: Draft, proposal_id: str) -> bool:
+    found = draft.read(ProposalRecord, records.proposal_key(proposal_id))
+    return found is not None and found.status is ProposalStatus.OPEN and draft.block.time_ms <= found.expires_ms
+
+
 def _settle(draft: Draft, proposal: ProposalRecord, action: Action) -> None:
     counted = set(proposal.approvals) & set(draft.block.authorities)
-    done = len(counted) >= threshold(action, len(draft.block.authorities))
+    raised = draft.limit("provider_approvals" if isinstance(action, ProviderAction) else "authority_approvals")
+    done = len(counted) >= threshold(action, len(draft.block.authorities), raised=raised)
     if done:
         perform(draft, action)
     status = ProposalStatus.EXECUTED if done else ProposalStatus.OPEN
@@ -112,6 +141,8 @@ def perform(draft: Draft, action: Action) -> None:
             _admit_authority(draft, action)
         case RetireAuthority():
             _retire_authority(draft, action)
+        case RotateAuthorityKey():
+            _rotate_authority_key(draft, action)
         case SetParameter():
             _set_parameter(draft, action)
         case RevokeGlobally():
@@ -124,6 +155,7 @@ def _admit_provider(draft: Draft, action: AdmitProvider) -> None:
         raise Conflict("ledger.name_taken", "this provider name is taken", got=name)
     _free_domain(draft, action.trust_domain)
     issuance.provider(action.certificate, action.trust_domain, draft.authority_certificates(), draft.block.at)
+    draft.claim_key(records.CONSORTIUM, issuance.spki(action.certificate), records.provider_key(name))
     draft.write(
         records.provider_key(name),
         ProviderRecord(
@@ -179,26 +211,51 @@ def _admit_authority(draft: Draft, action: AdmitAuthority) -> None:
     names = draft.authority_names()
     if len(names) >= genesis.MAX_AUTHORITIES:
         raise Refused("ledger.authorities_count", "there are as many authorities as can be", got=len(names))
-    for other in names:
-        record = draft.read(AuthorityRecord, records.authority_key(other))
-        if record is not None and action.checkpoint_key == record.checkpoint_key:
-            raise Conflict("ledger.key_taken", "this checkpoint key is another authority's", got=other)
-    roots = draft.read(RootsRecord, records.ROOTS_KEY)
-    issuance.authority(action.certificate, () if roots is None else roots.roots, draft.block.at)
-    keys.parse_public(action.transaction_key)
-    draft.write(
-        records.authority_key(name),
-        AuthorityRecord(
-            name=name,
-            status=Status.ACTIVE,
-            certificate=action.certificate,
-            transaction_key=action.transaction_key,
-            checkpoint_key=action.checkpoint_key,
-            address=action.address,
-        ),
-    )
+    draft.write(records.authority_key(name), _authority(draft, action, kept=()))
     draft.write(records.AUTHORITIES_INDEX, IndexRecord(holders=tuple(sorted((*names, name)))))
     draft.tell("authority_admitted", records.authority_key(name))
+
+
+def _rotate_authority_key(draft: Draft, action: RotateAuthorityKey) -> None:
+    current = draft.read(AuthorityRecord, records.authority_key(action.name))
+    if current is None or action.name not in draft.authority_names():
+        raise Refused("ledger.authority_unknown", "there is no such authority in force", got=action.name)
+    kept = issuance.authority_spkis(current.certificate, current.transaction_key, current.checkpoint_key)
+    changed = _authority(draft, action, kept=kept)
+    if changed == current:
+        raise Conflict("ledger.already_registered", "nothing would change", got=action.name)
+    draft.write(records.authority_key(action.name), changed)
+    draft.tell("authority_key_rotated", records.authority_key(action.name))
+
+
+def _authority(draft: Draft, action: AdmitAuthority | RotateAuthorityKey, *, kept: tuple[bytes, ...]) -> AuthorityRecord:
+    """The record of an authority whose three keys are its own: certified by a root, distinct, and never anybody's before."""
+    roots = draft.read(RootsRecord, records.ROOTS_KEY)
+    issuance.authority(action.certificate, () if roots is None else roots.roots, draft.block.at)
+    _transaction_key(action.transaction_key)
+    host, _, port = action.address.rpartition(":")
+    if not host or not port.isdigit() or not port.isascii():
+        raise Malformed("ledger.address_malformed", "an authority's address is host:port", got=action.address)
+    for position, spki in enumerate(
+        issuance.authority_spkis(action.certificate, action.transaction_key, action.checkpoint_key)
+    ):
+        # A key stays in its place: the old checkpoint key does not become the new transaction key.
+        draft.claim_key(records.CONSORTIUM, spki, records.authority_key(action.name), kept=kept[position : position + 1])
+    return AuthorityRecord(
+        name=action.name,
+        status=Status.ACTIVE,
+        certificate=action.certificate,
+        transaction_key=action.transaction_key,
+        checkpoint_key=action.checkpoint_key,
+        address=action.address,
+    )
+
+
+def _transaction_key(spki: bytes) -> None:
+    try:
+        keys.parse_public(spki)
+    except Malformed as error:
+        raise Malformed("ledger.key_malformed", "a transaction key cannot be used", got=error.code) from None
 
 
 def _retire_authority(draft: Draft, action: RetireAuthority) -> None:
@@ -214,12 +271,12 @@ def _retire_authority(draft: Draft, action: RetireAuthority) -> None:
 
 
 def _set_parameter(draft: Draft, action: SetParameter) -> None:
-    bounds = _PARAMETERS.get(action.name)
-    if bounds is None or not bounds[0] <= action.value <= bounds[1]:
+    bounds = PARAMETERS.get(action.name)
+    if bounds is None or not bounds.low <= action.value <= bounds.high:
         raise Refused(
             "ledger.parameter_bounds",
             "there is no such parameter, or it cannot have this value",
-            expected="; ".join(f"{name} {low} to {high}" for name, (low, high) in _PARAMETERS.items()),
+            expected="; ".join(f"{name} {one.low} to {one.high}" for name, one in PARAMETERS.items()),
             got=f"{action.name} {action.value}",
         )
     draft.write(records.parameter_key(action.name), ParameterRecord(name=action.name, value=action.value))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from moorline.clock import Instant
+from moorline.errors import Conflict
 from moorline.ledger import records
+from moorline.ledger.parameters import PARAMETERS
 from moorline.ledger.records import AuthorityRecord, IndexRecord, ParameterRecord
 
 R = TypeVar("R")
@@ -81,6 +84,29 @@ class Draft:
         """A parameter's value."""
         record = self.read(ParameterRecord, records.parameter_key(name))
         return None if record is None else record.value
+
+    def limit(self, name: str) -> int:
+        """A parameter of `ledger.parameters`, as it was set or as it is at the start."""
+        found = self.parameter(name)
+        return PARAMETERS[name].initial if found is None else found
+
+    def claim_key(self, registrant: str, spki: bytes, holder: str, *, kept: tuple[bytes, ...] = ()) -> None:
+        """Let a public key belong to the record `holder` for good; `kept` are those it may name again.
+
+        A key that was given up never signs again, under whatever name: raises Conflict("ledger.key_taken").
+        """
+        key = records.used_key_index_key(registrant, hashlib.sha256(spki).hexdigest())
+        if spki in kept:
+            return
+        if self.get(key) is not None:
+            raise Conflict(
+                "ledger.key_taken",
+                "this key is, or was, in use",
+                expected="a key never registered before",
+                got=key,
+                remedy="make a new key",
+            )
+        self.write(key, IndexRecord(holders=(holder,)))
 
     def authority_names(self) -> tuple[str, ...]:
         """The authorities in force as of this draft."""

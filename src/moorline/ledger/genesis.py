@@ -6,6 +6,7 @@ genesis, `simulated_allowed` least of all, can be changed without becoming anoth
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +17,7 @@ from moorline.errors import Malformed, MoorlineError
 from moorline.ledger import issuance, records
 from moorline.ledger.checkpoint import quorum_of
 from moorline.ledger.light_client import LedgerTrust
+from moorline.ledger.parameters import MAX_MAX_AGE_S, MIN_MAX_AGE_S, PARAMETERS
 from moorline.ledger.records import AuthorityRecord, Der, Spki, Status, Text
 from moorline.wire import keys, schema
 from moorline.wire.schema import Bytes32
@@ -24,8 +26,6 @@ VERSION: Final = 1
 MIN_AUTHORITIES: Final = 2  # admission takes two distinct authorities
 MAX_AUTHORITIES: Final = 64
 MAX_GENESIS_BYTES: Final = 1 << 20
-MIN_MAX_AGE_S: Final = 2
-MAX_MAX_AGE_S: Final = 86400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +102,13 @@ def parse(data: bytes) -> Genesis:
         raise _wrong("two authorities share a transaction key")
     for authority in genesis.authorities:
         _authority(authority, genesis)
+    all_keys = [
+        spki
+        for one in genesis.authorities
+        for spki in issuance.authority_spkis(one.certificate, one.transaction_key, one.checkpoint_key)
+    ]
+    if len(set(all_keys)) != len(all_keys):
+        raise _wrong("a key serves twice")
     return genesis
 
 
@@ -120,11 +127,15 @@ def initial_records(genesis: Genesis) -> dict[str, bytes]:
     }
     state[records.AUTHORITIES_INDEX] = records.IndexRecord(holders=tuple(a.name for a in genesis.authorities))
     state[records.ROOTS_KEY] = records.RootsRecord(roots=genesis.roots)
-    for name, value in (
-        ("max_age_s", genesis.parameters.max_age_s),
-        ("simulated_allowed", int(genesis.simulated_allowed)),
-    ):
+    values = {name: bounds.initial for name, bounds in PARAMETERS.items()}
+    values |= {"max_age_s": genesis.parameters.max_age_s, "simulated_allowed": int(genesis.simulated_allowed)}
+    for name, value in values.items():
         state[records.parameter_key(name)] = records.ParameterRecord(name=name, value=value)
+    for authority in genesis.authorities:
+        key = records.authority_key(authority.name)
+        for spki in issuance.authority_spkis(authority.certificate, authority.transaction_key, authority.checkpoint_key):
+            digest = hashlib.sha256(spki).hexdigest()
+            state[records.used_key_index_key(records.CONSORTIUM, digest)] = records.IndexRecord(holders=(key,))
     # Authorities' own certificates live under the consortium's domain: no provider may hold it, or a part of it.
     taken = records.IndexRecord(holders=(records.CONSORTIUM,))
     state[records.trust_domain_index_key(genesis.consortium_domain)] = taken

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from moorline.clock import Instant, rendered, to_datetime
 from moorline.errors import Malformed, NotAuthentic
@@ -74,6 +75,20 @@ def parse(der: bytes) -> x509.Certificate:
     except Malformed as error:
         raise Malformed("ledger.certificate_malformed", "a certificate cannot be used", got=error.code) from None
     return certificate
+
+
+def spki(der: bytes) -> bytes:
+    """SubjectPublicKeyInfo of a certificate's key, DER. Raises as `parse`."""
+    return keys.public_bytes(public_key(parse(der)))
+
+
+def authority_spkis(certificate: bytes, transaction_key: bytes, checkpoint_key: bytes) -> tuple[bytes, ...]:
+    """The three keys of an authority as SubjectPublicKeyInfo; raises Malformed("ledger.key_malformed")."""
+    try:
+        checkpoint = keys.public_bytes(ed25519.Ed25519PublicKey.from_public_bytes(checkpoint_key))
+    except ValueError:
+        raise Malformed("ledger.key_malformed", "a checkpoint key cannot be used", got=len(checkpoint_key)) from None
+    return (spki(certificate), transaction_key, checkpoint)
 
 
 def public_key(certificate: x509.Certificate) -> keys.PublicKey:

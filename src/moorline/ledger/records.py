@@ -100,6 +100,7 @@ class ProposalRecord:
     id: str
     kind: str
     action: Annotated[bytes, Size(at_most=32 * 1024)]
+    proposer: str
     approvals: tuple[str, ...]
     status: ProposalStatus
     expires_ms: int
@@ -379,6 +380,16 @@ def parent_domains(domain: str) -> tuple[str, ...]:
     """Every domain above `domain`: of a.b.c they are b.c and c."""
     labels = domain.split(".")
     return tuple(".".join(labels[index:]) for index in range(1, len(labels)))
+
+
+def used_key_index_key(registrant: str, key_digest_hex: str) -> str:
+    """Key of the `IndexRecord` that says which record of this registrant a public key belongs to, or belonged, for good."""
+    return f"index/key/{registrant}/{key_digest_hex}"
+
+
+def open_proposals_index_key(authority: str) -> str:
+    """Key of the `IndexRecord` of proposals this authority opened that may still be open."""
+    return f"index/open-proposals/{authority}"
 
 
 def chip_index_key(chip_digest_hex: str) -> str:

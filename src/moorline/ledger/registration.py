@@ -54,6 +54,13 @@ def _rotate_provider_key(draft: Draft, provider: ProviderRecord, body: tx.Rotate
     issuance.provider(body.certificate, provider.trust_domain, draft.authority_certificates(), at)
     if body.certificate in provider.ca_certificates:
         raise Conflict("ledger.already_registered", "this CA certificate is registered already")
+    counting = provider.ca_certificates_at(at)
+    draft.claim_key(
+        records.CONSORTIUM,
+        issuance.spki(body.certificate),
+        records.provider_key(provider.name),
+        kept=tuple(issuance.spki(der) for der in counting),  # a longer-lived certificate of the same key
+    )
     if body.retire_at <= at:
         raise Refused("ledger.retire_time", "the old key's retire time has passed", expected=f"> {at}", got=body.retire_at)
     kept = [
@@ -75,6 +82,7 @@ def _rotate_provider_key(draft: Draft, provider: ProviderRecord, body: tx.Rotate
 def _register_issuing_ca(draft: Draft, provider: ProviderRecord, body: tx.RegisterIssuingCa) -> None:
     key = _new(draft, records.issuing_ca_key(provider.name, records.parse_name(body.id, "issuing CA")))
     issuance.issuing_ca(body.certificate, provider.ca_certificates_at(draft.block.at), draft.block.at)
+    draft.claim_key(provider.name, issuance.spki(body.certificate), key)
     record = IssuingCaRecord(provider=provider.name, id=body.id, status=Status.ACTIVE, certificate=body.certificate)
     draft.write(key, record)
     draft.tell("issuing_ca_registered", key)
@@ -86,7 +94,7 @@ def _revoke_issuing_ca(draft: Draft, provider: ProviderRecord, body: tx.RevokeIs
 
 def _register_hsm(draft: Draft, provider: ProviderRecord, body: tx.RegisterHsm) -> None:
     key = _new(draft, records.hsm_key(provider.name, records.parse_name(body.id, "HSM")))
-    draft.write(key, _hsm(draft, provider, body))
+    draft.write(key, _hsm(draft, provider, body, current=None))
     draft.tell("hsm_registered", key)
 
 
@@ -100,11 +108,13 @@ def _rotate_hsm(draft: Draft, provider: ProviderRecord, body: tx.RotateHsm) -> N
             expected=f"> {current.bundle_sequence}",
             got=body.bundle_sequence,
         )
-    draft.write(key, _hsm(draft, provider, body))
+    draft.write(key, _hsm(draft, provider, body, current=current))
     draft.tell("hsm_rotated", key)
 
 
-def _hsm(draft: Draft, provider: ProviderRecord, body: tx.RegisterHsm | tx.RotateHsm) -> HsmRecord:
+def _hsm(
+    draft: Draft, provider: ProviderRecord, body: tx.RegisterHsm | tx.RotateHsm, *, current: HsmRecord | None
+) -> HsmRecord:
     at = draft.block.at
     issuance.hsm(
         body.certificate,
@@ -121,6 +131,10 @@ def _hsm(draft: Draft, provider: ProviderRecord, body: tx.RegisterHsm | tx.Rotat
         raise Malformed("ledger.address_malformed", "an enrolment URL is https", got=body.est_url)
     if not body.kem_public:
         raise Malformed("ledger.field_empty", "the KEM key is missing")
+    # The certificate's key and the signing key may be one; neither may be a key that any record gave up.
+    kept = () if current is None else (issuance.spki(current.certificate), current.signing_public)
+    for spki in dict.fromkeys((issuance.spki(body.certificate), body.signing_public)):
+        draft.claim_key(provider.name, spki, records.hsm_key(provider.name, body.id), kept=kept)
     return HsmRecord(
         provider=provider.name,
         id=body.id,
@@ -141,6 +155,7 @@ def _revoke_hsm(draft: Draft, provider: ProviderRecord, body: tx.RevokeHsm) -> N
 def _register_orchestrator(draft: Draft, provider: ProviderRecord, body: tx.RegisterOrchestrator) -> None:
     key = _new(draft, records.orchestrator_key(provider.name, records.parse_name(body.id, "orchestrator")))
     _public_key(body.public_key)
+    draft.claim_key(provider.name, body.public_key, key)
     record = OrchestratorRecord(provider=provider.name, id=body.id, status=Status.ACTIVE, public_key=body.public_key)
     draft.write(key, record)
     draft.tell("orchestrator_registered", key)
@@ -152,18 +167,24 @@ def _revoke_orchestrator(draft: Draft, provider: ProviderRecord, body: tx.Revoke
 
 def _register_service(draft: Draft, provider: ProviderRecord, body: tx.RegisterService) -> None:
     key = _new(draft, records.service_key(provider.name, records.parse_name(body.name, "service")))
-    draft.write(key, _service(provider, body))
+    draft.write(key, _service(draft, provider, body))
     draft.tell("service_registered", key)
 
 
 def _update_service(draft: Draft, provider: ProviderRecord, body: tx.UpdateService) -> None:
     key = records.service_key(provider.name, body.name)
     _active(draft, ServiceRecord, key)
-    draft.write(key, _service(provider, body))
+    draft.write(key, _service(draft, provider, body))
     draft.tell("service_updated", key)
 
 
-def _service(provider: ProviderRecord, body: tx.RegisterService | tx.UpdateService) -> ServiceRecord:
+def _service(draft: Draft, provider: ProviderRecord, body: tx.RegisterService | tx.UpdateService) -> ServiceRecord:
+    most = draft.limit("service_packages")
+    listed = len(body.packages)
+    if listed > most:
+        raise Refused(
+            "ledger.too_many_packages", "the service lists too many packages", expected=most, got=len(body.packages)
+        )
     for name in (*body.profiles, *body.callers):
         records.parse_name(name, "profile or caller")
     return ServiceRecord(

@@ -144,7 +144,7 @@ def apply(view: View, data: bytes, *, ledger_id: bytes, block: BlockContext) -> 
     draft = Draft(view=view, ledger_id=ledger_id, block=block)
     try:
         transaction = transactions.parse(data)  # 1
-        _in_time(transaction.payload, ledger_id, block)
+        _in_time(transaction.payload, draft)
         nonce_id = nonce_id_of(transaction.payload)
         if view.nonce_used(nonce_id):  # 2
             raise Conflict("ledger.nonce_used", "this transaction, or another with its nonce, was applied already")
@@ -168,12 +168,13 @@ def nonce_id_of(payload: Payload) -> bytes:
     return tagged_hash("ledger-nonce", payload.sender.kind.encode(), payload.sender.name.encode(), payload.nonce)
 
 
-def _in_time(payload: Payload, ledger_id: bytes, block: BlockContext) -> None:
+def _in_time(payload: Payload, draft: Draft) -> None:
+    ledger_id, block = draft.ledger_id, draft.block
     if payload.ledger_id != ledger_id:
         raise Refused(
             "ledger.other_ledger", "the transaction is for another ledger", expected=ledger_id, got=payload.ledger_id
         )
-    last = block.height + transactions.MAX_VALIDITY_BLOCKS
+    last = block.height + draft.limit("valid_blocks")
     if payload.valid_until < block.height:
         raise Refused(
             "ledger.expired", "the transaction's last block has passed", expected=block.height, got=payload.valid_until

@@ -20,8 +20,6 @@ from moorline.wire.schema import Bytes32, Size
 
 PURPOSE: Final = "ledger-transaction"
 MAX_TRANSACTION_BYTES: Final = 64 * 1024
-MAX_VALIDITY_BLOCKS: Final = 1000
-"""How far ahead `valid_until` may lie: for so long nonces are remembered."""
 
 
 class SenderKind(StrEnum):
@@ -89,8 +87,23 @@ class RetireAuthority:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RotateAuthorityKey:
+    """Action, quorum: certificate, keys and address of an authority in force, all at once and without overlap.
+
+    The block that holds it is signed by the old checkpoint key, the next by the new one. No key that an authority gave up
+    comes back. Keys that stay are named again.
+    """
+
+    name: str
+    certificate: Der
+    transaction_key: Spki
+    checkpoint_key: Bytes32
+    address: Text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SetParameter:
-    """Action, quorum."""
+    """Action, quorum; see `ledger.parameters` for names and bounds."""
 
     name: str
     value: int
@@ -311,6 +324,7 @@ class AnchorLog:
 Action = (
     AdmitAuthority
     | RetireAuthority
+    | RotateAuthorityKey
     | SetParameter
     | RevokeGlobally
     | AdmitProvider
@@ -346,6 +360,7 @@ ACTIONS: Final[dict[str, type[Action]]] = {
     for kind in (
         AdmitAuthority,
         RetireAuthority,
+        RotateAuthorityKey,
         SetParameter,
         RevokeGlobally,
         AdmitProvider,
