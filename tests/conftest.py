@@ -1,8 +1,14 @@
-"""What all tests share: the option --long, and where the shared vectors lie."""
+"""What all tests share: the option --long, where the shared vectors lie, and a PostgreSQL cluster for who asks for it."""
 
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from postgres import copied, database_url, postgres
+
+__all__ = ["copied", "database_url", "postgres"]
 
 SHARED = Path(__file__).parents[2] / "shared"
 

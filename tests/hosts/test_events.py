@@ -22,8 +22,8 @@ LONG_AGO = Instant(0)
 
 
 @pytest.fixture
-def store(tmp_path):
-    opened = VerifierStore.open(tmp_path / "verifier.db")
+def store(database_url):
+    opened = VerifierStore.open(database_url)
     for host in ("h1", "h2"):
         opened.enrol(EnrolledHost(host=host, ek_digest=host.encode(), ak_public=b"", root=EvidenceRoot.TEST, enrolled=NOW))
     return opened
@@ -62,13 +62,13 @@ def test_each_change_of_a_verdict_is_told_once(store):
     assert (newest, events[1].at, events[1].result_expires) == (3, NOW + 40, NOW + 80)
 
 
-def test_a_silent_host_is_told_once_also_after_a_restart(store, tmp_path):
+def test_a_silent_host_is_told_once_also_after_a_restart(store, database_url):
     """verifies that: a lease that ran out is one event, found by the sweep, the next result or the next process."""
     store.put_result(result("h1"), patience_until=LONG_AGO)
     store.put_result(result("h2"), patience_until=LONG_AGO)
     assert store.sweep(now=Instant(NOW + 59)) == ()
     assert store.sweep(now=Instant(NOW + 60)) == ("h1", "h2")
-    again = VerifierStore.open(tmp_path / "verifier.db")
+    again = VerifierStore.open(database_url)
     assert again.sweep(now=Instant(NOW + 61)) == ()
     again.put_result(result("h1", at=Instant(NOW + 70)), patience_until=LONG_AGO)
     again.put_result(result("h1", at=Instant(NOW + 200)), patience_until=LONG_AGO)  # came back before the sweep saw it
@@ -110,11 +110,11 @@ def test_pages_lose_nothing(store):
     assert seen == list(range(1, 41))
 
 
-def _die_at(path, step):
+def _die_at(url, step):
     """Withdraw h1's verdict in a process that is killed before its statement number `step`; how it ended."""
     pid = os.fork()
     if pid == 0:
-        other = VerifierStore.open(path)
+        other = VerifierStore.open(url)
         seen = 0
 
         def count(*_):
@@ -130,11 +130,11 @@ def _die_at(path, step):
     return os.waitpid(pid, 0)[1]
 
 
-def test_a_killed_verifier_has_both_verdict_and_event_or_neither(store, tmp_path):
+def test_a_killed_verifier_has_both_verdict_and_event_or_neither(store, database_url):
     """verifies that: SIGKILL at each statement leaves result and event agreeing, and going on tells the loss once."""
     store.put_result(result("h1"), patience_until=LONG_AGO)
     killed = 0
-    while _die_at(tmp_path / "verifier.db", killed) == signal.SIGKILL:
+    while _die_at(database_url, killed) == signal.SIGKILL:
         killed += 1
         withdrawn = store.results()["h1"].withdrawn is not None
         lost = ("h1", "verdict_lost", "ima.unknown_file") in told(store)
@@ -144,7 +144,7 @@ def test_a_killed_verifier_has_both_verdict_and_event_or_neither(store, tmp_path
     assert told(store) == [("h1", "verdict_gained", ""), ("h1", "verdict_lost", "ima.unknown_file")]
 
 
-def test_hosts_that_stood_before_there_were_events_are_not_forgotten(store, tmp_path):
+def test_hosts_that_stood_before_there_were_events_are_not_forgotten(store, database_url):
     """verifies that: a database of the schema before is migrated with the hosts that stand in it."""
     store.put_result(result("h1"), patience_until=LONG_AGO)
     store.put_result(result("h2", status="contraindicated"), patience_until=LONG_AGO)
@@ -152,7 +152,7 @@ def test_hosts_that_stood_before_there_were_events_are_not_forgotten(store, tmp_
         for table in ("deliveries", "events", "standings", "audit"):
             c.execute(sa.text(f"DROP TABLE {table}"))
         c.execute(sa.text("UPDATE verifier_version SET version_num = '0001'"))
-    again = VerifierStore.open(tmp_path / "verifier.db")
+    again = VerifierStore.open(database_url)
     assert again.sweep(now=Instant(NOW + 60)) == ("h1",)
     assert told(again) == [("h1", "verdict_lost", "result.expired")]
 

@@ -99,8 +99,9 @@ def token(ceremony):
 
 
 @pytest.fixture
-def store(tmp_path):
-    opened = BrokerStore.open(f"sqlite:///{tmp_path / 'broker.db'}")
+def store(database_url):
+    """The store on each kind of database."""
+    opened = BrokerStore.open(database_url)
     yield opened
     opened.close()
 

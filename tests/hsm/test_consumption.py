@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import threading
 from dataclasses import replace
@@ -174,14 +173,14 @@ def test_threads_race_for_one_launch(ready):
     assert ready.pool_size("records", "tls") == 4
 
 
-def test_processes_race_for_the_pool(ready, tmp_path):
+def test_processes_race_for_the_pool(ready, database_url, tmp_path):
     """verifies that: processes that consume different launches at once never get the same key pair."""
     children = []
     for number in range(5):
         out = tmp_path / f"got-{number}"
         pid = os.fork()
         if pid == 0:
-            other = BrokerStore.open(f"sqlite:///{tmp_path / 'broker.db'}")
+            other = BrokerStore.open(database_url)
             wanted = launch_of(number, session=f"p{number}", instance=f"i-{number}")
             out.write_bytes(other.consume(wanted, counter=None, at=NOW).public)
             os._exit(0)
@@ -192,11 +191,11 @@ def test_processes_race_for_the_pool(ready, tmp_path):
     assert refused(ready, launch_of(9, session="late", instance="i-9")) == "launch.pool_empty"
 
 
-def _die_at(path, step: int) -> int:
+def _die_at(url: str, step: int) -> int:
     """Consume in another process that kills itself before its statement number `step`; how it ended."""
     pid = os.fork()
     if pid == 0:
-        other = BrokerStore.open(f"sqlite:///{path}")
+        other = BrokerStore.open(url)
         seen = 0
 
         def count(*_):
@@ -213,18 +212,14 @@ def _die_at(path, step: int) -> int:
     return os.waitpid(pid, 0)[1]
 
 
-def test_sigkill_at_every_step(ready, tmp_path):
+def test_sigkill_at_every_step(ready, database_url, copied):
     """verifies that: killed at any step, a launch is consumed wholly or not at all, and no key pair is ever given twice."""
-    original, step, committed = tmp_path / "original.db", 0, 0
-    with ready._engine.connect() as connection:
-        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    step, committed = 0, 0
     ready.close()
-    shutil.copy(tmp_path / "broker.db", original)
     while True:
-        path = tmp_path / f"crash-{step}.db"
-        shutil.copy(original, path)
-        status = _die_at(path, step)
-        after = BrokerStore.open(f"sqlite:///{path}")
+        url = copied(database_url)
+        status = _die_at(url, step)
+        after = BrokerStore.open(url)
         done = len(after.launches()) == 1
         committed += done
         assert after.pool_size("records", "tls") == (4 if done else 5)
@@ -325,15 +320,14 @@ def test_only_admitted_launchers_get_a_lease(launch_keys):
     assert caught.value.code == "launch.launcher_not_admitted"
 
 
-def test_a_restored_database_is_noticed(launch_keys, leased, store, pool, tmp_path):
+def test_a_restored_database_is_noticed(launch_keys, leased, store, pool, database_url, copied):
     """verifies that: a database behind the token's counter loses pools, epochs and leases, and waits for the operator."""
     pool.refill("records", "tls")
-    with store._engine.connect() as connection:
-        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-    shutil.copy(tmp_path / "broker.db", tmp_path / "backup.db")
+    store.close()  # its connections; the engine makes new ones
+    backup = copied(database_url)
     assert launch_keys.reconcile(NOW)
     launch_keys.lease(LAUNCHER, NOW)  # the counter moves on after the backup was taken
-    restored = BrokerStore.open(f"sqlite:///{tmp_path / 'backup.db'}")
+    restored = BrokerStore.open(backup)
     keys_after = type(launch_keys)(launch_keys._token, restored, launch_keys._terms)
     assert not keys_after.reconcile(NOW)
     assert restored.pools() == {}

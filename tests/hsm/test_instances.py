@@ -61,7 +61,7 @@ def code_of(asked, *arguments, **named):
 
 
 def on_disk(directory, needle):
-    return [path.name for path in directory.glob("broker.db*") if needle in path.read_bytes()]
+    return [path.name for path in directory.glob("store.db*") if needle in path.read_bytes()]
 
 
 def test_a_lost_verdict_ends_what_runs_on_the_host(instances):
@@ -93,8 +93,12 @@ def test_the_storage_key_is_withheld_from_a_retry_after_the_loss(ready):  # noqa
     assert code_of(ready.confirm, launch_of(), issued(), at=NOW) == "renewal.host_not_standing"
 
 
-def test_retirement_erases_the_key_from_every_file(instances, tmp_path):
-    """verifies that: after retirement neither database nor its log hold the wrapped key; asking again is safe."""
+def test_retirement_erases_the_key_from_every_file(instances, database_url, tmp_path):
+    """verifies that: after retirement neither database nor log hold the wrapped key; PostgreSQL claims no such thing."""
+    if database_url.startswith("postgresql"):
+        assert instances.retire("r-1", 1, by="o1", reason="drift", at=NOW).destroyed == "storage-key"
+        assert not instances.erase()  # so the answer to the orchestrator names its log as not proven
+        return
     assert on_disk(tmp_path, WRAPPED)
     first = instances.retire("r-1", 1, by="spiffe://alpha.test/orchestrator/o1", reason="drift", at=NOW)
     assert instances.erase()
@@ -141,10 +145,10 @@ def test_names_of_generations_do_not_collide():
     launch.require_instance_name("a-g")
 
 
-def _die_at(path, step, act) -> int:
+def _die_at(url, step, act) -> int:
     pid = os.fork()
     if pid == 0:
-        other = BrokerStore.open(f"sqlite:///{path}")
+        other = BrokerStore.open(url)
         seen = 0
 
         def count(*_):
@@ -168,11 +172,11 @@ def _die_at(path, step, act) -> int:
     ],
     ids=["retire", "loss"],
 )
-def test_sigkill_anywhere_leaves_all_or_nothing(instances, ready, tmp_path, act):  # noqa: F811
+def test_sigkill_anywhere_leaves_all_or_nothing(instances, ready, database_url, act):  # noqa: F811
     """verifies that: key, state, intention, cursor and audit entry change together, and going on makes one intention."""
     before = len(ready.audit())
     step = 0
-    while _die_at(tmp_path / "broker.db", step, act) == signal.SIGKILL:
+    while _die_at(database_url, step, act) == signal.SIGKILL:
         step += 1
         ended = bool(instances.pending())
         assert ended == (len(ready.audit()) > before)

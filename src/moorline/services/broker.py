@@ -91,6 +91,11 @@ class BrokerSettings:
     """Where HTTPS is served (EST, signing for the verifier), address:port; on the ledger as its EST URL."""
     admin_socket: Path
     """Unix socket (0600) for the provider's own people; whoever can open it is the provider."""
+    database_url: str | None = None
+    """A PostgreSQL database in place of the file: postgresql+pg8000://user@/name?unix_sock=/run/postgresql/.s.PGSQL.5432,
+    or over verified TLS postgresql+pg8000://user:password@host/name?sslrootcert=/path/ca.pem. Several broker processes may
+    share it.
+    """
     softhsm_conf: Path | None = None
     """SoftHSM's configuration file; left out for another token."""
     verifier: str | None = None
@@ -209,7 +214,7 @@ def compose(settings: BrokerSettings, *, clock: Clock | None = None) -> Broker:
     trust = LedgerTrust.parse(trust_bytes)
     roots_pem = _read(settings.roots)
     above = tuple(_der(each) for each in _certificates(settings.authority_certificates))
-    store = BrokerStore.open(f"sqlite:///{settings.database.resolve()}")
+    store = BrokerStore.open(settings.database_url or f"sqlite:///{settings.database.resolve()}")
     token = open_token(_location(settings))
     try:
         return _assembled(settings, clock, token, store, trust, trust_bytes, roots_pem, above)

@@ -90,6 +90,8 @@ class OrchestratorSettings:
     """An authority of the ledger."""
     hosts: tuple[NamedHost, ...]
     """A host and its agent."""
+    database_url: str | None = None
+    """A PostgreSQL database in place of the file in `state`; written as in broker.toml."""
     max_age_s: int = 30
     """Oldest ledger proof that is acted upon, in seconds."""
     launch_life_s: int = 300
@@ -346,7 +348,7 @@ async def run(settings: OrchestratorSettings, log: structlog.stdlib.BoundLogger)
     settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     trust = LedgerTrust.parse(settings.trust.read_bytes())
     roots = settings.roots.read_bytes()
-    store = OrchestratorStore.open(f"sqlite:///{settings.state / 'orchestrator.db'}")
+    store = OrchestratorStore.open(settings.database_url or f"sqlite:///{settings.state / 'orchestrator.db'}")
     clock = SystemClock()
 
     def identity() -> ClientIdentity:

@@ -106,6 +106,8 @@ class VerifierSettings:
     """Signed sets of reference values (moor verifier sign-reference-values)."""
     reference_signers: tuple[Path, ...]
     """Public keys or certificates that may sign reference values and location tags."""
+    database_url: str | None = None
+    """A PostgreSQL database in place of the file; written as in broker.toml."""
     broker_url: str | None = None
     """The broker's HTTPS address: results are signed by the key in its token."""
     broker_name: str | None = None
@@ -403,7 +405,7 @@ async def run(configured: VerifierSettings, *, announce: Callable[..., None] = a
     verifier = require_identity(configured, identity.certificate_chain_pem)
     roots_pem = _read(configured.consortium_roots)
     told = verifier_push.receivers(configured.receivers)
-    store = VerifierStore.open(configured.database)
+    store = VerifierStore.open(configured.database_url or configured.database)
     endpoints = tuple(_endpoint(text) for text in configured.ledger_urls)
     async with LedgerClient(endpoints, roots_pem=roots_pem) as ledger:
         platforms = LedgerPlatforms(ledger, trust, store, provider=configured.provider, clock=clock)

@@ -25,9 +25,7 @@ def append(connection: sa.Connection, domain: str, *, at: Instant, event: str, b
 
     `body` is public facts, never a secret; a long text is cut. `domain` is the service's, and the same for every entry.
     """
-    # Nothing is deleted: this takes SQLite's write lock before the last entry is read, so that two threads which began
-    # their transactions at once do not both continue from it.
-    connection.execute(sa.delete(AUDIT).where(AUDIT.c.number < 0))
+    # The caller's transaction is the only writer (storage.transactions): nobody else continues from the same last entry.
     last = connection.execute(sa.select(AUDIT).order_by(AUDIT.c.number.desc()).limit(1)).one_or_none()
     details = {name: _text(value) for name, value in body.items()}
     number: int = 0 if last is None else last.number + 1

@@ -18,6 +18,7 @@ from moorline.storage import broker_generations as generations
 from moorline.storage.broker_generations import GENERATIONS, HOST_LOSSES, LIVE, RETIRED, REVOCATIONS, Generation
 from moorline.storage.broker_store import CONFIRMED, BrokerStore, Issued, Launch
 from moorline.storage.steps import reached
+from moorline.storage.transactions import retried
 from moorline.storage.verifier_events import VerdictEvent
 
 CURSOR: Final = "verifier-cursor"
@@ -50,6 +51,7 @@ class Confirmed:
     commitment: bytes
 
 
+@retried
 class InstanceStore:
     """The broker's store, as far as the life of instances goes."""
 
@@ -96,7 +98,7 @@ class InstanceStore:
 
     def hosts_in_use(self) -> tuple[str, ...]:
         """The hosts of everything live."""
-        with self._store.transaction() as c:
+        with self._store.reading() as c:
             query = sa.select(GENERATIONS.c.host).where(GENERATIONS.c.state == LIVE).distinct().order_by(GENERATIONS.c.host)
             return tuple(row.host for row in c.execute(query))
 
@@ -104,16 +106,19 @@ class InstanceStore:
 
     def require_live(self, instance: str, generation: int) -> Generation:
         """Raises Refused (`renewal.*`) unless this is the newest generation and live."""
-        with self._store.transaction() as c:
+        with self._store.reading() as c:
             return generations.require_live(c, instance, generation)
 
     def renew(self, instance: str, generation: int, issued: Issued, *, kind: str, at: Instant) -> None:
         """Record a certificate before it is handed out, if the generation still lives. Raises Refused (`renewal.*`)."""
-        with self._store.transaction() as c:
+
+        def work(c: sa.Connection) -> None:
             generations.require_live(c, instance, generation)
             self._store.insert_certificate_in(c, issued)
             body = {"spiffe_id": issued.spiffe_id, "serial": issued.serial, "not_after": issued.not_after}
             self._store.append_in(c, at, kind, body)
+
+        self._store.write(work)
         reached("broker.renewal.recorded")
 
     def refused(self, instance: str, generation: int, code: str, *, at: Instant) -> None:
@@ -123,7 +128,7 @@ class InstanceStore:
     def confirmed(self, launcher: bytes, epoch: int, sequence: int) -> Confirmed:
         """A launch that was confirmed. Raises Refused("renewal.not_known")."""
         for row in self._store.launches_where(launcher=launcher, epoch=epoch, sequence=sequence):
-            with self._store.transaction() as c:
+            with self._store.reading() as c:
                 known = generations.find(c, row.launch.instance, row.launch.generation)
             if row.state == CONFIRMED and known is not None and known.commitment:
                 return Confirmed(launch=row.launch, public=row.public, commitment=known.commitment)
@@ -184,13 +189,13 @@ class InstanceStore:
 
     def pending(self) -> tuple[Revocation, ...]:
         """Revocations the ledger does not have yet, oldest first."""
-        with self._store.transaction() as c:
+        with self._store.reading() as c:
             query = sa.select(REVOCATIONS).where(REVOCATIONS.c.height.is_(None)).order_by(REVOCATIONS.c.at)
             return tuple(Revocation(**row) for row in c.execute(query).mappings())
 
     def revocation(self, identity: str) -> Revocation | None:
         """A revocation by the name it revokes."""
-        with self._store.transaction() as c:
+        with self._store.reading() as c:
             row = c.execute(sa.select(REVOCATIONS).where(REVOCATIONS.c.id == identity)).mappings().one_or_none()
         return None if row is None else Revocation(**row)
 
@@ -212,7 +217,7 @@ class InstanceStore:
 
     def rows(self, *, limit: int = 1000) -> tuple[tuple[Generation, Revocation | None], ...]:
         """The latest generations with what became of their revocation."""
-        with self._store.transaction() as c:
+        with self._store.reading() as c:
             query = sa.select(GENERATIONS).order_by(GENERATIONS.c.at.desc(), GENERATIONS.c.generation.desc()).limit(limit)
             found = [Generation(**row) for row in c.execute(query).mappings()]
             named = {row["id"]: Revocation(**row) for row in c.execute(sa.select(REVOCATIONS)).mappings()}

@@ -12,12 +12,11 @@ decided before (hsm.release).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
 
 from moorline.audit.log import LogCheckpoint
 from moorline.clock import Instant
@@ -27,7 +26,11 @@ from moorline.storage import broker_generations as generations
 from moorline.storage.broker_generations import Generation
 from moorline.storage.checkpoint_store import SignedCheckpoint
 from moorline.storage.database import open_database
+from moorline.storage.group import GroupCommit
 from moorline.storage.steps import reached
+from moorline.storage.transactions import reading, retried, writing
+
+T = TypeVar("T")
 
 CONSUMED: Final = "consumed"
 CONFIRMED: Final = "confirmed"
@@ -165,11 +168,13 @@ class Peer:
     bundle: bytes
 
 
+@retried
 class BrokerStore:
     """The broker's durable state. Safe for threads and, on one database, for several processes."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
+        self._group = GroupCommit(engine)
 
     @classmethod
     def open(cls, url: str) -> BrokerStore:
@@ -180,41 +185,30 @@ class BrokerStore:
         """Give the connections back."""
         self._engine.dispose()
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sa.Connection]:
+    def _transaction(self) -> contextlib.AbstractContextManager[sa.Connection]:
         """A writing transaction that saw everything before it. Commits at the end, rolls back on any exception."""
-        try:
-            with self._engine.connect() as connection:
-                if connection.dialect.name == "sqlite":
-                    connection.exec_driver_sql("BEGIN IMMEDIATE")
-                else:
-                    connection.execution_options(isolation_level="SERIALIZABLE")
-                yield connection
-                connection.commit()
-        except DBAPIError as error:
-            raise Unavailable(
-                "storage.unavailable", "the broker's database cannot take this now", got=type(error.orig).__name__
-            ) from None
+        return writing(self._engine)
 
     def _rows(self, query: sa.Select[Any]) -> list[Any]:
         with self._reading() as connection:
             return [row._mapping for row in connection.execute(query)]  # noqa: SLF001 - SQLAlchemy's public name for it
 
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[sa.Connection]:
-        try:
-            with self._engine.connect() as connection:
-                yield connection
-        except DBAPIError as error:
-            raise Unavailable(
-                "storage.unavailable", "the broker's database cannot be read now", got=type(error.orig).__name__
-            ) from None
+    def _reading(self) -> contextlib.AbstractContextManager[sa.Connection]:
+        return reading(self._engine)
 
     # -- for the stores beside this one (broker_instances) that write in one transaction with it ---------------------
 
     def transaction(self) -> contextlib.AbstractContextManager[sa.Connection]:
         """A writing transaction; `*_in` methods take its connection."""
         return self._transaction()
+
+    def write(self, work: Callable[[sa.Connection], T]) -> T:
+        """As `transaction`, together with whoever else writes now (storage.group): one wait for the disk for all of them."""
+        return self._group.write(work)
+
+    def reading(self) -> contextlib.AbstractContextManager[sa.Connection]:
+        """A connection to read with, on one snapshot."""
+        return self._reading()
 
     @staticmethod
     def append_in(c: sa.Connection, at: Instant, event: str, body: Mapping[str, object]) -> None:
@@ -419,10 +413,13 @@ class BrokerStore:
         Raises Refused (`launch.token_consumed`, `launch.key_reused`, `launch.sequence_not_leased`,
         `launch.host_not_standing`, `launch.generation_behind`, `renewal.*`) or Unavailable("launch.pool_empty").
         """
-        with self._transaction() as c:
+
+        def work(c: sa.Connection) -> Taken | MoorlineError:
             if counter is not None:
                 _set_fact(c, "counter", counter)  # also if the answer is no: the token's counter moved
-            outcome = _consume(c, launch, at, _Fresh(storage, commitment, verdicts_seen))
+            return _consume(c, launch, at, _Fresh(storage, commitment, verdicts_seen))
+
+        outcome = self._group.write(work)
         if isinstance(outcome, MoorlineError):
             raise outcome
         reached("broker.launch.consumed")
@@ -434,19 +431,9 @@ class BrokerStore:
         Raises Conflict("launch.not_consumed") if this session does not hold the launch, Refused (`renewal.*`) if the
         generation was ended meanwhile.
         """
-        with self._transaction() as c:
-            where = (*_is(launch), _LAUNCHES.c.signing_digest == launch.signing_digest)
-            row = c.execute(sa.select(_LAUNCHES).where(*where)).one_or_none()
-            if row is None:
-                raise Conflict("launch.not_consumed", "this session holds no launch that could be confirmed")
-            generations.require_live(c, launch.instance, launch.generation)
-            if row.state == CONFIRMED:
-                return _newest_certificate(c, issued.spiffe_id) or issued
-            c.execute(sa.update(_LAUNCHES).where(*where).values(state=CONFIRMED, wrapped=None))
-            _insert_certificate(c, issued)
-            _append(c, at, "launch-confirmed", {"instance": launch.instance, "serial": issued.serial})
+        kept = self._group.write(lambda c: _confirm(c, launch, issued, at))
         reached("broker.launch.confirmed")
-        return issued
+        return kept
 
     def launches(self, *, limit: int = 1000) -> tuple[LaunchRow, ...]:
         """The latest launches."""
@@ -468,9 +455,12 @@ class BrokerStore:
 
     def record_certificate(self, issued: Issued, *, kind: str, at: Instant) -> None:
         """Remember a certificate before it is handed out."""
-        with self._transaction() as c:
+
+        def work(c: sa.Connection) -> None:
             _insert_certificate(c, issued)
             _append(c, at, kind, {"spiffe_id": issued.spiffe_id, "serial": issued.serial, "not_after": issued.not_after})
+
+        self._group.write(work)
         reached("broker.certificate.recorded")
 
     def certificates(self, *, valid_at: Instant, limit: int = 1000) -> tuple[Issued, ...]:
@@ -554,8 +544,7 @@ class BrokerStore:
 
     def append(self, kind: str, body: dict[str, object], *, at: Instant) -> None:
         """One audit entry of its own."""
-        with self._transaction() as c:
-            _append(c, at, kind, body)
+        self._group.write(lambda c: _append(c, at, kind, body))
 
     def audit(self, *, first: int = 0, limit: int = 1000) -> tuple[bytes, ...]:
         """Encoded entries of the secure log (moorline.audit.log, domain AUDIT_DOMAIN), in order."""
@@ -689,6 +678,20 @@ def _begin_generation(c: sa.Connection, launch: Launch, at: Instant, fresh: _Fre
         at=at,
     )
     generations.begin(c, made, storage=fresh.storage)
+
+
+def _confirm(c: sa.Connection, launch: Launch, issued: Issued, at: Instant) -> Issued:
+    where = (*_is(launch), _LAUNCHES.c.signing_digest == launch.signing_digest)
+    row = c.execute(sa.select(_LAUNCHES).where(*where)).one_or_none()
+    if row is None:
+        raise Conflict("launch.not_consumed", "this session holds no launch that could be confirmed")
+    generations.require_live(c, launch.instance, launch.generation)
+    if row.state == CONFIRMED:
+        return _newest_certificate(c, issued.spiffe_id) or issued
+    c.execute(sa.update(_LAUNCHES).where(*where).values(state=CONFIRMED, wrapped=None))
+    _insert_certificate(c, issued)
+    _append(c, at, "launch-confirmed", {"instance": launch.instance, "serial": issued.serial})
+    return issued
 
 
 def _again(c: sa.Connection, launch: Launch, row: Any, at: Instant) -> Taken | MoorlineError:  # noqa: ANN401 - a row

@@ -19,6 +19,7 @@ from moorline.storage.collateral_store import (
     record_of,
 )
 from moorline.storage.database import open_database
+from moorline.storage.transactions import reading, retried, writing
 from moorline.verification.collateral import ItemName, Mark, advance
 from moorline.wire import schema
 
@@ -28,6 +29,7 @@ _MARKS: Final = sa.table(
 )
 
 
+@retried
 class SqliteStore(CollateralStore):
     """The store at a database URL. Raises as `open_database`."""
 
@@ -40,12 +42,12 @@ class SqliteStore(CollateralStore):
 
     def names(self) -> tuple[ItemName, ...]:
         """As the port says."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return tuple(sorted(ItemName.parse(row.name) for row in connection.execute(sa.select(_ITEMS.c.name))))
 
     def get(self, name: ItemName) -> StoredItem | None:
         """As the port says."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             row = connection.execute(sa.select(_ITEMS).where(_ITEMS.c.name == str(name))).one_or_none()
         if row is None:
             return None
@@ -53,17 +55,15 @@ class SqliteStore(CollateralStore):
 
     def mark(self, name: ItemName) -> Mark | None:
         """As the port says."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return _mark(connection, name)
 
     def put(self, item: StoredItem) -> Put:
         """As the port says."""
         text = str(item.name)
         record = record_of(item, hashlib.sha256(item.data).digest())
-        with self._engine.begin() as connection:
-            # Nothing is deleted: this takes SQLite's write lock before the mark is read, so that two processes that store at
-            # once are one after the other, and the second one sees the mark of the first.
-            connection.execute(sa.delete(_ITEMS).where(_ITEMS.c.name == ""))
+        with writing(self._engine) as connection:
+            # Writers are one after the other, so the second of two that store at once sees the mark of the first.
             mark = advance(_mark(connection, item.name), item.judged)
             before = connection.execute(sa.select(_ITEMS.c.record).where(_ITEMS.c.name == text)).scalar_one_or_none()
             connection.execute(sa.delete(_MARKS).where(_MARKS.c.name == text))
@@ -83,7 +83,7 @@ class SqliteStore(CollateralStore):
 
     def drop(self, name: ItemName) -> None:
         """As the port says."""
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             connection.execute(sa.delete(_ITEMS).where(_ITEMS.c.name == str(name)))
 
 

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from moorline.errors import Misconfigured, Unavailable
+from moorline.storage.transactions import reading, retried, writing
 
 _META = sa.MetaData()
 _BLOCKS = sa.Table(
@@ -157,6 +158,7 @@ class StateWrites:
     nonces: Mapping[bytes, int]
 
 
+@retried
 class LedgerStore:
     """Over an engine that `storage.database.open_database(url, "ledger")` made."""
 
@@ -173,55 +175,55 @@ class LedgerStore:
     def head(self) -> StoredBlock | None:
         """The highest committed block."""
         query = sa.select(_BLOCKS).order_by(_BLOCKS.c.height.desc()).limit(1)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             row = connection.execute(query).mappings().one_or_none()
         return None if row is None else StoredBlock(**row)
 
     def block(self, height: int) -> StoredBlock | None:
         """The committed block at a height."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             row = connection.execute(sa.select(_BLOCKS).where(_BLOCKS.c.height == height)).mappings().one_or_none()
         return None if row is None else StoredBlock(**row)
 
     def lowest(self) -> int | None:
         """The lowest height there is a block of: 1, or more where the ledger was taken over from a snapshot."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             found: int | None = connection.execute(sa.select(sa.func.min(_BLOCKS.c.height))).scalar()
         return found
 
     def leaves(self) -> list[bytes]:
         """The leaf hashes of all committed blocks, in order of height."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return list(connection.execute(sa.select(_BLOCKS.c.leaf).order_by(_BLOCKS.c.height)).scalars())
 
     def set_changes(self) -> list[tuple[bytes, bytes]]:
         """Note and encoded authority set of every block that changed the set, in order."""
         query = sa.select(_SET_CHANGES.c.note, _SET_CHANGES.c.authorities).order_by(_SET_CHANGES.c.height)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return [(note, authorities) for note, authorities in connection.execute(query)]
 
     def records(self, first: int = 0, last: int = 0xFFFF) -> list[tuple[str, bytes]]:
         """Keys and values after the highest block whose places begin with 16 bits from `first` to `last`."""
         query = sa.select(_RECORDS.c.key, _RECORDS.c.value).where(_in_subtrees(first, last))
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return [(key, value) for key, value in connection.execute(query)]
 
     def subtrees(self) -> list[tuple[int, bytes, int]]:
         """Prefix, hash and number of keys of every subtree of the state, in order."""
         query = sa.select(_SUBTREES.c.prefix, _SUBTREES.c.hash, _SUBTREES.c.key_count).order_by(_SUBTREES.c.prefix)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return [(prefix, digest, keys) for prefix, digest, keys in connection.execute(query)]
 
     def nonces(self) -> dict[bytes, int]:
         """Nonce ids still remembered, with the last block they could stand in."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             rows = connection.execute(sa.select(_NONCES.c.nonce, _NONCES.c.valid_until))
             return {nonce: until for nonce, until in rows}  # noqa: C416 - rows are not pairs
 
     def transaction(self, transaction_id: bytes) -> tuple[int, int] | None:
         """Height and position of an applied transaction."""
         query = sa.select(_TRANSACTIONS.c.height, _TRANSACTIONS.c.position).where(_TRANSACTIONS.c.id == transaction_id)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             row = connection.execute(query).one_or_none()
         return None if row is None else (row[0], row[1])
 
@@ -232,7 +234,7 @@ class LedgerStore:
 
         `authorities` is the encoded set if the block changed it.
         """
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             _put_block(connection, block, transactions)
             if authorities is not None:
                 _put(connection, _SET_CHANGES, [{"height": block.height, "note": block.note, "authorities": authorities}])
@@ -247,12 +249,12 @@ class LedgerStore:
 
     def put_state(self, state: StateWrites) -> None:
         """Put part of a state that is taken over from elsewhere; nobody believes it before `put_head`."""
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             _put_state(connection, state)
 
     def clear_state(self, prefixes: Sequence[int]) -> None:
         """Take out what there is of these subtrees."""
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             for prefix in prefixes:
                 low, high = prefix.to_bytes(2, "big"), (prefix + 1).to_bytes(3, "big")[-2:]
                 where = _RECORDS.c.place >= low
@@ -263,7 +265,7 @@ class LedgerStore:
 
     def put_blocks(self, blocks: Sequence[tuple[StoredBlock, Sequence[bytes]]]) -> None:
         """Put blocks below the head, with the ids of their transactions."""
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             for block, transactions in blocks:
                 _put_block(connection, block, transactions)
 
@@ -271,7 +273,7 @@ class LedgerStore:
         self, block: StoredBlock, *, transactions: Sequence[bytes], changes: Sequence[tuple[int, bytes, bytes]]
     ) -> None:
         """Put the block that the state taken over belongs to: from now on it is this authority's head."""
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             _put_block(connection, block, transactions)
             rows = [{"height": height, "note": note, "authorities": after} for height, note, after in changes]
             if rows:
@@ -279,7 +281,7 @@ class LedgerStore:
 
     def fill_edges(self, edges: Mapping[int, bytes]) -> None:
         """Complete blocks that an old version wrote."""
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             for height, edge in edges.items():
                 connection.execute(sa.update(_BLOCKS).where(_BLOCKS.c.height == height).values(edge=edge))
 
@@ -288,13 +290,13 @@ class LedgerStore:
     def proposed(self) -> StoredProposal | None:
         """The block this sequencer proposed last and has not committed."""
         query = sa.select(_PROPOSED).order_by(_PROPOSED.c.height.desc()).limit(1)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             row = connection.execute(query).mappings().one_or_none()
         return None if row is None else StoredProposal(**row)
 
     def propose(self, height: int, body: bytes, *, seal: bytes | None = None, first_seal: bytes | None = None) -> None:
         """Record, before anybody sees it, that this block is proposed; an abandoned one at its height gives way."""
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             connection.execute(sa.delete(_PROPOSED).where(_PROPOSED.c.height == height))
             connection.execute(sa.delete(_COSIGNATURES).where(_COSIGNATURES.c.height == height))
             connection.execute(sa.insert(_PROPOSED).values(height=height, body=body, seal=seal, first_seal=first_seal))
@@ -302,24 +304,24 @@ class LedgerStore:
     def signed(self) -> StoredSignature | None:
         """The highest block this authority decided to sign."""
         query = sa.select(_SIGNED).order_by(_SIGNED.c.height.desc()).limit(1)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             row = connection.execute(query).mappings().one_or_none()
         return None if row is None else StoredSignature(**row)
 
     def intend_signature(self, height: int, body: bytes, *, time_s: int | None, seal: bytes | None = None) -> None:
         """Record, before signing, what will be signed. The height is a primary key: a second block there is an error."""
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             connection.execute(sa.insert(_SIGNED).values(height=height, body=body, time_s=time_s, seal=seal))
 
     def cosignatures(self, height: int) -> dict[str, str]:
         """Other authorities' signature lines collected for the proposed block."""
         query = sa.select(_COSIGNATURES.c.authority, _COSIGNATURES.c.line).where(_COSIGNATURES.c.height == height)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return {authority: line for authority, line in connection.execute(query)}  # noqa: C416 - rows are not pairs
 
     def keep_cosignatures(self, height: int, lines: Mapping[str, str]) -> None:
         """Keep other authorities' signatures on the proposed block."""
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             rows = [{"height": height, "authority": authority, "line": line} for authority, line in lines.items()]
             _put(connection, _COSIGNATURES, rows)
 
@@ -328,21 +330,21 @@ class LedgerStore:
     def term(self) -> StoredTerm | None:
         """The highest term this authority has given its word in, or seen a certificate of."""
         query = sa.select(_TERMS).order_by(_TERMS.c.term.desc()).limit(1)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             row = connection.execute(query).mappings().one_or_none()
         return None if row is None else StoredTerm(**row)
 
     def certified_term(self) -> StoredTerm | None:
         """The highest term that a certificate is known of."""
         query = sa.select(_TERMS).where(_TERMS.c.certificate.is_not(None)).order_by(_TERMS.c.term.desc()).limit(1)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             row = connection.execute(query).mappings().one_or_none()
         return None if row is None else StoredTerm(**row)
 
     def put_term(self, term: StoredTerm) -> None:
         """Record a word given (once a term: another sequencer for it is an error), or the certificate of a term."""
         values = {"term": term.term, "sequencer": term.sequencer, "certificate": term.certificate}
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             if term.certificate is None:
                 connection.execute(sa.insert(_TERMS).values(**values))
             else:
@@ -350,32 +352,32 @@ class LedgerStore:
 
     def mark(self, name: str) -> int | None:
         """A number kept under a name."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return connection.execute(sa.select(_MARKS.c.value).where(_MARKS.c.name == name)).scalar()
 
     def set_mark(self, name: str, value: int) -> None:
         """Keep a number under a name."""
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             _put(connection, _MARKS, [{"name": name, "value": value}])
 
     def keep_evidence(self, evidence: StoredEvidence) -> None:
         """Keep evidence for good; the same twice is kept once."""
         row = {"id": evidence.id, "height": evidence.height, "found_ms": evidence.found_ms, "body": evidence.body}
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             if connection.execute(sa.select(_EVIDENCE.c.id).where(_EVIDENCE.c.id == evidence.id)).scalar() is None:
                 connection.execute(sa.insert(_EVIDENCE).values(**row))
 
     def evidence(self) -> list[StoredEvidence]:
         """All evidence, oldest first."""
         query = sa.select(_EVIDENCE).order_by(_EVIDENCE.c.found_ms, _EVIDENCE.c.id)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return [StoredEvidence(**row) for row in connection.execute(query).mappings()]
 
     def damaged_pages(self) -> list[str]:
         """What SQLite's own check finds; empty if nothing, and on other databases, which check themselves."""
         if self._engine.dialect.name != "sqlite":
             return []
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             found = [str(row[0]) for row in connection.execute(sa.text("PRAGMA quick_check(5)"))]
         return [] if found == ["ok"] else found
 

@@ -12,19 +12,20 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import IntegrityError
 
 from moorline.clock import Instant
-from moorline.errors import Conflict, Refused, Unavailable
+from moorline.errors import Conflict, Refused
 from moorline.storage import audit_store
 from moorline.storage.database import open_database
 from moorline.storage.steps import reached
+from moorline.storage.transactions import reading, retried, writing
 
 AUDIT_DOMAIN: Final = "orchestrator"
 
@@ -176,6 +177,7 @@ _CHECKPOINT: Final = "checkpoint"
 _CURSOR: Final = "verifier-cursor"
 
 
+@retried
 class OrchestratorStore:
     """The orchestrator's durable state. Safe for threads and for several processes on one database."""
 
@@ -323,7 +325,7 @@ class OrchestratorStore:
 
     def audit_rows(self, *, first: int, limit: int) -> tuple[tuple[int, bytes], ...]:
         """The same with the numbers they are kept under."""
-        with self._transaction() as connection:
+        with reading(self._engine) as connection:
             return audit_store.rows(connection, first=first, limit=limit)
 
     def load(self) -> dict[str, int]:
@@ -349,31 +351,12 @@ class OrchestratorStore:
             connection.execute(sa.delete(_FACTS).where(_FACTS.c.name == _CHECKPOINT))
             connection.execute(sa.insert(_FACTS).values(name=_CHECKPOINT, value=encoded))
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sa.Connection]:
-        try:
-            with self._engine.connect() as connection:
-                if connection.dialect.name == "sqlite":
-                    connection.exec_driver_sql("BEGIN IMMEDIATE")
-                else:
-                    connection.execution_options(isolation_level="SERIALIZABLE")
-                yield connection
-                connection.commit()
-        except IntegrityError:
-            raise
-        except DBAPIError as error:
-            raise Unavailable(
-                "storage.unavailable", "the orchestrator's database cannot take this now", got=type(error.orig).__name__
-            ) from None
+    def _transaction(self) -> contextlib.AbstractContextManager[sa.Connection]:
+        return writing(self._engine)
 
     def _rows(self, query: sa.Select[Any]) -> list[Any]:
-        try:
-            with self._engine.connect() as connection:
-                return [row._mapping for row in connection.execute(query)]  # noqa: SLF001 - SQLAlchemy's public name for it
-        except DBAPIError as error:
-            raise Unavailable(
-                "storage.unavailable", "the orchestrator's database cannot be read now", got=type(error.orig).__name__
-            ) from None
+        with reading(self._engine) as connection:
+            return [row._mapping for row in connection.execute(query)]  # noqa: SLF001 - SQLAlchemy's public name for it
 
 
 def _stored(row: FunctionRow) -> dict[str, object]:

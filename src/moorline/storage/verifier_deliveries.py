@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from moorline.clock import Instant
 from moorline.storage import verifier_events
 from moorline.storage.steps import reached
+from moorline.storage.transactions import reading, retried, writing
 
 _DELIVERIES: Final = sa.table("deliveries", *(sa.column(name) for name in ("receiver", "cursor", "failures", "code", "at")))
 
@@ -29,6 +30,7 @@ class Delivery:
     at: Instant
 
 
+@retried
 class Deliveries:
     """The receivers' cursors in a verifier's database. Every method is one transaction."""
 
@@ -37,7 +39,7 @@ class Deliveries:
 
     def begin(self, receiver: str, *, at: Instant) -> Delivery:
         """What is known of a receiver; one that is new begins now, at the newest event."""
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             query = sa.select(_DELIVERIES).where(_DELIVERIES.c.receiver == receiver)
             row = connection.execute(query).mappings().one_or_none()
             if row is not None:
@@ -58,10 +60,10 @@ class Deliveries:
 
     def all(self) -> tuple[Delivery, ...]:
         """All receivers there ever were, by name."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             rows = connection.execute(sa.select(_DELIVERIES).order_by(_DELIVERIES.c.receiver)).mappings()
             return tuple(Delivery(**row) for row in rows)
 
     def _set(self, receiver: str, values: dict[str, object]) -> None:
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             connection.execute(sa.update(_DELIVERIES).where(_DELIVERIES.c.receiver == receiver).values(values))

@@ -20,6 +20,7 @@ from moorline.rats import EvidenceRoot, Tier
 from moorline.storage import audit_store, verifier_events
 from moorline.storage.database import open_database
 from moorline.storage.steps import reached
+from moorline.storage.transactions import reading, retried, writing
 from moorline.storage.verifier_deliveries import Deliveries
 from moorline.storage.verifier_events import VerdictEvent
 
@@ -97,6 +98,7 @@ class StoredResult:
     withdrawn: str | None
 
 
+@retried
 class VerifierStore:
     """The verifier's database."""
 
@@ -104,15 +106,22 @@ class VerifierStore:
         self._engine = engine
 
     @classmethod
-    def open(cls, path: Path) -> VerifierStore:
-        """The store in an SQLite file, made or migrated if need be. Raises Unavailable or Misconfigured (`storage.*`)."""
-        return cls(open_database(f"sqlite:///{path.absolute()}", "verifier"))
+    def open(cls, where: Path | str) -> VerifierStore:
+        """The store in an SQLite file, or at a database's URL, made or migrated if need be.
+
+        Raises Unavailable or Misconfigured (`storage.*`).
+        """
+        return cls(open_database(f"sqlite:///{where.absolute()}" if isinstance(where, Path) else where, "verifier"))
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._engine.dispose()
 
     # Enrolment ------------------------------------------------------------------------------------------------------
 
     def host(self, host: str) -> EnrolledHost:
         """An enrolled host; raises Refused("host.not_enrolled")."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             row = connection.execute(sa.select(_HOSTS).where(_HOSTS.c.host == host)).one_or_none()
         if row is None:
             raise Refused("host.not_enrolled", "no such host is enrolled", got=host, remedy="enrol the host first")
@@ -120,12 +129,12 @@ class VerifierStore:
 
     def hosts(self) -> tuple[EnrolledHost, ...]:
         """All enrolled hosts, by name."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return tuple(_host(row) for row in connection.execute(sa.select(_HOSTS).order_by(_HOSTS.c.host)))
 
     def require_free(self, host: str, ek_digest: bytes) -> None:
         """Raises Conflict("enrol.other_tpm" | "enrol.other_host") if name or endorsement key belong to another."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             self._require_free(connection, host, ek_digest)
 
     def open_enrolment(self, enrolment: OpenEnrolment) -> None:
@@ -139,7 +148,7 @@ class VerifierStore:
             "secret_digest": enrolment.secret_digest,
             "expires": enrolment.expires,
         }
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             self._prune(connection, _ENROLMENTS, _ENROLMENTS.c.enrolment, enrolment.host)
             connection.execute(sa.insert(_ENROLMENTS).values(values))
         reached("verifier.enrolment.opened")
@@ -149,7 +158,7 @@ class VerifierStore:
 
         Raises NotAuthentic("enrol.unknown") for a used, expired or unknown one.
         """
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             found = connection.execute(sa.select(_ENROLMENTS).where(_ENROLMENTS.c.enrolment == enrolment))
             row = found.mappings().one_or_none()
             taken = connection.execute(sa.delete(_ENROLMENTS).where(_ENROLMENTS.c.enrolment == enrolment)).rowcount
@@ -170,7 +179,7 @@ class VerifierStore:
             "root": host.root.value,
             "enrolled": host.enrolled,
         }
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             row = self._require_free(connection, host.host, host.ek_digest)
             if row is None:
                 connection.execute(sa.insert(_HOSTS).values(values))
@@ -185,14 +194,14 @@ class VerifierStore:
 
     def open_challenge(self, host: str, nonce: bytes, expires: Instant) -> None:
         """Remember a nonce until it is taken, expires, or too many follow."""
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             self._prune(connection, _CHALLENGES, _CHALLENGES.c.nonce, host)
             connection.execute(sa.insert(_CHALLENGES).values(nonce=nonce, host=host, expires=expires))
         reached("verifier.challenge.opened")
 
     def take_challenge(self, host: str, nonce: bytes, *, now: Instant) -> None:
         """Use up a nonce. Raises NotAuthentic("tpm.nonce_mismatch") unless it was open for this host, and not expired."""
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             row = connection.execute(
                 sa.select(_CHALLENGES).where(_CHALLENGES.c.nonce == nonce, _CHALLENGES.c.host == host)
             ).one_or_none()
@@ -213,7 +222,7 @@ class VerifierStore:
 
     def progress(self, host: str) -> Progress | None:
         """How far a host was read; None before its first appraisal."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             row = connection.execute(sa.select(_PROGRESS).where(_PROGRESS.c.host == host)).one_or_none()
         if row is None:
             return None
@@ -228,7 +237,7 @@ class VerifierStore:
 
     def advance(self, host: str, progress: Progress, *, withdraw: str | None, at: Instant) -> None:
         """Keep how far the host was read; with `withdraw`, end its standing result, and say so, in the same transaction."""
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             _keep(connection, host, progress)
             if withdraw is not None:
                 connection.execute(_withdrawal(host, withdraw))
@@ -237,14 +246,14 @@ class VerifierStore:
 
     def withdraw(self, host: str, code: str, *, at: Instant) -> None:
         """End the standing result of a host because of the problem `code`, and say so."""
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             connection.execute(_withdrawal(host, code))
             verifier_events.lost(connection, host, code, at=at)
         reached("verifier.verdict.withdrawn")
 
     def put_result(self, result: StoredResult, *, patience_until: Instant, progress: Progress | None = None) -> None:
         """The host's result from now on; the host stands by it if it affirms. `progress` is kept in the same transaction."""
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             if progress is not None:
                 _keep(connection, result.host, progress)
             _store(connection, result, patience_until)
@@ -254,7 +263,7 @@ class VerifierStore:
 
     def results(self) -> dict[str, StoredResult]:
         """The last result of each host, also ended ones."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return {row["host"]: StoredResult(**row) for row in connection.execute(sa.select(_RESULTS)).mappings()}
 
     # Events ---------------------------------------------------------------------------------------------------------
@@ -265,20 +274,20 @@ class VerifierStore:
 
     def events(self, *, after: int, limit: int) -> tuple[tuple[VerdictEvent, ...], int]:
         """Verdicts gained and lost after a cursor, and the newest cursor. Raises Conflict("events.cursor_unknown")."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return verifier_events.page(connection, after=after, limit=limit)
 
     def newest_event(self) -> int:
         """The newest cursor, 0 if there was no event yet."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return verifier_events.newest_cursor(connection)
 
     def sweep(self, *, now: Instant) -> tuple[str, ...]:
         """Tell of the hosts whose lease ran out since they were last heard of, each once; their names."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             if not verifier_events.ran_out(connection, at=now):  # the ordinary case, and no writer needs to wait for it
                 return ()
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             silent = verifier_events.ran_out(connection, at=now)
             for host in silent:
                 verifier_events.lost(connection, host, verifier_events.RAN_OUT, at=now)
@@ -287,12 +296,12 @@ class VerifierStore:
 
     def audit_rows(self, *, first: int, limit: int) -> tuple[tuple[int, bytes], ...]:
         """Numbers and encoded entries of the secure log (audit.log, domain verifier_events.AUDIT_DOMAIN), in order."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return audit_store.rows(connection, first=first, limit=limit)
 
     def standing_result(self, host: str, *, now: Instant) -> StoredResult:
         """The result that holds now. Raises Refused("result.none" | "result.withdrawn" | "result.expired")."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             row = connection.execute(sa.select(_RESULTS).where(_RESULTS.c.host == host)).mappings().one_or_none()
         if row is None:
             raise Refused("result.none", "there is no attestation result about this host", got=host, remedy="let it attest")
@@ -317,7 +326,7 @@ class VerifierStore:
 
     def accept_serial(self, name: str, serial: int) -> None:
         """Remember the highest serial seen of a set of reference values. Raises Refused("reference.rollback") below it."""
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             known = connection.execute(sa.select(_SERIALS.c.serial).where(_SERIALS.c.name == name)).scalar()
             if known is not None and serial < known:
                 raise Refused(
@@ -331,13 +340,13 @@ class VerifierStore:
 
     def fact(self, name: str) -> bytes | None:
         """A small value kept under a name."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             value: bytes | None = connection.execute(sa.select(_FACTS.c.value).where(_FACTS.c.name == name)).scalar()
         return value
 
     def set_fact(self, name: str, value: bytes) -> None:
         """Keep a small value under a name."""
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             _upsert(connection, _FACTS, _FACTS.c.name == name, {"name": name, "value": value})
 
     @staticmethod

@@ -47,7 +47,8 @@ def upgrade() -> None:
         sa.Column("at", sa.BigInteger, nullable=False),
     )
     # Instances from before have no commitment here, so they cannot resume a session; they can be halted, retired and revoked.
+    empty = "x''" if op.get_bind().dialect.name == "sqlite" else "''::bytea"
     op.execute(
         "INSERT INTO generations (instance, generation, service, host, state, code, commitment, destroyed, at) "
-        "SELECT instance, generation, service, host, 'live', '', x'', '', at FROM launches"
+        f"SELECT instance, generation, service, host, 'live', '', {empty}, '', at FROM launches"
     )

@@ -1,0 +1,108 @@
+"""Group commit: transactions that wait for the disk together.
+
+A durable commit costs one wait for the disk (or for PostgreSQL), whoever waits. So what several threads want to write at one
+time becomes one transaction: each piece of work in a savepoint of its own, one commit for all, and only then anybody's
+answer. A piece that refuses is undone by itself; when the database fails, it fails for all of them and nothing of any was
+done. Each piece still sees everything that was written before it, and its audit entry is in the same transaction.
+
+Nobody waits for company: whoever comes while no group is under way begins one at once, and those who come meanwhile are the
+next. There is no thread of its own; the first who waits leads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Final, Generic, TypeVar, cast
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from moorline.storage.transactions import again, writing
+
+T = TypeVar("T")
+
+GROUP_MAX: Final = 64
+"""Pieces in one transaction: a bound on what a failing commit makes all of them do again."""
+
+
+class _Piece(Generic[T]):
+    """Somebody's work, and what came of it."""
+
+    def __init__(self, work: Callable[[sa.Connection], T]) -> None:
+        self.work = work
+        self.woken = threading.Event()
+        self.over = False
+        self.result: T | None = None
+        self.error: BaseException | None = None
+
+    def run(self, connection: sa.Connection) -> None:
+        self.result = self.work(connection)
+        self.error = None
+
+    def outcome(self) -> T:
+        if self.error is not None:
+            raise self.error
+        return cast("T", self.result)
+
+
+class GroupCommit:
+    """The writers of one engine in one process."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._turn = threading.Lock()
+        self._waiting: list[_Piece[Any]] = []
+        self._busy = False
+
+    def write(self, work: Callable[[sa.Connection], T]) -> T:
+        """What `work` returns, once it is durable; `work` may run more than once and must only touch its connection.
+
+        Raises what `work` raises, with nothing of it done, and as `transactions.writing`.
+        """
+        piece = _Piece(work)
+        with self._turn:
+            self._waiting.append(piece)
+            leads, self._busy = not self._busy, True
+        if not leads:
+            piece.woken.wait()
+        if not piece.over:
+            self._lead()
+        return piece.outcome()
+
+    def _lead(self) -> None:
+        with self._turn:
+            group, self._waiting = self._waiting[:GROUP_MAX], self._waiting[GROUP_MAX:]
+        try:
+            again(lambda: self._commit(group))
+        except BaseException as error:
+            for piece in group:
+                piece.error = error
+        with self._turn:
+            for piece in group:
+                piece.over = True
+                piece.woken.set()
+            if self._waiting:
+                self._waiting[0].woken.set()  # leads the next
+            else:
+                self._busy = False
+
+    def _commit(self, group: list[_Piece[Any]]) -> None:
+        with writing(self._engine) as connection:
+            if len(group) == 1:
+                group[0].run(connection)
+                return
+            for piece in group:
+                _in_savepoint(piece, connection)
+
+
+def _in_savepoint(piece: _Piece[Any], connection: sa.Connection) -> None:
+    try:
+        with connection.begin_nested():
+            piece.run(connection)
+    except IntegrityError as error:
+        piece.error = error
+    except DBAPIError:
+        raise  # the database failed, not this piece
+    except BaseException as error:
+        piece.error = error
