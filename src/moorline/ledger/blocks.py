@@ -13,8 +13,10 @@ from typing import Annotated, Final
 from moorline.audit import merkle
 from moorline.digest import tagged_hash
 from moorline.errors import Malformed, NotAuthentic, Refused
+from moorline.ledger import anchor
 from moorline.ledger import state as machine
-from moorline.ledger.checkpoint import Checkpoint, authority_set_digest, parse_note, verify_note
+from moorline.ledger.checkpoint import Checkpoint, authority_set_digest
+from moorline.ledger.engines.cometbft import receipts as comet_receipts
 from moorline.ledger.genesis import Genesis
 from moorline.ledger.light_client import LedgerTrust
 from moorline.ledger.state import Applied, Rejected, State
@@ -198,10 +200,13 @@ def verify_receipt(found: Receipt, transaction: bytes, trust: LedgerTrust) -> Ch
     For a client that knows the authority set in force at that block. Raises Malformed, NotAuthentic (`ledger.*`,
     `merkle.*`).
     """
-    note = parse_note(found.note)
-    if note.checkpoint.ledger_id != trust.ledger_id:
+    head = anchor.parse(found.note)
+    if head.checkpoint.ledger_id != trust.ledger_id:
         raise NotAuthentic("ledger.other_ledger", "the receipt is of another ledger")
-    checkpoint = verify_note(note, trust.authorities, trust.quorum)
+    checkpoint = anchor.verify(head, trust.authorities, trust.quorum)
+    if isinstance(head, anchor.CometAnchor):
+        comet_receipts.verify(found, transaction, head)
+        return checkpoint
     header = schema.decode(Header, found.header)
     if (header.height, header.time_ms, found.height, found.time_ms) != (
         checkpoint.height,

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Final, Self, TypeVar
 
 from moorline.errors import Malformed, Misconfigured, Unavailable
-from moorline.ledger import blocks, checkpoint, transactions
+from moorline.ledger import anchor, blocks, transactions
 from moorline.ledger.blocks import Receipt
 from moorline.ledger.checkpoint import Checkpoint
 from moorline.ledger.transactions import Action, Body, Sender
@@ -73,7 +73,7 @@ class LedgerClient:
 
     async def checkpoint(self) -> Checkpoint:
         """The newest checkpoint of the first authority that answers: unverified, good for choosing `valid_until`."""
-        return checkpoint.parse_note(await self.note()).checkpoint
+        return anchor.parse(await self.note()).checkpoint
 
     async def note(self) -> bytes:
         """The note of the newest checkpoint, unverified."""

@@ -22,14 +22,8 @@ from typing import Final
 from moorline.clock import Instant
 from moorline.digest import same
 from moorline.errors import Malformed, NotAuthentic, Refused
-from moorline.ledger import proof
-from moorline.ledger.checkpoint import (
-    Checkpoint,
-    authority_set_digest,
-    parse_note,
-    quorum_of,
-    verify_note,
-)
+from moorline.ledger import anchor, proof
+from moorline.ledger.checkpoint import Checkpoint, quorum_of
 from moorline.ledger.records import Der
 from moorline.ledger.tree import PartialTree, value_digest
 from moorline.wire import schema
@@ -126,16 +120,16 @@ def verify_bundle(bundle: bytes, trust: LedgerTrust, *, now: Instant, highest: C
     Refused("ledger.other_ledger" | "ledger.proof_stale" | "ledger.proof_from_future" | "ledger.rollback").
     """
     parsed = proof.parse_bundle(bundle)  # 1
-    note = parse_note(parsed.note)
-    if not same(note.checkpoint.ledger_id, trust.ledger_id):  # 2
+    head = anchor.parse(parsed.note)
+    if not same(head.checkpoint.ledger_id, trust.ledger_id):  # 2
         raise Refused(
             "ledger.other_ledger",
             "the proof is of another ledger",
             expected=trust.ledger_id,
-            got=note.checkpoint.ledger_id,
+            got=head.checkpoint.ledger_id,
         )
-    authorities, quorum = _set_in_force(parsed.changes, trust, before=note.checkpoint.height)  # 3
-    checkpoint = verify_note(note, authorities, quorum)  # 4
+    authorities, quorum = _set_in_force(parsed.changes, trust, before=head.checkpoint.height)  # 3
+    checkpoint = anchor.verify(head, authorities, quorum)  # 4
     judge_age(checkpoint, now=now, max_age_s=trust.max_age_s)  # 5
     judge_progress(checkpoint, highest)  # 6
     return ProvenState(checkpoint, _proven_records(parsed, checkpoint), _proven=_TOKEN)  # 7
@@ -185,10 +179,11 @@ def _set_in_force(
     known = [index for index, change in enumerate(changes) if dict(change.authorities) == dict(authorities)]
     height = -1
     for change in changes[known[-1] + 1 if known else 0 :]:
-        checkpoint = verify_note(parse_note(change.note), authorities, quorum)
+        changing = anchor.parse(change.note)
+        checkpoint = anchor.verify(changing, authorities, quorum)
         if not same(checkpoint.ledger_id, trust.ledger_id) or not height < checkpoint.height < before:
             raise NotAuthentic("ledger.proof_invalid", "a change of the authority set is out of place")
-        if not same(checkpoint.authorities, authority_set_digest(change.authorities)):
+        if not same(checkpoint.authorities, anchor.set_digest(changing, change.authorities)):
             raise NotAuthentic("ledger.proof_invalid", "a change of the authority set is not the one that was signed")
         authorities, quorum, height = change.authorities, quorum_of(len(change.authorities)), checkpoint.height
     return authorities, quorum
