@@ -1,4 +1,4 @@
-"""`moor host`: run the agent of a host, and say where the host stands."""
+"""`moor host`: run the agent of a host, assess the host, and say where it stands."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from moorline.cli import render, running
+from moorline.cli import host_assess, render, running
 from moorline.errors import Misconfigured
 
 if TYPE_CHECKING:
     from moorline.services.host import HostSettings
 
 app = typer.Typer(no_args_is_help=True)
+app.add_typer(host_assess.app, name="assess")
 
 _DAY_S: Final = 24 * 3600
 Tcti = Annotated[str, typer.Option("--tcti", help="The host's TPM: swtpm:path=/path, device:/dev/tpmrm0.")]
@@ -22,7 +23,7 @@ Tcti = Annotated[str, typer.Option("--tcti", help="The host's TPM: swtpm:path=/p
 
 @app.callback()
 def host() -> None:
-    """Run the agent of a host."""
+    """Run the agent of a host; assess a machine."""
 
 
 @app.command()
