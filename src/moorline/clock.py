@@ -44,6 +44,17 @@ def rendered(at: Instant) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def parse_instant(text: str) -> Instant:
+    """A time as people write it: RFC 3339 with its offset, or seconds since the epoch. Raises ValueError."""
+    if text.isascii() and text.isdigit():
+        return Instant(int(text))
+    found = datetime.fromisoformat(text)
+    if found.tzinfo is None:
+        message = "a time without its offset from UTC says nothing"
+        raise ValueError(message)
+    return Instant(int(found.timestamp()))
+
+
 def to_datetime(at: Instant) -> datetime:
     """An aware UTC datetime, for libraries that want one."""
     return datetime.fromtimestamp(at, UTC)

@@ -63,7 +63,7 @@ def consortium(
     for folder in folders:
         _authority_file(folder, addresses[folder.name])
     render.files(
-        [directory / name for name in ("genesis.cbor", "trust.cbor", "roots.pem")] + folders,
+        [directory / name for name in ("genesis.cbor", "trust.cbor", "trust.toml", "roots.pem")] + folders,
         as_json=as_json,
         then=[
             f"take {directory / 'root'} offline, and give each authority its folder",

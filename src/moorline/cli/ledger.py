@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,15 +13,29 @@ import typer
 from moorline.cli import acting, render
 
 if TYPE_CHECKING:
+    from moorline.clock import Instant
     from moorline.ledger.light_client import LedgerTrust, ProvenState
 
 app = typer.Typer(no_args_is_help=True)
 
 _LONG = 64
 
-_Keys = Annotated[list[str], typer.Argument(help="Keys such as provider/alpha.")]
-_Trust = Annotated[Path, typer.Option(help="Trust file (trust.cbor) of the ledger.")]
-_Genesis = Annotated[Path, typer.Option(help="Genesis file (genesis.cbor): where the authorities are.")]
+
+class Expected(StrEnum):
+    """What somebody who verifies a proof expects of every key in it."""
+
+    PRESENT = "present"
+    ABSENT = "absent"
+
+
+_Keys = Annotated[
+    list[str],
+    typer.Argument(help="Keys such as provider/alpha, hsm/alpha/hsm-1, contract/c1, revocation/instance/alpha/i1."),
+]
+_Trust = Annotated[Path, typer.Option(envvar="MOOR_TRUST", help="Trust file of the ledger: trust.toml, or trust.cbor.")]
+_Genesis = Annotated[
+    Path, typer.Option(envvar="MOOR_GENESIS", help="Genesis file (genesis.cbor): where the authorities are.")
+]
 
 
 @app.callback()
@@ -30,56 +46,127 @@ def ledger() -> None:
 @app.command()
 def show(key: _Keys, trust: _Trust, genesis: _Genesis, *, as_json: render.AsJson = False) -> None:
     """Show what keys hold, proven by a quorum of authorities."""
-    _print(_verified(_fetch(genesis, key), _trust(trust)), key, as_json=as_json)
+    from moorline.clock import SystemClock
+
+    keys = _named(key)
+    believed = load_trust(trust)
+    _print(_verified(_fetch(genesis, keys, believed), believed, SystemClock().now()), keys, as_json=as_json)
 
 
 @app.command()
 def prove(
     key: _Keys,
-    genesis: _Genesis,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the proof bundle.")],
+    genesis: _Genesis,
+    trust: Annotated[
+        Path | None, typer.Option(help="Whoever verifies has this trust file: leave out older changes of the authorities.")
+    ] = None,
     *,
     as_json: render.AsJson = False,
 ) -> None:
-    """Fetch a proof bundle for keys and write it to a file, for somebody else to verify."""
-    bundle = _fetch(genesis, key)
+    """Fetch a proof bundle for keys and write it to a file, for somebody else to verify offline."""
+    bundle = _fetch(genesis, _named(key), None if trust is None else load_trust(trust))
     output.write_bytes(bundle)
-    then = [f"moor ledger verify {output} --trust FILE, within the ledger's proof age"]
+    then = [f"moor ledger verify {output} --trust trust.toml, within the ledger's proof age"]
     render.files([output], as_json=as_json, then=then, bytes=str(len(bundle)))
 
 
 @app.command()
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="A proof bundle.")], trust: _Trust, *, as_json: render.AsJson = False
+    bundle: Annotated[Path, typer.Argument(help="A proof bundle (moor ledger prove).")],
+    trust: Annotated[
+        Path | None, typer.Option(envvar="MOOR_TRUST", help="Trust file of the ledger: trust.toml, or trust.cbor.")
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Judge its age at this time (RFC 3339 or seconds); now if left out.")
+    ] = None,
+    max_age: Annotated[
+        int | None, typer.Option(metavar="S", min=1, help="How old it may be, in seconds; else as the trust file says.")
+    ] = None,
+    expect: Annotated[Expected | None, typer.Option(help="Refuse a proof in which any key is otherwise.")] = None,
+    *,
+    as_json: render.AsJson = False,
 ) -> None:
-    """Verify a proof bundle offline and show what it proves."""
+    """Verify a proof bundle offline, with the trust file and nothing else.
+
+    Exit codes: 0 proven (as expected); 1 badly signed, stale, of another ledger, not as expected; 2 unreadable or no trust.
+    """
+    from moorline.errors import Misconfigured
     from moorline.ledger.proof import parse_bundle
 
+    if trust is None:
+        raise Misconfigured(
+            "ledger.no_trust", "a proof proves nothing without a trust file", remedy="name one: --trust trust.toml"
+        )
     data = render.read(bundle)
-    _print(_verified(data, _trust(trust)), [entry.key for entry in parse_bundle(data).records], as_json=as_json)
+    believed = load_trust(trust)
+    if max_age is not None:
+        believed = replace(believed, max_age_s=max_age)
+    state = _verified(data, believed, _time(at))
+    keys = [entry.key for entry in parse_bundle(data).records]
+    for key in keys if expect else ():
+        if expect is Expected.PRESENT:
+            state.record(key)
+        else:
+            state.absent(key)
+    _print(state, keys, as_json=as_json)
 
 
-def _trust(path: Path) -> LedgerTrust:
-    from moorline.ledger.light_client import LedgerTrust
+@app.command()
+def trust(
+    genesis: _Genesis,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the trust file (TOML).")],
+    *,
+    as_json: render.AsJson = False,
+) -> None:
+    """Write the trust file of a genesis. Compare the ledger id with the consortium's by another way before believing it."""
+    from moorline.ledger import trust_file
+    from moorline.ledger.genesis import parse
 
-    return LedgerTrust.parse(render.read(path))
+    found = parse(render.read(genesis)).trust()
+    render.new_file(output, trust_file.render(found).encode())
+    render.files([output], as_json=as_json, then=["compare the ledger id by another way"], ledger=found.ledger_id.hex())
 
 
-def _verified(bundle: bytes, trust: LedgerTrust) -> ProvenState:
-    from moorline.clock import SystemClock
+def load_trust(path: Path) -> LedgerTrust:
+    """The trust in a file named on the command line, TOML or binary."""
+    from moorline.ledger import trust_file
+
+    return trust_file.parse(render.read(path), lambda name: render.read(path.parent / name))
+
+
+def _named(keys: list[str]) -> list[str]:
+    from moorline.ledger import key_names
+
+    return [key_names.parse(key) for key in keys]
+
+
+def _time(text: str | None) -> Instant:
+    from moorline.clock import SystemClock, parse_instant
+
+    if text is None:
+        return SystemClock().now()
+    try:
+        return parse_instant(text)
+    except ValueError:
+        raise typer.BadParameter("a time is 2026-11-27T12:00:00Z, or seconds since 1970", param_hint="--at") from None
+
+
+def _verified(bundle: bytes, trust: LedgerTrust, now: Instant) -> ProvenState:
     from moorline.ledger.light_client import verify_bundle
 
-    return verify_bundle(bundle, trust, now=SystemClock().now())
+    return verify_bundle(bundle, trust, now=now)
 
 
-def _fetch(genesis: Path, keys: list[str]) -> bytes:
+def _fetch(genesis: Path, keys: list[str], known: LedgerTrust | None) -> bytes:
     import asyncio
 
     async def fetched() -> bytes:
         async with acting.ledger_client(genesis) as client:
-            return await client.prove(keys)
+            return await client.prove(keys, known=None if known is None else known.authorities)
 
-    return asyncio.run(fetched())
+    with render.progress("asking the authorities"):
+        return asyncio.run(fetched())
 
 
 def _print(state: ProvenState, keys: list[str], *, as_json: bool) -> None:
@@ -96,7 +183,9 @@ def _print(state: ProvenState, keys: list[str], *, as_json: bool) -> None:
                 raise
             shown[key] = None
     if as_json:
-        typer.echo(json.dumps({"height": state.height, "time": rendered(state.time), "records": shown}))
+        proven = {key: "absent" if record is None else "present" for key, record in shown.items()}
+        facts = {"height": state.height, "time": rendered(state.time), "ledger": state.checkpoint.ledger_id.hex()}
+        typer.echo(json.dumps({**facts, "proven": proven, "records": shown}))
         return
     rows = [
         {"key": key, "field": name, "value": value}

@@ -3,7 +3,7 @@
 It is run once, where the root key may exist; afterwards `root/` goes offline and each folder of `authorities/` to its owner.
 What is written, private keys with mode 0600:
 
-    genesis.cbor  trust.cbor  roots.pem
+    genesis.cbor  trust.cbor  trust.toml  roots.pem
     root/root.key.pem  root/root.pem
     authorities/<name>/authority.toml  genesis.cbor  ca.key.pem  ca.pem  transaction.key.pem  checkpoint.key.pem
 """
@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from moorline.clock import Instant, Validity
 from moorline.errors import Misconfigured
 from moorline.ledger import genesis as genesis_module
+from moorline.ledger import trust_file
 from moorline.ledger.client import Endpoint
 from moorline.ledger.genesis import Genesis, GenesisAuthority, Parameters
 from moorline.ledger.light_client import LedgerTrust
@@ -115,6 +116,7 @@ def genesis_ceremony(
     write_public(directory / "root" / "root.pem", pem_of([_der(root)]))
     write_public(directory / "roots.pem", pem_of(genesis.roots))
     write_public(directory / "trust.cbor", genesis.trust().encode())
+    write_public(directory / "trust.toml", trust_file.render(genesis.trust()).encode())
     write_public(directory / "genesis.cbor", genesis.encode())  # last: its presence says that all is there
     return Ceremony(directory=directory, genesis=genesis, trust=genesis.trust())
 

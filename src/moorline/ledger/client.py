@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self, TypeVar
@@ -66,9 +66,11 @@ class LedgerClient:
         answer = await self._first(lambda client: client.post_cbor("/v1/transactions", transaction))
         return blocks.parse_receipt(answer)
 
-    async def prove(self, keys: Iterable[str]) -> bytes:
-        """A proof bundle for these keys, unverified."""
+    async def prove(self, keys: Iterable[str], *, known: Mapping[str, bytes] | None = None) -> bytes:
+        """A proof bundle for these keys, unverified; changes of the authorities before the set `known` are left out."""
         params = [("key", key) for key in keys]
+        if known is not None:
+            params.append(("known", checkpoint.authority_set_digest(known).hex()))
         return await self._first(lambda client: client.get_bytes("/v1/proof", params))
 
     async def checkpoint(self) -> Checkpoint:

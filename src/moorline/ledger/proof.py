@@ -8,11 +8,12 @@ The encoding is deterministic, and there is one for each list of keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final
 
 from moorline.errors import Malformed
+from moorline.ledger.checkpoint import authority_set_digest
 from moorline.ledger.records import MAX_KEY_CHARS, MAX_RECORD_BYTES
 from moorline.ledger.tree import MAX_PROOF_BYTES, Tree
 from moorline.wire import schema
@@ -48,6 +49,12 @@ class Bundle:
     changes: tuple[SetChange, ...]
     records: tuple[Entry, ...]
     tree: Annotated[bytes, Size(at_most=MAX_PROOF_BYTES)]
+
+
+def changes_since(known: bytes | None, changes: Sequence[SetChange]) -> tuple[SetChange, ...]:
+    """The changes that lead on from the set with this digest: those after the last that led to it, or all of them."""
+    led = [index for index, change in enumerate(changes) if authority_set_digest(change.authorities) == known]
+    return tuple(changes[led[-1] + 1 if led else 0 :])
 
 
 def make_bundle(

@@ -185,9 +185,15 @@ def _public_routes(app: FastAPI, node: Node, engine: Sequencer | Cosigner) -> No
         return _cbor(await engine.submit(await request.body()))
 
     @app.get("/v1/proof")
-    async def prove(key: Annotated[list[str], Query(max_length=64)]) -> Response:
-        """Public: a proof bundle for the keys named, which proves itself."""
-        return _cbor(node.prove(key))
+    async def prove(
+        key: Annotated[list[str], Query(max_length=64)],
+        known: Annotated[str | None, Query(pattern="^[0-9a-f]{64}$")] = None,
+    ) -> Response:
+        """Public: a proof bundle for the keys named, which proves itself.
+
+        `known` is the digest of an authority set: changes before it are left out.
+        """
+        return _cbor(node.prove(key, known=None if known is None else bytes.fromhex(known)))
 
     @app.get("/v1/checkpoint")
     async def checkpoint() -> Response:

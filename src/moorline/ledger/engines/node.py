@@ -71,11 +71,15 @@ class Node:
         """The set in force, which signs the next block."""
         return self.head.state.authority_set()
 
-    def prove(self, keys: Iterable[str]) -> bytes:
-        """A proof bundle at the head. Raises Unavailable("ledger.no_block_yet") before the first block."""
+    def prove(self, keys: Iterable[str], *, known: bytes | None = None) -> bytes:
+        """A proof bundle at the head, with changes of the authority set from the one with digest `known` on, or all.
+
+        Raises Unavailable("ledger.no_block_yet") before the first block.
+        """
+        changes = self._changes_before(self.head.state.height)
         return proof.make_bundle(
             note=self.signed_note(),
-            changes=tuple(self._changes_before(self.head.state.height)),
+            changes=proof.changes_since(known, changes),
             tree=self.head.state.tree,
             value_of=self.head.state.get,
             keys=keys,
@@ -167,8 +171,8 @@ class Node:
         """With the first block the whole state is stored, the genesis' part of it included."""
         return dict(head.state.records) if head.state.height == 1 else {}
 
-    def _changes_before(self, height: int) -> list[proof.SetChange]:
-        return [change for change in self._changes if checkpoint.parse_note(change.note).checkpoint.height < height]
+    def _changes_before(self, height: int) -> tuple[proof.SetChange, ...]:
+        return tuple(change for change in self._changes if checkpoint.parse_note(change.note).checkpoint.height < height)
 
     def _compare(self, note: checkpoint.Note, block: Block) -> None:
         mine = self.store.block(note.checkpoint.height)
