@@ -15,7 +15,7 @@ from typing import Final, Self, TypeVar
 from moorline.errors import Malformed, Misconfigured, Unavailable
 from moorline.ledger import anchor, blocks, transactions
 from moorline.ledger.blocks import Receipt
-from moorline.ledger.checkpoint import Checkpoint
+from moorline.ledger.checkpoint import Checkpoint, authority_set_digest
 from moorline.ledger.transactions import Action, Body, Sender
 from moorline.wire import cbor
 from moorline.wire.http import HttpClient
@@ -70,7 +70,7 @@ class LedgerClient:
         """A proof bundle for these keys, unverified; changes of the authorities before the set `known` are left out."""
         params = [("key", key) for key in keys]
         if known is not None:
-            params.append(("known", checkpoint.authority_set_digest(known).hex()))
+            params.append(("known", authority_set_digest(known).hex()))
         return await self._first(lambda client: client.get_bytes("/v1/proof", params))
 
     async def checkpoint(self) -> Checkpoint:
