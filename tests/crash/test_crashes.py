@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from moorline.attesters.tpm import Tpm
 from moorline.cli.demo import hosting, operating
-from moorline.cli.demo.world import HSM, VERIFIER
+from moorline.cli.demo.world import HSM, ISSUING_CA, VERIFIER
 from moorline.clock import SystemClock
 from moorline.device import enrolment
 from moorline.device.store import DeviceStore
@@ -32,6 +33,7 @@ from moorline.errors import MoorlineError, Refused
 from moorline.host_agent.attestation import FileLogs, HostAttestation
 from moorline.host_agent.guests import Guests
 from moorline.host_agent.silicon import SiliconClient
+from moorline.hsm import revocation
 from moorline.ledger import transactions as tx
 from moorline.nfv import Role
 from moorline.simulators import firmware
@@ -82,7 +84,13 @@ CLEAN_UP = (
     "orchestrator.relaunch.requested",
 )
 RETIREMENT = ("broker.instance.retired", "broker.revocation.signed", "broker.revocation.committed")
+CERTIFICATES = (
+    "broker.certificate.revoked",
+    "broker.certificate_revocation.signed",
+    "broker.certificate_revocation.committed",
+)
 OTHERS = {
+    "broker.crl.numbered",
     "orchestrator.cursor.kept",
     "verifier.silence.told",
     "broker.loss.recorded",
@@ -110,7 +118,7 @@ OTHERS = {
 
 
 async def test_every_step_is_killed_here():
-    covered = {*LAUNCH, *LEDGER, *VERIFIER_STEPS, *CLEAN_UP, *RETIREMENT, *OTHERS}
+    covered = {*LAUNCH, *LEDGER, *VERIFIER_STEPS, *CLEAN_UP, *RETIREMENT, *CERTIFICATES, *OTHERS}
     assert steps.names() == covered
 
 
@@ -315,6 +323,41 @@ async def test_a_certificate_is_issued_after_all(system):
     assert "BEGIN CERTIFICATE" in answer["certificate"]
     # One was recorded and never handed out, one was handed out; both are known, so that both could be revoked.
     assert len(system.rows("SELECT serial FROM certificates WHERE spiffe_id = ?", asked["spiffe_id"])) == 2
+
+
+@pytest.mark.parametrize("step", CERTIFICATES)
+async def test_a_revoked_certificate_stays_revoked(system, step):
+    """Whenever the broker dies, the revocation is decided once and reaches the ledger once."""
+    serial = await device_certificate(system, f"revoked-{step.rpartition('.')[2]}")
+    revoke = {"serial": serial, "reason": "key_compromise"}
+    await system.killed_at(BROKER, step, lambda: system.admin("/v1/certificates/revoke", revoke))
+    await system.admin("/v1/certificates/revoke", revoke)
+    query = "SELECT reason FROM revoked_certificates WHERE serial = ? AND height IS NOT NULL"
+    async with asyncio.timeout(30):
+        while system.rows(query, serial) != [("key_compromise",)]:  # noqa: ASYNC110 - of a database
+            await asyncio.sleep(0.05)
+
+
+async def test_a_list_never_has_the_number_of_another(system):
+    """A number is spent before the list is signed: who dies in between has lost it and does not give it twice."""
+    ca = ISSUING_CA
+
+    async def number() -> int:
+        async with HttpClient(
+            f"https://{system.world.alpha.https}",
+            server_name=system.world.alpha.name_of(Role.HSM, HSM),
+            roots_pem=system.world.roots_pem,
+        ) as client:
+            found = revocation.crl_number(revocation.parse_crl(await client.get_bytes(f"/crl/{ca}.crl")))
+        assert found is not None
+        return found
+
+    before = await system.persistently(number)
+    revoked = {"serial": await device_certificate(system, "another"), "reason": "superseded"}
+    await system.admin("/v1/certificates/revoke", revoked)  # so that there is a new list to make
+    spent = await system.killed_at(BROKER, "broker.crl.numbered", lambda: system.persistently(number))
+    ((kept,),) = system.rows("SELECT value FROM facts WHERE name = 'crl-number'")
+    assert before < spent[0] == kept
 
 
 async def test_peers_meet_again(system):
@@ -553,6 +596,14 @@ async def test_a_clean_up_survives_a_kill_at_every_step(system):
 def drift(one: hosting.Host) -> None:
     with Tpm.open(one.tpm.tcti) as tpm:
         firmware.execute(tpm, one.directory / "logs", "/usr/bin/xmrig", b"SIMULATED miner")
+
+
+async def device_certificate(system: Any, name: str) -> str:
+    """The serial number of a certificate that alpha's broker gave to a device."""
+    spki = keys.public_bytes(ec.generate_private_key(ec.SECP256R1()).public_key())
+    asked = {"public_key": base64.b64encode(spki).decode(), "spiffe_id": f"spiffe://alpha.test/device/{name}"}
+    answer = await system.admin("/v1/svid", asked)
+    return f"{x509.load_pem_x509_certificate(answer['certificate'].encode()).serial_number:x}"
 
 
 # Helpers of these stories ------------------------------------------------------------------------------------------------

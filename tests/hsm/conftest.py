@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from moorline.clock import Instant, Validity
+from moorline.clock import Instant, SystemClock, Validity
 from moorline.hsm.ceremony import Ceremony, initialise
 from moorline.hsm.issuing import HsmIdentity, IssuingCa
 from moorline.hsm.launch_keys import COUNTER, LaunchKeys, Terms
@@ -90,6 +90,12 @@ def ceremony(tmp_path_factory) -> Ceremony:
 @pytest.fixture(scope="session")
 def provider(ceremony) -> Provider:
     return make_provider(ceremony.keys)
+
+
+@pytest.fixture(scope="session")
+def real_now(ceremony) -> Provider:
+    """The same chain as of this machine's time: some foreign tools take no other."""
+    return make_provider(ceremony.keys, now=SystemClock().now())
 
 
 @pytest.fixture(scope="module")  # not longer: another test's set-up opens another token

@@ -183,6 +183,27 @@ def revoke_launcher(
     render.facts(answer, as_json=as_json)
 
 
+@app.command("revoke-certificate")
+def revoke_certificate(
+    serial: Annotated[str, typer.Argument(help="The certificate's serial number, hex.")],
+    broker: acting.Broker,
+    *,
+    reason: Annotated[str, typer.Option(help="Why, as RFC 5280 5.3.1 says it, such as key_compromise.")] = "unspecified",
+    as_json: render.AsJson = False,
+) -> None:
+    """Revoke a certificate this broker gave out: at once in CRL and OCSP, on the ledger as soon as it takes it."""
+    body = {"serial": serial, "reason": reason}
+    answer: Any = acting.at_broker(broker, lambda client: client.post_json("/v1/certificates/revoke", body))
+    render.facts(answer, as_json=as_json)
+
+
+@app.command()
+def revocation(broker: acting.Broker, *, as_json: render.AsJson = False) -> None:
+    """Show how far revocations are, and the bound within which one is seen everywhere."""
+    answer: Any = _read(broker, "/v1/revocation")
+    render.facts(answer, as_json=as_json)
+
+
 @shown.command("keys")
 def show_keys(broker: acting.Broker, *, as_json: render.AsJson = False) -> None:
     """Show the public halves of the token's keys, base64."""

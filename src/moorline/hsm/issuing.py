@@ -65,21 +65,34 @@ class IssuingCa:
     """Signs X509-SVIDs of one trust domain with the key in the token. Randomness of serial numbers is the token's."""
 
     def __init__(
-        self, token: Token, *, certificate: x509.Certificate, above: tuple[bytes, ...], trust_domain: str, life_s: int
+        self,
+        token: Token,
+        *,
+        certificate: x509.Certificate,
+        above: tuple[bytes, ...],
+        trust_domain: str,
+        life_s: int,
+        pointers: certificates.Pointers | None = None,
     ) -> None:
-        """`above` is the provider's and the authority's certificate (DER)."""
+        """`above` is the provider's and the authority's certificate (DER); `pointers` says where CRL and OCSP are."""
         key = TokenEcKey(token, ISSUING_CA)
         _same_key(certificate, key, ISSUING_CA)
         self._token = token
         self._issuer = certificates.Issuer(certificate=certificate, key=key)
         self._chain = (certificate.public_bytes(serialization.Encoding.DER), *above)
         self._trust_domain = trust_domain
+        self._pointers = pointers
         self._life_s = min(life_s, certificates.LEAF_MAX_LIFE_S - BACKDATE_S)
 
     @property
     def chain(self) -> tuple[bytes, ...]:
         """Issuing CA, provider, authority; DER."""
         return self._chain
+
+    @property
+    def issuer(self) -> certificates.Issuer:
+        """Certificate and token key, for what else an issuer signs: CRLs and OCSP responses (hsm.revocation)."""
+        return self._issuer
 
     def issue(self, public: keys.PublicKey, spiffe_id: SpiffeId, now: Instant) -> Leaf:
         """An X509-SVID. That the holder of `public` is `spiffe_id` is the caller's to know.
@@ -93,7 +106,7 @@ class IssuingCa:
                 expected=f"spiffe://{self._trust_domain}/...",
                 got=str(spiffe_id),
             )
-        return _leaf(self._token, self._issuer, self._chain, public, spiffe_id, now, self._life_s)
+        return _leaf(self._token, self._issuer, self._chain, public, spiffe_id, now, self._life_s, self._pointers)
 
 
 class HsmIdentity:
@@ -109,6 +122,11 @@ class HsmIdentity:
         self._chain = (certificate.public_bytes(serialization.Encoding.DER), *above)
         self.spiffe_id = spiffe_id
         self.signer: keys.Signer = keys.KeySigner(key)
+
+    @property
+    def issuer(self) -> certificates.Issuer:
+        """Certificate and token key, for the CRL about TLS keys of brokers."""
+        return self._issuer
 
     @property
     def chain(self) -> tuple[bytes, ...]:
@@ -141,10 +159,13 @@ def _leaf(
     spiffe_id: SpiffeId,
     now: Instant,
     life_s: int,
+    pointers: certificates.Pointers | None = None,
 ) -> Leaf:
     validity = Validity(not_before=Instant(now - BACKDATE_S), not_after=Instant(now + life_s))
     serial = serial_number(token.random(_SERIAL_BYTES))
-    certificate = certificates.leaf_certificate(public, spiffe_id=spiffe_id, issuer=issuer, validity=validity, serial=serial)
+    certificate = certificates.leaf_certificate(
+        public, spiffe_id=spiffe_id, issuer=issuer, validity=validity, serial=serial, pointers=pointers
+    )
     return Leaf(certificate=certificate, chain=chain, not_after=validity.not_after)
 
 

@@ -35,6 +35,7 @@ from moorline.services.broker_ledger import LedgerView
 from moorline.services.broker_open import OpenFunctions
 from moorline.services.http import TlsIdentity
 from moorline.storage.broker_instances import InstanceStore
+from moorline.storage.broker_revocations import RevocationStore
 from moorline.storage.broker_store import BrokerStore
 from moorline.verification.anchors import AnchorSet, parse_anchor_file, production_anchors
 from moorline.wire import certificates, keys
@@ -126,6 +127,16 @@ class BrokerSettings:
     """Seconds an issued certificate lives, an hour at most."""
     renew_after_s: int = 1200
     """Seconds after which a function or host renews its certificate."""
+    listen_revocation: str | None = None
+    """Where CRLs, OCSP and CA certificates are served over plain HTTP, address:port: all of it is signed. HTTPS
+    serves them too.
+    """
+    revocation_url: str | None = None
+    """Base URL of the same as peers reach it; certificates name CRL and OCSP below it. Left out, they name none."""
+    revocation_poll_s: int = 5
+    """Seconds between two looks at the ledger for revoked certificates; part of the revocation bound."""
+    crls_above: Path | None = None
+    """PEM file with the CRLs of provider, authorities and root, handed on to who checks the whole chain."""
 
 
 class TlsKeys:
@@ -189,6 +200,7 @@ class Broker:
     revoking: asyncio.Event
     revoked: asyncio.Event
     anchoring: asyncio.Lock
+    revocations: RevocationStore
 
     def require_hosts(self) -> HostAuthority:
         """The attestation authority; raises Misconfigured("broker.no_verifier") if there is none."""
@@ -242,6 +254,7 @@ def _assembled(
         above=above,
         trust_domain=settings.trust_domain,
         life_s=settings.svid_s,
+        pointers=_pointers(settings),
     )
     terms = Terms(
         epoch_s=settings.epoch_s,
@@ -277,12 +290,21 @@ def _assembled(
         revoking=asyncio.Event(),
         revoked=asyncio.Event(),
         anchoring=asyncio.Lock(),
+        revocations=RevocationStore(store),
     )
 
 
 async def run(settings: BrokerSettings, *, ready: Callable[[dict[str, str]], None]) -> None:
     """Serve until cancelled. `ready` is called once, with the addresses that are really bound."""
-    from moorline.services import broker_admin, broker_anchor, broker_drift, broker_est, broker_revoking, broker_sessions
+    from moorline.services import (
+        broker_admin,
+        broker_anchor,
+        broker_drift,
+        broker_est,
+        broker_revocation,
+        broker_revoking,
+        broker_sessions,
+    )
     from moorline.services.process import serve_all
 
     broker = compose(settings)
@@ -299,7 +321,8 @@ async def run(settings: BrokerSettings, *, ready: Callable[[dict[str, str]], Non
                 await broker.judged.wait()
         server = await broker_sessions.serve(broker)
         bound: dict[str, str] = {"sessions": server.address}
-        waiting = {"https", "admin"}
+        waiting = {"https", "admin"} | ({"revocation"} if settings.listen_revocation is not None else set())
+        lists = broker_revocation.Lists(broker)
 
         def on_bound(name: str, address: str) -> None:
             bound[name] = address
@@ -311,8 +334,10 @@ async def run(settings: BrokerSettings, *, ready: Callable[[dict[str, str]], Non
         async with server:
             await serve_all(
                 server.serve_forever(),
-                broker_est.serve(broker, lambda address: on_bound("https", address)),
-                broker_admin.serve(broker, lambda address: on_bound("admin", address)),
+                broker_est.serve(broker, lists, lambda address: on_bound("https", address)),
+                broker_revocation.serve(lists, lambda address: on_bound("revocation", address)),
+                lists.keep_watching(),
+                broker_admin.serve(broker, lists, lambda address: on_bound("admin", address)),
                 anchoring,
                 broker_drift.keep_watching(broker),
                 broker_revoking.keep_revoking(broker),
@@ -363,6 +388,17 @@ def _location(settings: BrokerSettings) -> TokenLocation:
         label=settings.token_label,
         pin_file=settings.token_pin_file,
         environment={} if conf is None else {"SOFTHSM2_CONF": str(conf.resolve())},
+    )
+
+
+def _pointers(settings: BrokerSettings) -> certificates.Pointers | None:
+    if settings.revocation_url is None:
+        return None
+    base = settings.revocation_url.rstrip("/")
+    return certificates.Pointers(
+        crl=f"{base}/crl/{settings.issuing_ca}.crl",
+        ocsp=f"{base}/ocsp",
+        issuer=f"{base}/ca/{settings.issuing_ca}.cer",
     )
 
 

@@ -22,9 +22,10 @@ from moorline.clock import Instant
 from moorline.errors import Malformed
 from moorline.hsm.ceremony import public_keys
 from moorline.nfv import Role, SpiffeId, parse_name
-from moorline.services import broker_admin_audit, broker_peers, http, metrics
+from moorline.services import broker_admin_audit, broker_admin_devices, broker_peers, http, metrics
 from moorline.services.broker import Broker
 from moorline.services.broker_est import code_digest, csr_key
+from moorline.services.broker_revocation import Lists
 from moorline.services.broker_role import issued
 from moorline.wire import keys, schema
 from moorline.wire.launch import identity_name
@@ -65,13 +66,13 @@ class PeerRequest(_Request):
     hsm: str
 
 
-async def serve(broker: Broker, bound: Callable[[str], None]) -> None:
+async def serve(broker: Broker, lists: Lists, bound: Callable[[str], None]) -> None:
     """Serve the admin socket until cancelled."""
     listen = f"unix:{broker.settings.admin_socket}"
-    await http.serve(application(broker), listen=listen, identity=None, client_roots_pem=None, ready=bound)
+    await http.serve(application(broker, lists), listen=listen, identity=None, client_roots_pem=None, ready=bound)
 
 
-def application(broker: Broker) -> FastAPI:
+def application(broker: Broker, lists: Lists) -> FastAPI:
     """All admin routes."""
     app = http.application("broker-admin", ready=lambda: metrics.why_broker_not_ready(broker))
     metrics.of_broker(app, broker)
@@ -79,6 +80,7 @@ def application(broker: Broker) -> FastAPI:
     _launch_routes(app, broker)
     _reading_routes(app, broker)
     broker_admin_audit.add_routes(app, broker)
+    broker_admin_devices.add_routes(app, broker, lists)
     return app
 
 

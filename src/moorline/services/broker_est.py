@@ -30,6 +30,8 @@ from moorline.ledger.records import RevocationKind
 from moorline.nfv import Role, SpiffeId, parse_name
 from moorline.services import broker_audit_routes, broker_retire, http, metrics
 from moorline.services.broker import Broker
+from moorline.services.broker_revocation import Lists
+from moorline.services.broker_revocation import add_routes as add_revocation_routes
 from moorline.services.broker_role import issued, require_not_revoked, revocable_keys
 from moorline.storage.steps import reached
 from moorline.wire import keys, security_event
@@ -48,7 +50,7 @@ _JWS_HEADERS: Final = ({"alg": "ES256", "typ": "JWT"}, security_event.HEADER)
 _JWS_CAP: Final = 96 * 1024
 
 
-async def serve(broker: Broker, bound: Callable[[str], None]) -> None:
+async def serve(broker: Broker, lists: Lists, bound: Callable[[str], None]) -> None:
     """Serve HTTPS until cancelled; the address stays, the certificate is replaced in time."""
     listen = broker.settings.listen_https
 
@@ -57,7 +59,7 @@ async def serve(broker: Broker, bound: Callable[[str], None]) -> None:
         listen = address
         bound(address)
 
-    app = application(broker)
+    app = application(broker, lists)
     while True:
         try:
             async with asyncio.timeout(ROTATE_S):
@@ -73,7 +75,7 @@ async def serve(broker: Broker, bound: Callable[[str], None]) -> None:
         return
 
 
-def application(broker: Broker) -> FastAPI:
+def application(broker: Broker, lists: Lists) -> FastAPI:
     """The routes. Public on purpose: cacerts, csrattrs, ca-bundle; the others authenticate as their docstrings say."""
     app = http.application("broker", body_cap=_BODY_CAP, ready=lambda: metrics.why_broker_not_ready(broker))
     _public_routes(app, broker)
@@ -81,6 +83,7 @@ def application(broker: Broker) -> FastAPI:
     _refused_routes(app)
     broker_retire.add_routes(app, broker)
     broker_audit_routes.add_routes(app, broker)
+    add_revocation_routes(app, lists)
 
     @app.post("/v1/sign")
     async def sign(request: Request) -> dict[str, str]:

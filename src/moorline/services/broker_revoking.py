@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -21,6 +22,7 @@ from moorline.ledger.records import RevocationKind
 from moorline.ledger.transactions import Revoke, Sender, SenderKind
 from moorline.services.broker import Broker
 from moorline.storage.broker_instances import Revocation
+from moorline.storage.broker_revocations import Revoked
 
 _LOG: Final = structlog.stdlib.get_logger("broker")
 _RETRY_MIN_S: Final = 0.25
@@ -39,6 +41,12 @@ async def keep_revoking(broker: Broker) -> None:
             except MoorlineError as error:
                 _LOG.warning("revocation not made yet", id=one.id, code=error.code)
                 done = False
+        for certificate in await asyncio.to_thread(broker.revocations.pending):
+            try:
+                await revoke_certificate(broker, certificate)
+            except MoorlineError as error:
+                _LOG.warning("revocation not made yet", serial=certificate.serial, code=error.code)
+                done = False
         pause = _RETRY_MIN_S if done else min(2 * pause, _RETRY_MAX_S)
         with suppress(TimeoutError):
             async with asyncio.timeout(None if done else pause):
@@ -47,26 +55,47 @@ async def keep_revoking(broker: Broker) -> None:
 
 async def revoke(broker: Broker, one: Revocation) -> None:
     """Make one revocation. Raises what the ledger says, and Unavailable if the proof is not there yet."""
-    data = one.data
+
+    def keep(data: bytes | None) -> None:
+        broker.instances.sign_revocation(one.id, data)
+
+    height = await _revoked(broker, RevocationKind.INSTANCE, one.id, one.data, keep)
+    await asyncio.to_thread(broker.instances.revoked, one, height=height, at=broker.clock.now())
+    _tell(broker)
+
+
+async def revoke_certificate(broker: Broker, one: Revoked) -> None:
+    """Tell the ledger of a certificate that this broker revoked. Raises as `revoke`."""
+
+    def keep(data: bytes | None) -> None:
+        broker.revocations.sign(one.serial, data)
+
+    height = await _revoked(broker, RevocationKind.CERTIFICATE, one.serial, one.data, keep)
+    await asyncio.to_thread(broker.revocations.committed, one.serial, height=height, at=broker.clock.now())
+
+
+async def _revoked(
+    broker: Broker, kind: RevocationKind, name: str, data: bytes | None, keep: Callable[[bytes | None], None]
+) -> int:
+    """The height at which the ledger shows the revocation. Numbers are those of the module's docstring."""
     if data is None:
-        data = await _signed(broker, one)
-        await asyncio.to_thread(broker.instances.sign_revocation, one.id, data)  # 1
+        data = await _signed(broker, kind, name)
+        await asyncio.to_thread(keep, data)  # 1
     try:
         await broker.ledger_client.submit(data)  # 2
     except Unavailable:
         raise  # it may have arrived: the same transaction is submitted again
     except MoorlineError as error:
         if error.code != "ledger.already_revoked":
-            await asyncio.to_thread(broker.instances.sign_revocation, one.id, None)  # it can be no more; make another
+            await asyncio.to_thread(keep, None)  # it can be no more; make another
             raise
-    key = records.revocation_key(RevocationKind.INSTANCE, broker.settings.provider, one.id)
+    key = records.revocation_key(kind, broker.settings.provider, name)
     state = await broker.ledger.state((key,))
     try:
         state.record(key)  # 3
     except MoorlineError as error:
         raise Unavailable("revocation.not_seen", "the ledger does not show the revocation yet", got=error.code) from None
-    await asyncio.to_thread(broker.instances.revoked, one, height=state.height, at=broker.clock.now())
-    _tell(broker)
+    return state.height
 
 
 def _tell(broker: Broker) -> None:
@@ -75,10 +104,10 @@ def _tell(broker: Broker) -> None:
     broker.revoked.clear()
 
 
-async def _signed(broker: Broker, one: Revocation) -> bytes:
+async def _signed(broker: Broker, kind: RevocationKind, name: str) -> bytes:
     height = (await broker.ledger_client.checkpoint()).height
     payload = transactions.make(
-        Revoke(kind=RevocationKind.INSTANCE, id=one.id),
+        Revoke(kind=kind, id=name),
         sender=Sender(kind=SenderKind.HSM, name=f"{broker.settings.provider}/{broker.settings.hsm}"),
         ledger_id=broker.trust.ledger_id,
         nonce=secrets.token_bytes(32),

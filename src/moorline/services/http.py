@@ -265,12 +265,14 @@ async def serve(
     client_roots_pem: bytes | None,
     ready: Callable[[str], None],
     on_context: Callable[[ssl.SSLContext], None] = lambda _: None,
+    without_tls: bool = False,
 ) -> None:
     """Serve until cancelled. `listen` is "host:port" (port 0: the kernel chooses) or "unix:/path" (mode 0600).
 
     `ready` is called once with the address really bound. With `client_roots_pem` a client may show a certificate, which must
     then chain to these roots; routes decide by `require` who must. `on_context` is handed the TLS context in use: whoever
     loads the next identity into it (wire.http.load_identity) renews it for new connections and disturbs none that is open.
+    `without_tls` is for what proves itself and is secret to nobody: CRLs, OCSP, CA certificates, CMP messages.
     """
     config = uvicorn.Config(
         app,
@@ -291,7 +293,7 @@ async def serve(
             config.ssl.load_verify_locations(cadata=client_roots_pem.decode("ascii"))
             config.ssl.verify_mode = ssl.CERT_OPTIONAL
         on_context(config.ssl)
-    elif not listen.startswith("unix:"):
+    elif not listen.startswith("unix:") and not without_tls:
         raise Refused("http.no_tls", "this service does not speak HTTP without TLS over TCP", remedy="give it an identity")
     sock, address = _bind(listen)
     server = _Server(config)

@@ -28,6 +28,15 @@ _CA_REPOSITORY: Final = x509.ObjectIdentifier("1.3.6.1.5.5.7.48.5")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pointers:
+    """Where to ask about a certificate: its issuer's CRL, its OCSP responder, the issuer's certificate. URLs."""
+
+    crl: str
+    ocsp: str
+    issuer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Issuer:
     """A certificate and the key that signs under it."""
 
@@ -44,7 +53,7 @@ def root_certificate(key: PrivateKey, *, name: str, validity: Validity, serial: 
     """The consortium root, self-signed; made at the genesis ceremony, kept offline afterwards."""
     subject = _name(name)
     builder = _ca(subject, key.public_key(), subject, validity, serial, path_length=3)
-    return builder.sign(key, _hash_for(key))
+    return builder.sign(key, hash_for(key))
 
 
 def authority_certificate(
@@ -100,9 +109,12 @@ def leaf_certificate(
     issuer: Issuer,
     validity: Validity,
     serial: int,
-    ocsp_url: str | None = None,
+    pointers: Pointers | None = None,
 ) -> x509.Certificate:
-    """An X509-SVID with client and server usage. Raises Malformed("certificate.life") beyond one hour of life."""
+    """An X509-SVID with client and server usage. Raises Malformed("certificate.life") beyond one hour of life.
+
+    Without `pointers` it names no CRL and no OCSP responder: its life is short, and our own ends ask the ledger.
+    """
     if validity.not_after - validity.not_before > LEAF_MAX_LIFE_S:
         raise Malformed(
             "certificate.life",
@@ -119,10 +131,14 @@ def leaf_certificate(
         )
         .add_extension(_names(spiffe_id), critical=False)
     )
-    if ocsp_url is not None:
-        location = x509.AccessDescription(AuthorityInformationAccessOID.OCSP, x509.UniformResourceIdentifier(ocsp_url))
-        builder = builder.add_extension(x509.AuthorityInformationAccess([location]), critical=False)
-    return _signed(builder, issuer)
+    return _signed(builder if pointers is None else _pointed(builder, pointers), issuer)
+
+
+def distribution_point(url: str) -> x509.DistributionPoint:
+    """Where a CRL is, as a certificate names it (RFC 5280 4.2.1.13) and as the CRL itself does (5.2.5)."""
+    return x509.DistributionPoint(
+        full_name=[x509.UniformResourceIdentifier(url)], relative_name=None, reasons=None, crl_issuer=None
+    )
 
 
 def spiffe_id_of(certificate: x509.Certificate) -> SpiffeId:
@@ -190,6 +206,19 @@ def _ca(
     )
 
 
+def _pointed(builder: x509.CertificateBuilder, pointers: Pointers) -> x509.CertificateBuilder:
+    locations = [
+        x509.AccessDescription(oid, x509.UniformResourceIdentifier(url))
+        for oid, url in (
+            (AuthorityInformationAccessOID.OCSP, pointers.ocsp),
+            (AuthorityInformationAccessOID.CA_ISSUERS, pointers.issuer),
+        )
+    ]
+    return builder.add_extension(x509.AuthorityInformationAccess(locations), critical=False).add_extension(
+        x509.CRLDistributionPoints([distribution_point(pointers.crl)]), critical=False
+    )
+
+
 def _usage(*, ca: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=True,
@@ -207,10 +236,11 @@ def _usage(*, ca: bool) -> x509.KeyUsage:
 def _signed(builder: x509.CertificateBuilder, issuer: Issuer) -> x509.Certificate:
     issuer_id = issuer.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     identifier = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_id)
-    return builder.add_extension(identifier, critical=False).sign(issuer.key, _hash_for(issuer.key))
+    return builder.add_extension(identifier, critical=False).sign(issuer.key, hash_for(issuer.key))
 
 
-def _hash_for(key: PrivateKey) -> hashes.SHA256 | hashes.SHA384 | None:
+def hash_for(key: PrivateKey) -> hashes.SHA256 | hashes.SHA384 | None:
+    """The hash that goes with a signing key; None for Ed25519, which brings its own."""
     if isinstance(key, ed25519.Ed25519PrivateKey):
         return None
     return hashes.SHA384() if isinstance(key.curve, ec.SECP384R1) else hashes.SHA256()
