@@ -383,6 +383,7 @@ async def test_https_is_restarted_on_the_same_address(consortium, monkeypatch):
     """verifies that: when the server is restarted for a fresh certificate, its address stays and it serves again."""
     from moorline.services import broker as broker_module
     from moorline.services import broker_est
+    from moorline.services.broker_revocation import Lists
 
     gamma = await consortium.admit("gamma", start=False)
     monkeypatch.setattr(broker_est, "ROTATE_S", 0.2)
@@ -396,7 +397,7 @@ async def test_https_is_restarted_on_the_same_address(consortium, monkeypatch):
             monkeypatch.setattr(broker_est, "ROTATE_S", 600.0)
             third.set()
 
-    serving = asyncio.ensure_future(broker_est.serve(composed, bound))
+    serving = asyncio.ensure_future(broker_est.serve(composed, Lists(composed), bound))
     try:
         async with asyncio.timeout(20):
             await third.wait()
