@@ -18,6 +18,7 @@ from moorline.clock import Instant
 from moorline.errors import Refused
 from moorline.storage.broker_store import BrokerStore
 from moorline.storage.steps import reached
+from moorline.storage.transactions import retried
 
 CRL_NUMBER: Final = "crl-number"
 _PAGE: Final = 500
@@ -51,6 +52,7 @@ class Revoked:
     height: int | None
 
 
+@retried
 class RevocationStore:
     """The broker's store, as far as revoked certificates go."""
 
