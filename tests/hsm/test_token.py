@@ -21,7 +21,7 @@ from moorline.clock import Instant
 from moorline.errors import Misconfigured, NotAuthentic
 from moorline.hsm.ceremony import generate_keys, public_keys
 from moorline.hsm.keys import HSM_IDENTITY, ISSUING_CA, WRAPPING, TokenEcKey
-from moorline.hsm.token import Token, initialise_softhsm, open_token
+from moorline.hsm.token import LocalToken, initialise_softhsm, open_token
 from moorline.nfv import Role, SpiffeId
 from moorline.wire import keys
 
@@ -61,7 +61,7 @@ def test_keys_made_in_the_token_cannot_be_read(token):
     from pkcs11 import Attribute, ObjectClass
     from pkcs11.exceptions import AttributeSensitive
 
-    with token._lane() as lane:
+    def look(lane):
         for kind, label in ((ObjectClass.PRIVATE_KEY, HSM_IDENTITY), (ObjectClass.PRIVATE_KEY, ISSUING_CA)):
             found = lane.find(kind, label)
             assert found[Attribute.SENSITIVE]
@@ -70,6 +70,8 @@ def test_keys_made_in_the_token_cannot_be_read(token):
             with pytest.raises(AttributeSensitive):
                 found[Attribute.VALUE]
         assert not lane.find(ObjectClass.SECRET_KEY, WRAPPING)[Attribute.EXTRACTABLE]
+
+    token.sessions.run(look)
 
 
 def test_a_token_key_offers_no_export(token):
@@ -197,4 +199,4 @@ def test_wrong_label_module_and_pin(ceremony, token, tmp_path):
             open_token(where)
         assert caught.value.code == code
     assert len(token.random(8)) == 8
-    assert isinstance(token, Token)
+    assert isinstance(token, LocalToken)

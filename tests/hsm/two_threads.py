@@ -11,26 +11,20 @@ import sys
 import threading
 from pathlib import Path
 
-from moorline.hsm import token as token_module
 from moorline.hsm.keys import TokenEcKey
-from moorline.hsm.token import TokenLocation, open_token
+from moorline.hsm.token import TokenLocation, native, open_token, softhsm_module
 from moorline.wire import keys
 
 
-class _NothingMore:
+def _nothing(_: object) -> None:
     """Stands for the module's own C_Finalize and C_Initialize, which the trap leaves out."""
-
-    def C_Finalize(self, _):  # noqa: N802
-        return 0
-
-    def C_Initialize(self, _):  # noqa: N802
-        return 0
 
 
 def main(conf: str, pin_file: str, way: str) -> int:
-    module = token_module.softhsm_module()
+    module = softhsm_module()
     if way == "trap":
-        token_module._native = lambda _: _NothingMore()
+        native.NativeModule.finalize = _nothing
+        native.NativeModule.initialize_for_threads = _nothing
     location = TokenLocation(module=module, label="threads", pin_file=Path(pin_file), environment={"SOFTHSM2_CONF": conf})
     failed = []
     with open_token(location) as token:

@@ -25,8 +25,9 @@ def run(config: running.Config, *, background: running.Background = False) -> No
     """Serve attested sessions, enrolment and the admin socket until stopped."""
 
     def serve() -> int:
-        from moorline.services import broker, process
+        from moorline.services import broker, process, secrecy
 
+        secrecy.keep_secrets()
         loaded = _settings(config)
 
         async def main(_: object) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from moorline.cli import acting, render
+from moorline.cli import acting, hsm_token, render
 from moorline.nfv import Role
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 shown = typer.Typer(no_args_is_help=True, help="Show what the broker keeps.")
 app.add_typer(shown, name="show")
+hsm_token.register(app)
 
 _YEAR_S: Final = 365 * 24 * 3600
 
@@ -37,6 +38,7 @@ def init(
 
     with render.progress("making keys in the token"):
         made = initialise(directory, label=label)
+    assert made.location.pin_file is not None
     render.files(
         [made.location.pin_file], as_json=as_json, then=["moor init broker --token DIR"], module=made.location.module
     )

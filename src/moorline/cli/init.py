@@ -212,6 +212,7 @@ def broker(  # noqa: PLR0913 - one parameter an option
     request = render.new_file(directory / hsm_request.FILE, asked.render())
     settings.write_commented(configured, directory / acting.BROKER_FILE, head=f"Broker of {acts.name}'s HSM {hsm}.")
     then = [f"moor hsm certify {request} --as {provider}", f"moor provider register hsm {request} --as {provider}"]
+    assert made.location.pin_file is not None
     render.files([directory / acting.BROKER_FILE, request, made.location.pin_file], as_json=as_json, then=then)
 
 

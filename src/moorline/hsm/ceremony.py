@@ -47,9 +47,10 @@ def initialise(directory: Path, *, label: str) -> Ceremony:
 
     Raises Misconfigured (`token.*`).
     """
-    location = initialise_softhsm(directory, label=label)
-    with _ONE_AT_A_TIME, open_token(location) as token:
-        return Ceremony(location=location, keys=generate_keys(token))
+    with _ONE_AT_A_TIME:
+        location = initialise_softhsm(directory, label=label)
+        with open_token(location) as token:
+            return Ceremony(location=location, keys=generate_keys(token))
 
 
 def generate_keys(token: Token) -> HsmPublicKeys:

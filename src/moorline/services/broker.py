@@ -26,7 +26,7 @@ from moorline.hsm.issuing import HsmIdentity, IssuingCa, TlsKey
 from moorline.hsm.keys import VERIFIER, TokenEcKey
 from moorline.hsm.launch_keys import LaunchKeys, Terms
 from moorline.hsm.pool import KeyPool, Watermarks
-from moorline.hsm.token import Token, TokenLocation, open_token
+from moorline.hsm.token import RemoteToken, Token, TokenLocation, open_token
 from moorline.ledger.client import Endpoint, LedgerClient
 from moorline.ledger.light_client import LedgerTrust
 from moorline.nfv import Role, SpiffeId
@@ -34,6 +34,7 @@ from moorline.services.broker_hosts import HostAuthority
 from moorline.services.broker_ledger import LedgerView
 from moorline.services.broker_open import OpenFunctions
 from moorline.services.http import TlsIdentity
+from moorline.services.token_owner import say_what_is_lacking
 from moorline.storage.broker_instances import InstanceStore
 from moorline.storage.broker_revocations import RevocationStore
 from moorline.storage.broker_store import BrokerStore
@@ -68,10 +69,6 @@ class BrokerSettings:
     """Id on the ledger of the issuing CA whose key is in the token."""
     token_module: str
     """The PKCS#11 module (shared library)."""
-    token_label: str
-    """Label of the token."""
-    token_pin_file: Path
-    """File with the token's PIN, mode 0600; the PIN is nowhere else."""
     database: Path
     """The broker's SQLite file."""
     ledger_trust: Path
@@ -96,6 +93,22 @@ class BrokerSettings:
     """A PostgreSQL database in place of the file: postgresql+pg8000://user@/name?unix_sock=/run/postgresql/.s.PGSQL.5432,
     or over verified TLS postgresql+pg8000://user:password@host/name?sslrootcert=/path/ca.pem. Several broker processes may
     share it.
+    """
+    token_label: str | None = None
+    """Label of the token. A token is named by label, serial number or slot; all that are given must hold."""
+    token_serial: str | None = None
+    """Serial number of the token."""
+    token_slot: int | None = None
+    """Number of the token's slot."""
+    token_pin_file: Path | None = None
+    """File with the token's PIN, mode 0600; the PIN is nowhere else. Or one of the two keys below."""
+    token_pin_environment: str | None = None
+    """Name of the variable that holds the PIN; it is taken out of the environment when it is read."""
+    token_pin_prompt: bool = False
+    """Ask for the PIN at the terminal when the broker starts."""
+    token_owner: Path | None = None
+    """Socket of the process that owns the token (moor hsm serve), for several brokers on one machine. Module, label and
+    PIN are the owner's then.
     """
     softhsm_conf: Path | None = None
     """SoftHSM's configuration file; left out for another token."""
@@ -227,7 +240,7 @@ def compose(settings: BrokerSettings, *, clock: Clock | None = None) -> Broker:
     roots_pem = _read(settings.roots)
     above = tuple(_der(each) for each in _certificates(settings.authority_certificates))
     store = BrokerStore.open(settings.database_url or f"sqlite:///{settings.database.resolve()}")
-    token = open_token(_location(settings))
+    token = token_of(settings)
     try:
         return _assembled(settings, clock, token, store, trust, trust_bytes, roots_pem, above)
     except BaseException:
@@ -311,6 +324,7 @@ async def run(settings: BrokerSettings, *, ready: Callable[[dict[str, str]], Non
     anchoring: asyncio.Future[None] | None = None
     try:
         now = broker.clock.now()
+        await asyncio.to_thread(say_what_is_lacking, broker.token)
         broker.launch_keys.reconcile(now)
         broker.instances.erase()  # a process that died between deleting a key and erasing it did not get this far
         await asyncio.to_thread(_prefill, broker)
@@ -381,12 +395,22 @@ def _require_sane(settings: BrokerSettings) -> None:
         raise Misconfigured("broker.settings", "pool_low and pool_high are out of order", got=settings.pool_low)
 
 
-def _location(settings: BrokerSettings) -> TokenLocation:
+def token_of(settings: BrokerSettings) -> Token:
+    """The broker's token: opened here, or at the process that owns it."""
+    return open_token(token_location(settings)) if settings.token_owner is None else RemoteToken(settings.token_owner)
+
+
+def token_location(settings: BrokerSettings) -> TokenLocation:
+    """Where the settings say the token is."""
     conf = settings.softhsm_conf
     return TokenLocation(
         module=settings.token_module,
         label=settings.token_label,
+        serial=settings.token_serial,
+        slot=settings.token_slot,
         pin_file=settings.token_pin_file,
+        pin_environment=settings.token_pin_environment,
+        pin_prompt=settings.token_pin_prompt,
         environment={} if conf is None else {"SOFTHSM2_CONF": str(conf.resolve())},
     )
 

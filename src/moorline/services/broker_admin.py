@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from typing import Final
@@ -21,6 +22,7 @@ from moorline.audit.log import LogEntry, entry_digest
 from moorline.clock import Instant
 from moorline.errors import Malformed
 from moorline.hsm.ceremony import public_keys
+from moorline.hsm.token.inspection import report_of
 from moorline.nfv import Role, SpiffeId, parse_name
 from moorline.services import broker_admin_audit, broker_admin_devices, broker_peers, http, metrics
 from moorline.services.broker import Broker
@@ -150,6 +152,11 @@ def _reading_routes(app: FastAPI, broker: Broker) -> None:
         signing = {"identity": held.identity, "issuing_ca": held.issuing_ca, "verifier": held.verifier}
         shown = {name: _b64(keys.public_bytes(key)) for name, key in signing.items()}
         return {**shown, "kem": _b64(held.kem)}
+
+    @app.get("/v1/token")
+    async def token() -> dict[str, object]:
+        """The token: health, keys and their roles, what it lacks and what follows from that."""
+        return dataclasses.asdict(await asyncio.to_thread(report_of, broker.token))
 
     @app.get("/v1/alarms")
     async def alarms() -> dict[str, list[dict[str, object]]]:
