@@ -14,12 +14,15 @@ from cryptography.hazmat.primitives import serialization
 from moorline.audit import log
 from moorline.clock import Instant
 from moorline.errors import Conflict, MoorlineError, NotAuthentic, Refused, Unavailable
+from moorline.hsm.launch_keys import COUNTER, LaunchKeys
+from moorline.services.broker_clock import RisingClock
 from moorline.storage import audit_store, broker_generations, broker_store, checkpoint_store
 from moorline.storage.broker_store import CONFIRMED, BrokerStore, Issued, Launch, PoolEntry
 from moorline.wire import keys, launch
 from moorline.wire.launch import ChannelProfile, LaunchFields
 
 NOW = Instant(1_800_000_000)
+LATER = Instant(NOW + 100)
 LAUNCHER = b"L" * 32
 
 
@@ -40,6 +43,11 @@ def launch_of(sequence: int = 0, *, session: str = "one", instance: str = "r-1",
     )
 
 
+def moved(c) -> None:
+    """As LaunchKeys.advance_in, with no token behind it."""
+    BrokerStore.set_fact_in(c, "counter", 7)
+
+
 def entry(number: int) -> PoolEntry:
     return PoolEntry(public=f"public {number}".encode(), wrapped=f"wrapped {number}".encode())
 
@@ -56,7 +64,7 @@ def ready(store) -> BrokerStore:
 
 def refused(store, wanted: Launch, *, at: Instant = NOW) -> str:
     with pytest.raises(MoorlineError) as caught:
-        store.consume(wanted, counter=None, at=at)
+        store.consume(wanted, advance=moved, not_after=LATER, at=at)
     return caught.value.code
 
 
@@ -72,8 +80,8 @@ def issued(serial: str = "1", instance: str = "r-1") -> Issued:
 
 def test_retry_until_confirmed(ready):
     """verifies that: the same keys get the same result until confirmation, and nothing after it."""
-    first = ready.consume(launch_of(), counter=None, at=NOW)
-    again = ready.consume(replace(launch_of(), session="one again"), counter=None, at=NOW)
+    first = ready.consume(launch_of(), advance=moved, not_after=LATER, at=NOW)
+    again = ready.consume(replace(launch_of(), session="one again"), advance=moved, not_after=LATER, at=NOW)
     assert (first.again, again.again) == (False, True)
     assert (first.public, first.wrapped) == (again.public, again.wrapped)
     assert ready.pool_size("records", "tls") == 4
@@ -85,7 +93,7 @@ def test_retry_until_confirmed(ready):
 
 def test_another_session_raises_an_alarm(ready):
     """verifies that: a token shown by another session is refused, and the alarm names both sessions."""
-    ready.consume(launch_of(session="the honest one"), counter=None, at=NOW)
+    ready.consume(launch_of(session="the honest one"), advance=moved, not_after=LATER, at=NOW)
     assert refused(ready, launch_of(session="the thief")) == "launch.token_consumed"
     alarm = ready.alarms()[0]
     assert (alarm.code, alarm.first, alarm.second) == ("launch.token_consumed", "the honest one", "the thief")
@@ -96,7 +104,7 @@ def test_another_session_raises_an_alarm(ready):
 
 def test_session_keys_serve_one_launch(ready):
     """verifies that: session keys that belong to one launch do not get another, and somebody hears of it."""
-    ready.consume(launch_of(0), counter=None, at=NOW)
+    ready.consume(launch_of(0), advance=moved, not_after=LATER, at=NOW)
     assert refused(ready, launch_of(1, instance="r-2")) == "launch.key_reused"
     assert ready.alarms()[0].code == "launch.key_reused"
 
@@ -120,9 +128,9 @@ def test_what_cannot_be_consumed(ready, wanted, at, code):
 
 def test_generations_rise(ready):
     """verifies that: an instance is launched again only in a higher generation."""
-    ready.consume(launch_of(0, session="a"), counter=None, at=NOW)
+    ready.consume(launch_of(0, session="a"), advance=moved, not_after=LATER, at=NOW)
     assert refused(ready, launch_of(1, session="b")) == "launch.generation_behind"
-    ready.consume(launch_of(2, session="c", generation=2), counter=None, at=NOW)
+    ready.consume(launch_of(2, session="c", generation=2), advance=moved, not_after=LATER, at=NOW)
     assert ready.generation("r-1") == 2
 
 
@@ -136,7 +144,7 @@ def test_a_revoked_launcher_takes_its_epoch_along(ready):
 
 def test_confirming_needs_the_launch(ready):
     """verifies that: nobody confirms a launch of another session."""
-    ready.consume(launch_of(), counter=None, at=NOW)
+    ready.consume(launch_of(), advance=moved, not_after=LATER, at=NOW)
     with pytest.raises(Conflict):
         ready.confirm(launch_of(session="other"), issued(), at=NOW)
 
@@ -159,7 +167,7 @@ def test_threads_race_for_one_launch(ready):
     def show(number: int) -> None:
         gate.wait()
         try:
-            outcomes.append(ready.consume(launch_of(session=f"s{number}"), counter=None, at=NOW).public)
+            outcomes.append(ready.consume(launch_of(session=f"s{number}"), advance=moved, not_after=LATER, at=NOW).public)
         except Refused as error:
             outcomes.append(error.code)
 
@@ -182,7 +190,7 @@ def test_processes_race_for_the_pool(ready, database_url, tmp_path):
         if pid == 0:
             other = BrokerStore.open(database_url)
             wanted = launch_of(number, session=f"p{number}", instance=f"i-{number}")
-            out.write_bytes(other.consume(wanted, counter=None, at=NOW).public)
+            out.write_bytes(other.consume(wanted, advance=moved, not_after=LATER, at=NOW).public)
             os._exit(0)
         children.append((pid, out))
     for pid, _ in children:
@@ -206,7 +214,7 @@ def _die_at(url: str, step: int) -> int:
 
         sqlalchemy.event.listen(other._engine, "before_cursor_execute", count)
         sqlalchemy.event.listen(other._engine, "commit", count)
-        other.consume(launch_of(), counter=7, at=NOW)
+        other.consume(launch_of(), advance=moved, not_after=LATER, at=NOW)
         count()  # the answer would be sent now
         os._exit(0)
     return os.waitpid(pid, 0)[1]
@@ -224,12 +232,11 @@ def test_sigkill_at_every_step(ready, database_url, copied):
         committed += done
         assert after.pool_size("records", "tls") == (4 if done else 5)
         assert (after.generation("r-1") == 1) == done
-        assert (after.fact("counter") == 7) == done
         assert (b"launch-consumed" in after.audit()[-1]) == done
         # The function's retry gets the one pair; the next launch never the same.
-        mine = after.consume(launch_of(), counter=None, at=NOW)
+        mine = after.consume(launch_of(), advance=moved, not_after=LATER, at=NOW)
         assert mine.again == done
-        other = after.consume(launch_of(1, session="two", instance="r-2"), counter=None, at=NOW)
+        other = after.consume(launch_of(1, session="two", instance="r-2"), advance=moved, not_after=LATER, at=NOW)
         assert other.public != mine.public
         after.close()
         if status == 0:
@@ -242,7 +249,7 @@ def test_sigkill_at_every_step(ready, database_url, copied):
 
 def test_the_audit_log_is_a_chain(ready):
     """verifies that: each entry's digest covers the one before it, and a changed entry breaks it."""
-    ready.consume(launch_of(), counter=None, at=NOW)
+    ready.consume(launch_of(), advance=moved, not_after=LATER, at=NOW)
     entries = ready.audit()
     assert log.verify(entries, domain=broker_store.AUDIT_DOMAIN).size == len(entries)
     changed = list(entries)
@@ -349,7 +356,7 @@ def test_pool_keys_are_whole_and_bound_to_their_place(pool, store, leased):
     assert pool.refill("records", "tls") == 0
     fields = fields_for(leased)
     wanted = replace(launch_of(), epoch=fields.epoch, sequence=fields.sequence)
-    taken = store.consume(wanted, counter=None, at=NOW)
+    taken = store.consume(wanted, advance=moved, not_after=LATER, at=NOW)
     private = serialization.load_der_private_key(pool.open(taken, "records", "tls"), password=None)
     assert keys.public_bytes(private.public_key()) == taken.public
     for place in (("other", "tls"), ("records", "hpke-only")):
@@ -369,17 +376,125 @@ def test_storage_keys_belong_to_one_generation(launch_keys, leased):
             launch_keys.storage_key(fields_for(leased, **change), wrapped)
 
 
-def test_a_generation_change_advances_the_counter(launch_keys, leased, store, pool):
+def consume(store, launch_keys, wanted, **changes):
+    """As a broker does it."""
+    values = {"advance": launch_keys.advance_in, "not_after": LATER, "at": NOW, **changes}
+    return launch_keys.guarded(lambda: store.consume(wanted, **values), NOW)
+
+
+def test_a_generation_change_advances_the_counter(launch_keys, leased, store, pool, token):
     """verifies that: relaunching an instance moves the token's counter, a first launch does not, and database agrees."""
     pool.refill("records", "tls")
-    fields = fields_for(leased)
-    assert launch_keys.advance_for_generation(fields) is None
-    store.consume(replace(launch_of(), epoch=fields.epoch), counter=None, at=NOW)
-    counter = launch_keys.advance_for_generation(replace(fields, generation=2))
-    assert counter is not None
-    again = replace(launch_of(1, session="two", generation=2), epoch=fields.epoch)
-    store.consume(again, counter=counter, at=NOW)
+    before = token.counter(COUNTER)
+    consume(store, launch_keys, replace(launch_of(), epoch=leased.epoch))
+    assert token.counter(COUNTER) == before
+    consume(store, launch_keys, replace(launch_of(1, session="two", generation=2), epoch=leased.epoch))
+    assert token.counter(COUNTER) == before + 1
     assert launch_keys.reconcile(NOW)
+
+
+def test_brokers_that_share_token_and_database_advance_in_a_row(launch_keys, leased, database_url, token):
+    """verifies that: leases granted by several brokers at once neither overlap nor look like a restored database."""
+    others = [LaunchKeys(token, BrokerStore.open(database_url), launch_keys._terms) for _ in range(3)]
+    granted = []
+
+    def lease(keys_of_one):
+        for _ in range(5):
+            granted.append(keys_of_one.lease(LAUNCHER, NOW).lease_first)
+            assert keys_of_one.reconcile(NOW)
+
+    threads = [threading.Thread(target=lease, args=(one,)) for one in others]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(granted) == list(range(10, 160, 10))
+    assert {one._store.fact("halted") for one in others} == {0}
+
+
+def test_a_database_put_back_behind_running_brokers_is_noticed(launch_keys, leased, store, database_url, copied, token):
+    """verifies that: the next advance finds it, grants nothing, raises one alarm, and all wait for the operator."""
+    store.close()
+    backup = BrokerStore.open(copied(database_url))
+    launch_keys.lease(LAUNCHER, NOW)
+    behind = [LaunchKeys(token, backup, launch_keys._terms) for _ in range(2)]
+    for one in behind:
+        with pytest.raises(Unavailable) as caught:
+            one.lease(LAUNCHER, NOW)
+        assert caught.value.code == "launch.halted"
+    assert [alarm.code for alarm in backup.alarms()] == ["broker.database_restored"]
+    behind[0].open_epoch(NOW)
+    assert behind[1].lease(LAUNCHER, NOW).lease_first == 0
+    backup.close()
+
+
+def test_a_failed_commit_is_made_good_by_the_process_that_lives(launch_keys, leased, store):
+    """verifies that: a counter that moved while the database failed is recorded with that broker's next advance."""
+
+    def fails(_c):
+        sqlalchemy.event.remove(store._engine, "commit", fails)
+        raise sqlalchemy.exc.OperationalError("COMMIT", None, Exception("the disk is full"))
+
+    sqlalchemy.event.listen(store._engine, "commit", fails)
+    with pytest.raises(Unavailable, match="storage.unavailable"):
+        launch_keys.lease(LAUNCHER, NOW)
+    assert launch_keys.lease(LAUNCHER, NOW).lease_first == 10  # what the failed one would have had: nobody got it
+    assert launch_keys.reconcile(NOW)
+
+
+# Time ------------------------------------------------------------------------------------------------------------------
+
+
+class Set:
+    """A clock one can set."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def now(self):
+        return self.at
+
+
+def test_a_clock_set_back_reopens_nothing(ready, database_url):
+    """verifies that: what had expired stays expired, for the process whose clock went back and for others."""
+    clock = Set(Instant(NOW + 40))
+    RisingClock(clock, ready).mark()
+    clock.at = NOW
+    other = BrokerStore.open(database_url)
+    for store in (ready, other):
+        rising = RisingClock(clock, store)
+        assert rising.now() == NOW + 40
+        with pytest.raises(Refused) as caught:
+            store.consume(launch_of(), advance=moved, not_after=Instant(NOW + 39), at=NOW)
+        assert caught.value.code == "launch.expired"
+    assert ready.consume(launch_of(), advance=moved, not_after=Instant(NOW + 40), at=NOW).public
+    other.close()
+
+
+def test_a_consumption_moves_time_for_everybody(ready, database_url):
+    """verifies that: what is over by the clock of one broker is over for another one whose clock is slow."""
+    other = BrokerStore.open(database_url)
+    other.consume(launch_of(), advance=moved, not_after=LATER, at=Instant(NOW + 50))
+    with pytest.raises(Refused, match="launch.expired"):
+        ready.consume(launch_of(1, session="b", instance="r-2"), advance=moved, not_after=Instant(NOW + 49), at=NOW)
+    assert ready.mark_time(NOW) == NOW + 50
+    other.close()
+
+
+def test_an_operator_hears_of_it_and_decides(launch_keys, leased, store):
+    """verifies that: a clock far behind raises one alarm; accepting it voids what was leased, so nothing is reopened."""
+    clock = Set(Instant(NOW + 10 * 365 * 86400))
+    rising = RisingClock(clock, store)
+    rising.mark()
+    clock.at = NOW
+    for _ in range(3):
+        rising.mark()
+    assert [alarm.code for alarm in store.alarms()] == ["broker.clock_set_back"]
+    opened = launch_keys.accept_clock(rising.machine_now())
+    rising.mark()
+    assert rising.now() == NOW
+    assert opened.epoch > leased.epoch
+    assert refused(store, replace(launch_of(), epoch=leased.epoch)) == "launch.sequence_not_leased"
 
 
 def test_two_brokers_on_different_tables_agree_on_names():

@@ -33,7 +33,7 @@ from moorline.wire.session import Activation, FunctionFields, FunctionSecrets, S
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from test_consumption import NOW, issued, launch_of, ready, refused  # noqa: F401 - a fixture
+from test_consumption import LATER, NOW, issued, launch_of, moved, ready, refused  # noqa: F401 - a fixture
 from test_sessions import FUNCTION_CODE, spki, svid, world  # noqa: F401 - a fixture
 
 WRAPPED = b"the wrapped storage key of one generation" * 3
@@ -45,7 +45,7 @@ WRAPPED = b"the wrapped storage key of one generation" * 3
 @pytest.fixture
 def instances(ready):  # noqa: F811
     """One instance, live and confirmed, in its first generation on h1."""
-    ready.consume(launch_of(), counter=None, at=NOW, storage=WRAPPED, commitment=b"c" * 32)
+    ready.consume(launch_of(), advance=moved, not_after=LATER, at=NOW, storage=WRAPPED, commitment=b"c" * 32)
     ready.confirm(launch_of(), issued(), at=NOW)
     return InstanceStore(ready)
 
@@ -81,13 +81,17 @@ def test_a_loss_just_before_consumption_refuses_it(ready):  # noqa: F811
     """verifies that: between the look at a host and the consumption no lost verdict slips through."""
     InstanceStore(ready).act_on_loss(loss(7), at=NOW)
     assert refused(ready, launch_of()) == "launch.host_not_standing"
-    assert ready.consume(launch_of(), counter=None, at=NOW, verdicts_seen=7)
+    assert ready.consume(launch_of(), advance=moved, not_after=LATER, at=NOW, verdicts_seen=7)
 
 
 def test_the_storage_key_is_withheld_from_a_retry_after_the_loss(ready):  # noqa: F811
     """verifies that: a function that was launched and lost its host before it confirmed gets no key any more."""
-    taken = ready.consume(launch_of(), counter=None, at=NOW, storage=WRAPPED)
-    assert taken.storage == ready.consume(launch_of(), counter=None, at=NOW, storage=b"another").storage == WRAPPED
+    taken = ready.consume(launch_of(), advance=moved, not_after=LATER, at=NOW, storage=WRAPPED)
+    assert (
+        taken.storage
+        == ready.consume(launch_of(), advance=moved, not_after=LATER, at=NOW, storage=b"another").storage
+        == WRAPPED
+    )
     InstanceStore(ready).act_on_loss(loss(), at=NOW)
     assert refused(ready, launch_of()) == "renewal.host_not_standing"
     assert code_of(ready.confirm, launch_of(), issued(), at=NOW) == "renewal.host_not_standing"
@@ -110,7 +114,7 @@ def test_retirement_erases_the_key_from_every_file(instances, database_url, tmp_
 
 
 def test_the_key_of_a_function_that_never_confirmed_goes_too(ready):  # noqa: F811
-    ready.consume(launch_of(), counter=None, at=NOW, storage=WRAPPED)
+    ready.consume(launch_of(), advance=moved, not_after=LATER, at=NOW, storage=WRAPPED)
     retired = InstanceStore(ready).retire("r-1", 1, by="o1", reason="drift", at=NOW)
     assert retired.destroyed == "storage-key,function-key"
     assert refused(ready, launch_of()) == "launch.token_consumed"
@@ -121,12 +125,12 @@ def test_a_generation_retired_before_its_launch_is_never_launched(ready):  # noq
     retired = InstanceStore(ready).retire("r-1", 1, by="o1", reason="the host drifted meanwhile", at=NOW)
     assert (retired.state, retired.destroyed) == (RETIRED, "")
     assert refused(ready, launch_of()) == "launch.generation_behind"
-    ready.consume(launch_of(generation=2), counter=None, at=NOW)
+    ready.consume(launch_of(generation=2), advance=moved, not_after=LATER, at=NOW)
 
 
 def test_a_later_generation_ends_the_earlier_one(instances, ready):  # noqa: F811
     """verifies that: two generations of an instance never live at once, and each has a name of its own to revoke."""
-    ready.consume(launch_of(1, session="b", generation=2), counter=None, at=NOW, storage=b"new" * 20)
+    ready.consume(launch_of(1, session="b", generation=2), advance=moved, not_after=LATER, at=NOW, storage=b"new" * 20)
     assert [(one.generation, one.state) for one, _ in instances.rows()] == [(2, "live"), (1, SUPERSEDED)]
     assert code_of(instances.require_live, "r-1", 1) == "renewal.generation_behind"
     assert instances.require_live("r-1", 2).identity == "r-1-g2"

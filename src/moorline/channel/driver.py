@@ -195,15 +195,17 @@ async def open_session(  # noqa: PLR0913 - a role is these things, and each must
     collect: CollectEvidence,
     profile: ChannelProfile = ChannelProfile.TLS,
     kem: KemKey | None = None,
+    learned: Callable[[bytes], None] | None = None,
     deadline_s: float = 10.0,
 ) -> ClientSession:
     """An active session with the broker at `address`, or the reason why there is none.
 
     `verify_broker` runs on message 2, before any proof or evidence leaves; it must judge both the TLS certificates and the
     ledger proof in the challenge, for nothing before it did. `kem` is given by who may have to ask again: the broker answers
-    a launch a second time only for the same two keys (PROTOCOLS.md 3); all others let a fresh one be made. `deadline_s`
-    bounds each step of the peer. Raises what the callables raise, what the broker reported, `session.*`, `tls.*`, `frame.*`
-    and `peer.*`.
+    a launch a second time only for the same two keys (PROTOCOLS.md 3); all others let a fresh one be made. `learned` is
+    told what message 4 brought before message 5 is sent: if the answer to that is lost, the broker has confirmed and will
+    not say it again. `deadline_s` bounds each step of the peer. Raises what the callables raise, what the broker
+    reported, `session.*`, `tls.*`, `frame.*` and `peer.*`.
     """
     stream = await tls.connect(address, identity=None, verify=_present, deadline_s=deadline_s)
     try:
@@ -218,11 +220,13 @@ async def open_session(  # noqa: PLR0913 - a role is these things, and each must
             fields=fields,
         )
         machine = Initiator(hello=hello, kem=kem, export=stream.export)
-        attester = _Attester(stream, machine, verify_broker, prove, collect, deadline_s)
+        attester = _Attester(stream, machine, verify_broker, prove, collect, learned, deadline_s)
         await attester.run(machine.start())
         while machine.state is not State.ACTIVE:
             body = await read_frame(stream, cap=HANDSHAKE_CAP, deadline_s=deadline_s)
-            await attester.run(machine.receive(body))
+            effects = machine.receive(body)
+            attester.tell_learned()
+            await attester.run(effects)
     except MoorlineError as error:
         await _tell(stream, error)
         await stream.aclose()
@@ -265,7 +269,12 @@ class _Attester:
     verify_broker: VerifyBroker
     prove: Prove
     collect: CollectEvidence
+    learned: Callable[[bytes], None] | None
     deadline_s: float
+
+    def tell_learned(self) -> None:
+        if self.learned is not None and self.machine.state is State.ACTIVATION:
+            self.learned(self.machine.secrets)
 
     async def run(self, effects: list[Effect]) -> None:
         for effect in effects:

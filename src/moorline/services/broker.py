@@ -30,6 +30,7 @@ from moorline.hsm.token import RemoteToken, Token, TokenLocation, open_token
 from moorline.ledger.client import Endpoint, LedgerClient
 from moorline.ledger.light_client import LedgerTrust
 from moorline.nfv import Role, SpiffeId
+from moorline.services.broker_clock import RisingClock, keep_marking
 from moorline.services.broker_hosts import HostAuthority
 from moorline.services.broker_ledger import LedgerView
 from moorline.services.broker_open import OpenFunctions
@@ -189,7 +190,7 @@ class Broker:
     """The parts, put together. `roots` are DER."""
 
     settings: BrokerSettings
-    clock: Clock
+    clock: RisingClock
     token: Token
     store: BrokerStore
     trust: LedgerTrust
@@ -242,7 +243,7 @@ def compose(settings: BrokerSettings, *, clock: Clock | None = None) -> Broker:
     store = BrokerStore.open(settings.database_url or f"sqlite:///{settings.database.resolve()}")
     token = token_of(settings)
     try:
-        return _assembled(settings, clock, token, store, trust, trust_bytes, roots_pem, above)
+        return _assembled(settings, RisingClock(clock, store), token, store, trust, trust_bytes, roots_pem, above)
     except BaseException:
         token.close()
         store.close()
@@ -251,7 +252,7 @@ def compose(settings: BrokerSettings, *, clock: Clock | None = None) -> Broker:
 
 def _assembled(
     settings: BrokerSettings,
-    clock: Clock,
+    clock: RisingClock,
     token: Token,
     store: BrokerStore,
     trust: LedgerTrust,
@@ -356,6 +357,7 @@ async def run(settings: BrokerSettings, *, ready: Callable[[dict[str, str]], Non
                 broker_drift.keep_watching(broker),
                 broker_revoking.keep_revoking(broker),
                 _keep_pools(broker),
+                keep_marking(broker.clock),
             )
     finally:
         if anchoring is not None:

@@ -117,6 +117,13 @@ def _launch_routes(app: FastAPI, broker: Broker) -> None:
         opened = await asyncio.to_thread(broker.launch_keys.open_epoch, broker.clock.now())
         return {"epoch": opened.epoch, "not_after": opened.not_after}
 
+    @app.post("/v1/clock")
+    async def clock() -> dict[str, int]:
+        """Accept this machine's clock though a later time was seen; leases and epochs end, and the next epoch is opened."""
+        opened = await asyncio.to_thread(broker.launch_keys.accept_clock, broker.clock.machine_now())
+        await asyncio.to_thread(broker.clock.mark)
+        return {"epoch": opened.epoch, "not_after": opened.not_after, "now": broker.clock.now()}
+
     @app.post("/v1/launchers/revoke")
     async def revoke(asked: LauncherRequest) -> dict[str, int]:
         """Void a launcher, and its epoch without grace."""

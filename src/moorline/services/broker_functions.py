@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from moorline.channel.driver import Claim
+from moorline.clock import Instant
 from moorline.digest import same
 from moorline.errors import Conflict, Malformed, NotAuthentic, Refused
 from moorline.hsm import release
@@ -153,16 +154,19 @@ class FunctionSession:
         broker = self.broker
         profile = fields.profile.value
         broker.pool.refill(fields.service, profile)
-        with broker.launch_keys.moving:
-            counter = broker.launch_keys.advance_for_generation(fields)
-            taken = broker.store.consume(
+        now = broker.clock.now()
+        taken = broker.launch_keys.guarded(
+            lambda: broker.store.consume(
                 self._launch(fields),
-                counter=counter,
-                at=broker.clock.now(),
+                advance=broker.launch_keys.advance_in,
+                not_after=Instant(fields.not_after),
+                at=now,
                 storage=broker.launch_keys.new_storage_key(fields),
                 commitment=launch.commitment(fields),
                 verdicts_seen=self.verdicts_seen,
-            )
+            ),
+            now,
+        )
         private_key = broker.pool.open(taken, fields.service, profile)
         self.fields, self.taken = fields, taken
         return schema.encode(

@@ -35,6 +35,11 @@ T = TypeVar("T")
 CONSUMED: Final = "consumed"
 CONFIRMED: Final = "confirmed"
 AUDIT_DOMAIN: Final = "broker"
+COUNTER: Final = "counter"
+TIME_MARK: Final = "time-mark"
+
+Advance = Callable[[sa.Connection], object]
+"""Moves the token's counter and this database's record of it, in the transaction it is given."""
 
 
 def _table(name: str, *columns: str) -> sa.TableClause:
@@ -246,6 +251,20 @@ class BrokerStore:
         rows = self._rows(sa.select(_FACTS.c.value).where(_FACTS.c.name == name))
         return int(rows[0]["value"]) if rows else 0
 
+    def mark_time(self, at: Instant) -> Instant:
+        """Time never goes back behind this mark, over restarts and for every process; the mark, raised to `at`."""
+        mark = Instant(self.fact(TIME_MARK))
+        return mark if at <= mark else self._group.write(lambda c: _risen(c, at))
+
+    def reset_time(self, at: Instant) -> None:
+        """The operator says that the mark is wrong: nothing leased or opened before is worth anything, and time is `at`."""
+        with self._transaction() as c:
+            c.execute(sa.update(_EPOCHS).values(accept_until=0, wrapped=None))
+            c.execute(sa.update(_LEASES).values(void=True))
+            _set_fact(c, TIME_MARK, at)
+            _append(c, at, "clock-reset", {"time": at})
+        reached("broker.clock.reset")
+
     def document(self, name: str) -> bytes | None:
         """Stored bytes, or None."""
         rows = self._rows(sa.select(_DOCUMENTS.c.value).where(_DOCUMENTS.c.name == name))
@@ -267,7 +286,7 @@ class BrokerStore:
             c.execute(sa.delete(_POOL))
             c.execute(sa.update(_EPOCHS).values(accept_until=0, wrapped=None))
             c.execute(sa.update(_LEASES).values(void=True))
-            _set_fact(c, "counter", counter)
+            _set_fact(c, COUNTER, counter)
             _set_fact(c, "anchor-accepted", anchored)
             _set_fact(c, "halted", 1)
             _alarm(c, at, "broker.database_restored", says, f"token's counter {counter}", f"anchored log {anchored}")
@@ -282,20 +301,36 @@ class BrokerStore:
         The epochs whose keys can be destroyed, because nothing of them is accepted any more, are returned.
         """
         with self._transaction() as c:
-            until = opened + grace_s
-            c.execute(sa.update(_EPOCHS).where(_EPOCHS.c.accept_until > until).values(accept_until=until))
-            c.execute(sa.update(_EPOCHS).values(wrapped=None))
-            c.execute(
-                sa.insert(_EPOCHS).values(
-                    epoch=epoch, opened=opened, not_after=not_after, accept_until=not_after + grace_s, wrapped=wrapped
-                )
+            return self.open_epoch_in(c, epoch=epoch, opened=opened, not_after=not_after, grace_s=grace_s, wrapped=wrapped)
+
+    @staticmethod
+    def open_epoch_in(
+        c: sa.Connection, *, epoch: int, opened: Instant, not_after: Instant, grace_s: int, wrapped: bytes
+    ) -> list[int]:
+        """As `open_epoch`, in a transaction of the caller's."""
+        until = opened + grace_s
+        c.execute(sa.update(_EPOCHS).where(_EPOCHS.c.accept_until > until).values(accept_until=until))
+        c.execute(sa.update(_EPOCHS).values(wrapped=None))
+        c.execute(
+            sa.insert(_EPOCHS).values(
+                epoch=epoch, opened=opened, not_after=not_after, accept_until=not_after + grace_s, wrapped=wrapped
             )
-            _set_fact(c, "counter", epoch)
-            _set_fact(c, "halted", 0)
-            _append(c, opened, "epoch-opened", {"epoch": epoch, "not_after": not_after})
-            over = [int(row.epoch) for row in c.execute(sa.select(_EPOCHS.c.epoch).where(_EPOCHS.c.accept_until < opened))]
-        reached("broker.epoch.opened")
-        return over
+        )
+        _set_fact(c, COUNTER, epoch)
+        _set_fact(c, "halted", 0)
+        _append(c, opened, "epoch-opened", {"epoch": epoch, "not_after": not_after})
+        return [int(row.epoch) for row in c.execute(sa.select(_EPOCHS.c.epoch).where(_EPOCHS.c.accept_until < opened))]
+
+    @staticmethod
+    def fact_in(c: sa.Connection, name: str) -> int:
+        """A stored number; 0 if it was never set."""
+        return _fact(c, name)
+
+    @staticmethod
+    def newest_epoch_in(c: sa.Connection) -> Epoch | None:
+        """The epoch opened last, open or not."""
+        row = c.execute(sa.select(_EPOCHS).order_by(_EPOCHS.c.epoch.desc()).limit(1)).mappings().one_or_none()
+        return None if row is None else Epoch(**row)
 
     def epoch(self, number: int) -> Epoch | None:
         """An epoch by number."""
@@ -349,15 +384,23 @@ class BrokerStore:
     ) -> Lease:
         """The next `count` sequence numbers of a launcher; the token's counter was advanced to `counter` before."""
         with self._transaction() as c:
-            query = sa.select(sa.func.max(_LEASES.c.first + _LEASES.c.count)).where(
-                _LEASES.c.launcher == launcher, _LEASES.c.epoch == epoch
+            return self.grant_lease_in(
+                c, launcher=launcher, epoch=epoch, count=count, not_after=not_after, counter=counter, at=at
             )
-            first = int(c.execute(query).scalar() or 0)
-            values = {"launcher": launcher, "epoch": epoch, "first": first, "count": count, "not_after": not_after}
-            c.execute(sa.insert(_LEASES).values(**values, void=False))
-            _set_fact(c, "counter", counter)
-            _append(c, at, "lease-granted", {"launcher": launcher, "epoch": epoch, "first": first, "count": count})
-        reached("broker.lease.granted")
+
+    @staticmethod
+    def grant_lease_in(
+        c: sa.Connection, *, launcher: bytes, epoch: int, count: int, not_after: Instant, counter: int, at: Instant
+    ) -> Lease:
+        """As `grant_lease`, in a transaction of the caller's."""
+        query = sa.select(sa.func.max(_LEASES.c.first + _LEASES.c.count)).where(
+            _LEASES.c.launcher == launcher, _LEASES.c.epoch == epoch
+        )
+        first = int(c.execute(query).scalar() or 0)
+        values = {"launcher": launcher, "epoch": epoch, "first": first, "count": count, "not_after": not_after}
+        c.execute(sa.insert(_LEASES).values(**values, void=False))
+        _set_fact(c, COUNTER, counter)
+        _append(c, at, "lease-granted", {"launcher": launcher, "epoch": epoch, "first": first, "count": count})
         return Lease(launcher=launcher, epoch=epoch, first=first, count=count, not_after=not_after, void=False)
 
     def leases(self, launcher: bytes, epoch: int) -> tuple[Lease, ...]:
@@ -397,7 +440,8 @@ class BrokerStore:
         self,
         launch: Launch,
         *,
-        counter: int | None,
+        advance: Advance,
+        not_after: Instant,
         at: Instant,
         storage: bytes = b"",
         commitment: bytes = b"",
@@ -406,18 +450,17 @@ class BrokerStore:
         """Use a launch up, in one transaction, before any answer (PROTOCOLS.md 3, Consumption).
 
         Until confirmation the same two keys get the same result again; other keys are refused and raise an alarm that
-        names both sessions. `counter` is the token's counter if it was advanced for a generation change; `storage` is
-        the generation's new storage key, wrapped. `verdicts_seen` is how far the verifier's events were acted on before
-        the host's standing was looked at: a loss after that refuses, so that no launch slips between look and consumption.
+        names both sessions. `advance` is called for a generation change, `not_after` is the launch's own end, judged by a
+        time that never goes back; `storage` is the generation's new storage key, wrapped. `verdicts_seen` is how far the
+        verifier's events were acted on before the host's standing was looked at: a loss after that refuses, so that no
+        launch slips between look and consumption.
         Earlier generations that are still live end with this.
-        Raises Refused (`launch.token_consumed`, `launch.key_reused`, `launch.sequence_not_leased`,
+        Raises Refused (`launch.token_consumed`, `launch.key_reused`, `launch.expired`, `launch.sequence_not_leased`,
         `launch.host_not_standing`, `launch.generation_behind`, `renewal.*`) or Unavailable("launch.pool_empty").
         """
 
         def work(c: sa.Connection) -> Taken | MoorlineError:
-            if counter is not None:
-                _set_fact(c, "counter", counter)  # also if the answer is no: the token's counter moved
-            return _consume(c, launch, at, _Fresh(storage, commitment, verdicts_seen))
+            return _consume(c, launch, at, _Fresh(storage, commitment, verdicts_seen, not_after, advance))
 
         outcome = self._group.write(work)
         if isinstance(outcome, MoorlineError):
@@ -594,6 +637,8 @@ class _Fresh:
     storage: bytes
     commitment: bytes
     verdicts_seen: int
+    not_after: Instant
+    advance: Advance
 
 
 def _consume(c: sa.Connection, launch: Launch, at: Instant, fresh: _Fresh) -> Taken | MoorlineError:
@@ -607,16 +652,9 @@ def _consume(c: sa.Connection, launch: Launch, at: Instant, fresh: _Fresh) -> Ta
     if other is not None:
         _alarm(c, at, "launch.key_reused", "session keys of one launch came with another", other.session, launch.session)
         return Refused("launch.key_reused", "these session keys belong to another launch")
-    # 3. Lease and epoch as they stand now, not as they stood when the release was decided.
-    if not _leased(c, launch, at):
-        return Refused(
-            "launch.sequence_not_leased",
-            "no standing lease covers this sequence number",
-            got=launch.sequence,
-            remedy="let the launcher ask for a new lease and launch again",
-        )
-    # 4. The host may have lost its verdict since it was looked at. 5. Every relaunch raises the generation (PROTOCOLS.md 9).
-    overtaken = _overtaken(c, launch, fresh.verdicts_seen)
+    # 3. Lease, epoch and expiry as they stand now, not as they stood when the release was decided. 4. The host may have lost
+    # its verdict since it was looked at. 5. Every relaunch raises the generation (PROTOCOLS.md 9).
+    overtaken = _over(c, launch, at, fresh.not_after) or _overtaken(c, launch, fresh.verdicts_seen)
     if overtaken is not None:
         return overtaken
     # 6. Take, mark, log.
@@ -624,6 +662,8 @@ def _consume(c: sa.Connection, launch: Launch, at: Instant, fresh: _Fresh) -> Ta
     entry = c.execute(sa.select(_POOL).where(*where).order_by(_POOL.c.entry).limit(1)).one_or_none()
     if entry is None:
         return Unavailable("launch.pool_empty", "no key pair is ready for this service", remedy="ask again shortly")
+    if _launched_before(c, launch.instance):
+        fresh.advance(c)  # a generation change: a database from before it is behind the token's counter
     c.execute(sa.delete(_POOL).where(_POOL.c.entry == entry.entry))
     values = {name: getattr(launch, name) for name in Launch.__dataclass_fields__}
     c.execute(sa.insert(_LAUNCHES).values(**values, public=entry.public, wrapped=entry.wrapped, state=CONSUMED, at=at))
@@ -638,6 +678,27 @@ def _consume(c: sa.Connection, launch: Launch, at: Instant, fresh: _Fresh) -> Ta
     _append(c, at, "launch-consumed", {**body, "host": launch.host, "session": launch.session})
     _begin_generation(c, launch, at, fresh)
     return Taken(public=entry.public, wrapped=entry.wrapped, again=False, storage=fresh.storage)
+
+
+def _over(c: sa.Connection, launch: Launch, at: Instant, not_after: Instant) -> Refused | None:
+    """By a time that no clock set back makes earlier, of this process or of another one."""
+    now = _risen(c, at)
+    if now > not_after:
+        return Refused(
+            "launch.expired", "the launch has expired", expected=f"<= {not_after}", got=now, remedy="launch again"
+        )
+    if _leased(c, launch, now):
+        return None
+    return Refused(
+        "launch.sequence_not_leased",
+        "no standing lease covers this sequence number",
+        got=launch.sequence,
+        remedy="let the launcher ask for a new lease and launch again",
+    )
+
+
+def _launched_before(c: sa.Connection, instance: str) -> bool:
+    return c.execute(sa.select(_INSTANCES.c.generation).where(_INSTANCES.c.instance == instance)).first() is not None
 
 
 def _overtaken(c: sa.Connection, launch: Launch, verdicts_seen: int) -> Refused | None:
@@ -730,6 +791,18 @@ def _leased(c: sa.Connection, launch: Launch, at: Instant) -> bool:
         )
     )
     return int(c.execute(query).scalar() or 0) > 0
+
+
+def _fact(c: sa.Connection, name: str) -> int:
+    return int(c.execute(sa.select(_FACTS.c.value).where(_FACTS.c.name == name)).scalar() or 0)
+
+
+def _risen(c: sa.Connection, at: Instant) -> Instant:
+    mark = Instant(_fact(c, TIME_MARK))
+    if at <= mark:
+        return mark
+    _set_fact(c, TIME_MARK, at)
+    return at
 
 
 def _set_fact(c: sa.Connection, name: str, value: int) -> None:

@@ -28,6 +28,9 @@ from moorline.storage.database import STORE_OPTION, code_of, reason
 
 T = TypeVar("T")
 
+Transaction = sa.Connection
+"""A transaction under way, for rooms that hand it on and know no SQL."""
+
 _UNDONE: Final = frozenset({"40001", "40P01"})
 TRIES: Final = 5
 _PAUSE_S: Final = 0.01
@@ -47,7 +50,12 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     with _typed(), engine.connect() as connection:
         begin(connection)
         yield connection
-        connection.commit()
+        try:
+            connection.commit()
+        except BaseException:
+            # SQLite may still be in the transaction (no room), and SQLAlchemy would give such a connection back as it is.
+            connection.invalidate()
+            raise
 
 
 @contextlib.contextmanager

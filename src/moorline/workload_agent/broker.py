@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from moorline.attesters.reports import ReportSource
-from moorline.channel.driver import ClientSession, Collected, answered, new_kem, open_session
+from moorline.channel.driver import ClientSession, Collected, VerifyBroker, answered, new_kem, open_session
 from moorline.channel.tls import TlsIdentity
 from moorline.clock import Instant, SystemClock
 from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused, Unavailable
@@ -47,6 +47,9 @@ MAX_CLOCK_DISAGREEMENT_S: Final = 300
 ATTEST_S: Final = 60.0
 _WAIT_FOR_SESSION_S: Final = 5.0
 _CHAINS_KEPT: Final = 4
+
+IdentityKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+"""What a function's identity may be made of."""
 
 
 class BrokerClock:
@@ -143,24 +146,11 @@ class BrokerLink:
         The broker is judged by the time it last told, not by the host's clock. Raises what the broker reports, and all
         that `attest` raises but the token's refusals; Unavailable("workload.no_time") when that time is too long ago.
         """
-        signer = keys.KeySigner(self._key)
 
         async def verify_broker(challenge: Challenge, certificates: tuple[bytes, ...]) -> None:
             judge_broker(challenge, certificates, self._launch, self._trust, self.clock.now())
 
-        async def prove(_challenge: Challenge, digest: bytes) -> bytes:
-            return signer.sign(resume_message(digest))
-
-        session = await open_session(
-            address,
-            role=SessionRole.RESUME,
-            formats=(EvidenceFormat.SNP,),
-            fields=schema.encode(FunctionFields(launch_fields=self._launch.encoded_fields)),
-            signing_public=keys.public_bytes(signer.public_key()),
-            verify_broker=verify_broker,
-            prove=prove,
-            collect=_collector(reports),
-        )
+        session = await _resume(address, self._launch, reports, verify_broker, self._key)
         try:
             self._take(session.activation)
         except BaseException:
@@ -233,7 +223,9 @@ async def attest(address: str, launch: Launch, reports: ReportSource) -> BrokerL
     """The function's session with its broker: evidence over this connection, the token proven and never sent.
 
     A connection that broke before the answer is opened again under the same two keys, which is what makes it the same
-    launch to a broker that consumed the token and died (PROTOCOLS.md 3, Consumption); fresh evidence goes with each.
+    launch to a broker that consumed the token and died (PROTOCOLS.md 3, Consumption); fresh evidence goes with each. One
+    that broke between message 4 and 6 may be of a broker that has confirmed and forgotten the private key: the function
+    holds it, so it resumes; a broker that had not confirmed yet does not know the instance, and is asked as before.
     Raises what the broker reports (its refusal), NotAuthentic("workload.broker_not_trusted" | "workload.identity_mismatch"),
     Refused("workload.clock_disagrees") and what `channel.driver.open_session` raises.
     """
@@ -246,8 +238,16 @@ async def attest(address: str, launch: Launch, reports: ReportSource) -> BrokerL
         return token_proof(launch.token, digest)
 
     kem, signing = new_kem(), keys.public_bytes(ed25519.Ed25519PrivateKey.generate().public_key())
+    held: list[bytes] = []  # what message 4 brought, the newest last
 
     async def ask() -> ClientSession:
+        if held:
+            try:
+                key = _private_key(_secrets(held[-1]).private_key)
+                return await _resume(address, launch, reports, verify_broker, key)
+            except MoorlineError as error:
+                if error.code != "renewal.not_known":
+                    raise
         return await open_session(
             address,
             role=SessionRole.FUNCTION,
@@ -258,6 +258,7 @@ async def attest(address: str, launch: Launch, reports: ReportSource) -> BrokerL
             prove=prove,
             collect=_collector(reports),
             kem=kem,
+            learned=held.append,
         )
 
     session = await answered(ask, within_s=ATTEST_S)
@@ -271,10 +272,34 @@ async def attest(address: str, launch: Launch, reports: ReportSource) -> BrokerL
                 expected=MAX_CLOCK_DISAGREEMENT_S,
                 got=off,
             )
-        return BrokerLink(session, launch, schema.decode(FunctionSecrets, session.secrets))
+        return BrokerLink(session, launch, _secrets(held[-1]))
     except BaseException:
         await session.aclose()
         raise
+
+
+async def _resume(
+    address: str, launch: Launch, reports: ReportSource, verify_broker: VerifyBroker, key: IdentityKey
+) -> ClientSession:
+    signer = keys.KeySigner(key)
+
+    async def prove(_challenge: Challenge, digest: bytes) -> bytes:
+        return signer.sign(resume_message(digest))
+
+    return await open_session(
+        address,
+        role=SessionRole.RESUME,
+        formats=(EvidenceFormat.SNP,),
+        fields=schema.encode(FunctionFields(launch_fields=launch.encoded_fields)),
+        signing_public=keys.public_bytes(signer.public_key()),
+        verify_broker=verify_broker,
+        prove=prove,
+        collect=_collector(reports),
+    )
+
+
+def _secrets(data: bytes) -> FunctionSecrets:
+    return schema.decode(FunctionSecrets, data)
 
 
 def _collector(reports: ReportSource) -> Callable[[bytes, Challenge], Awaitable[Collected]]:
@@ -311,7 +336,7 @@ def spiffe_id(link: BrokerLink) -> SpiffeId:
     return link.chain.spiffe_id
 
 
-def _private_key(der: bytes) -> ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey:
+def _private_key(der: bytes) -> IdentityKey:
     try:
         key = serialization.load_der_private_key(der, password=None)
     except Exception as error:  # the loader raises several kinds on bytes that are not a key; none may show the bytes
