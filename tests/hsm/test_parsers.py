@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 from cryptography import x509
@@ -165,6 +166,7 @@ FACTS = AccessFacts(
     provider="alpha",
     service="records",
     use_case="4.7",
+    profiles=("tls",),
     contract="c1",
     now=NOW,
 )
@@ -190,6 +192,9 @@ def test_any_conditions(conditions):
             'permit(principal, action, resource); forbid(principal, action, resource) when { context.contract == "c1" };',
             False,
         ),
+        ("permit(principal, action, resource) when { resource.profiles.contains(context.profile) };", True),
+        ('permit(principal, action, resource) when { context.profile == "no-pfs" };', False),
+        ("permit(principal, action, resource) when { context.hour == HOUR && context.weekday == WEEKDAY };", True),
         # A rule that errors next to one that permits: nobody knows what it would have said, so nobody enters.
         ("permit(principal, action, resource); forbid(principal, action, resource) when { principal.nothing };", False),
         ("", False),
@@ -197,7 +202,23 @@ def test_any_conditions(conditions):
 )
 def test_conditions(conditions, allowed):
     """verifies that: conditions decide over the attributes documented for them, and errors deny."""
-    assert decide_access(conditions, FACTS).allowed is allowed
+    at = datetime.fromtimestamp(NOW, UTC)
+    told = conditions.replace("HOUR", str(at.hour)).replace("WEEKDAY", str(at.isoweekday()))
+    assert decide_access(told, FACTS).allowed is allowed
+
+
+def test_the_deciding_policies_are_named():
+    """verifies that: an answer names the rules it rests on, by their own ids where they have one."""
+    conditions = """
+        @id("ours") permit(principal, action, resource) when { principal.provider == "beta" };
+        @id("nobody") forbid(principal, action, resource) when { principal.device == "d-1" };
+        permit(principal, action, resource);
+    """
+    found = decide_access(conditions, FACTS)
+    assert (found.allowed, found.policies) == (False, ("nobody",))
+    found = decide_access(conditions, replace(FACTS, device_name="d-2"))
+    assert (found.allowed, found.policies) == (True, ("ours", "policy2"))
+    assert decide_access("permit(", FACTS).rule == "not evaluated: conditions.malformed"
 
 
 def test_a_provider_key_is_never_overwritten(tmp_path):

@@ -332,7 +332,11 @@ async def world(tmp_path_factory):
             )
         )
         conditions = 'permit(principal, action, resource) when { principal.device == "phone-1" };'
-        for contract, terms in (("c1", conditions), ("c2", "permit(principal"), ("c3", "")):
+        forbids = (
+            "permit(principal, action, resource);"
+            '@id("hours") forbid(principal, action, resource) when { context.hour < 24 };'
+        )
+        for contract, terms in (("c1", conditions), ("c2", forbids), ("c3", conditions)):
             await alpha.submitter.send(
                 tx.OfferAccess(contract=contract, service="records", grantee="beta", conditions=terms, profiles=("pfs",))
             )
@@ -428,7 +432,7 @@ async def test_a_launched_function_gets_its_identity(world):
         ("spiffe://beta.test/device/phone-2", "c1", False, "no rule permits"),
         ("spiffe://alpha.test/device/phone-1", "c1", False, "access.not_granted"),
         ("spiffe://beta.test/svc/records/x", "c1", False, "access.not_granted"),
-        ("spiffe://beta.test/device/phone-1", "c2", False, "error in the conditions"),
+        ("spiffe://beta.test/device/phone-1", "c2", False, "hours"),
         ("spiffe://beta.test/device/phone-1", "c3", False, "ledger.contract_not_active"),
         ("spiffe://beta.test/device/phone-1", "c9", False, "ledger.absent"),
     ],

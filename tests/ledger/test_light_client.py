@@ -206,7 +206,8 @@ def test_what_is_active_is_returned_and_what_is_not_is_refused(consortium, alpha
     ca = transactions.RegisterIssuingCa(id="ca-1", certificate=issuing_ca(alpha))
     applied(consortium.as_provider(alpha, ca))
     applied(consortium.as_provider(alpha, SERVICE))
-    offer = transactions.OfferAccess(contract="c-1", service="records", grantee="beta", conditions="", profiles=("pfs",))
+    terms = "permit(principal, action, resource);"
+    offer = transactions.OfferAccess(contract="c-1", service="records", grantee="beta", conditions=terms, profiles=("pfs",))
     applied(consortium.as_provider(alpha, offer))
     device = {"provider": "alpha", "issuing_ca": "ca-1", "device": "d-1", "serial": 255}
     instance = {"provider": "alpha", "issuing_ca": "ca-1", "service": "records", "instance": "i-1", "serial": 255}

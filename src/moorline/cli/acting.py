@@ -231,8 +231,20 @@ def authority_sends(folder: Path, act: Callable[[Submitter], Awaitable[T]]) -> T
         return asyncio.run(acted())
 
 
-def propose(folder: Path, action: Action, what: str, *, quiet: bool, as_json: bool) -> None:
-    """An authority proposes; says which proposal others approve."""
+def propose(
+    folder: Path,
+    action: Action,
+    what: str,
+    *,
+    quiet: bool,
+    as_json: bool,
+    output: Path | None = None,
+    valid_until: int | None = None,
+) -> None:
+    """An authority proposes; says which proposal others approve. With `output` it writes a file and sends nothing."""
+    if output is not None:
+        _propose_in_file(folder, action, what, quiet=quiet, as_json=as_json, output=output, valid_until=valid_until)
+        return
 
     async def proposed(submitter: Submitter) -> tuple[int, str]:
         receipt, proposal = await submitter.send_proposal(action)
@@ -244,6 +256,25 @@ def propose(folder: Path, action: Action, what: str, *, quiet: bool, as_json: bo
         return
     found = {"proposal": proposal, "what": what, "height": height}
     render.facts(found, as_json=as_json, then=f"another authority approves: moor authority approve {proposal} --by FOLDER")
+
+
+def _propose_in_file(
+    folder: Path, action: Action, what: str, *, quiet: bool, as_json: bool, output: Path, valid_until: int | None
+) -> None:
+    from moorline.cli import approvals
+    from moorline.ledger import transactions
+
+    signed = approvals.sign(folder, transactions.propose(action), valid_until)
+    render.new_file(output, signed.data)
+    proposal = transactions.proposal_id(signed.payload)
+    if quiet:
+        typer.echo(proposal)
+        return
+    render.facts(
+        {"proposal": proposal, "what": what, "written to": str(output), "valid until block": signed.payload.valid_until},
+        as_json=as_json,
+        then=f"give others {output}: moor authority review, approve, submit",
+    )
 
 
 def ledger_client(genesis: Path) -> LedgerClient:

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moorline.cli import acting, render, running
+from moorline.cli import acting, approvals, authority_decisions, render, running
 from moorline.errors import Malformed, NotAuthentic
 
 if TYPE_CHECKING:
     from cryptography import x509
 
-    from moorline.ledger.client import Submitter
     from moorline.services.authority import Settings
 
 app = typer.Typer(no_args_is_help=True)
@@ -77,6 +76,8 @@ def admit(
     by: acting.By,
     address: Annotated[str, typer.Option(help="Where it serves, address:port.")],
     *,
+    output: approvals.Output = None,
+    valid_until: approvals.ValidUntil = None,
     quiet: render.Quiet = False,
     as_json: render.AsJson = False,
 ) -> None:
@@ -95,22 +96,8 @@ def admit(
         checkpoint_key=found.checkpoint.public_key().public_bytes_raw(),
         address=address,
     )
-    acting.propose(by, action, f"admit authority {found.name}", quiet=quiet, as_json=as_json)
-
-
-@app.command()
-def approve(
-    proposal: Annotated[str, typer.Argument(help="The proposal's id, as whoever proposed it was told.")],
-    by: acting.By,
-    *,
-    as_json: render.AsJson = False,
-) -> None:
-    """Approve a proposal; it takes effect in the block in which enough authorities approved."""
-
-    async def approved(submitter: Submitter) -> int:
-        return (await submitter.approve(proposal)).height
-
-    render.facts({"approved": proposal, "height": acting.authority_sends(by, approved)}, as_json=as_json)
+    says = f"admit authority {found.name}"
+    acting.propose(by, action, says, quiet=quiet, as_json=as_json, output=output, valid_until=valid_until)
 
 
 @app.command()
@@ -180,4 +167,5 @@ def _asked_names(asked: x509.CertificateSigningRequest) -> tuple[str, str]:
     return parse_name(name, "provider"), parse_domain(domain, "trust domain")
 
 
+authority_decisions.register(app)
 running.register(app, check=_settings)

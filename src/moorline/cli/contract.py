@@ -40,7 +40,7 @@ def offer(
     from moorline.nfv import parse_name
 
     parse_name(to, "provider")
-    text = _all_devices_of(to) if conditions is None else render.read(conditions).decode("utf-8")
+    text = _all_devices_of(to) if conditions is None else _conditions(conditions)
     height = acting.provider(provider).send(
         OfferAccess(contract=name, service=service, grantee=to, conditions=text, profiles=tuple(profile or ("tls",)))
     )
@@ -105,6 +105,7 @@ def test(
             provider=found.provider,
             service=found.service,
             use_case=service.use_case,
+            profiles=service.profiles,
             contract=name,
             now=SystemClock().now(),
         ),
@@ -131,6 +132,17 @@ def _facts(found: ContractRecord) -> dict[str, Any]:
         "profiles": list(found.profiles),
         "conditions": found.conditions,
     }
+
+
+def _conditions(path: Path) -> str:
+    """A text that the ledger and the engine both take; it says here already what would be wrong."""
+    from moorline.hsm.authorisation import require_engine_takes
+    from moorline.policy.conditions import MAX_BYTES, require_valid
+
+    text = render.read(path).decode("utf-8", errors="replace")
+    require_valid(text, max_bytes=MAX_BYTES)
+    require_engine_takes(text)
+    return text
 
 
 def _all_devices_of(grantee: str) -> str:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moorline.cli import acting, render
+from moorline.cli import acting, ledger_contract, render
 
 if TYPE_CHECKING:
     from moorline.clock import Instant
     from moorline.ledger.light_client import LedgerTrust, ProvenState
 
 app = typer.Typer(no_args_is_help=True)
+app.add_typer(ledger_contract.app, name="contract")
 
 _LONG = 64
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 
-from moorline.cli import acting, render
+from moorline.cli import acting, approvals, provider_changes, render
 from moorline.errors import Malformed
-
-if TYPE_CHECKING:
-    from moorline.ledger.transactions import Body
 
 app = typer.Typer(no_args_is_help=True)
 register = typer.Typer(no_args_is_help=True, help="Put on the ledger what belongs to this provider.")
 app.add_typer(register, name="register")
+provider_changes.register(app)
 
 _PRODUCTS: Final = ("Milan", "Genoa", "Turin")
 Provider = Annotated[str, typer.Argument(help="The provider's name.")]
@@ -32,6 +30,8 @@ def admit(
     certificate: Annotated[Path, typer.Option(help="The provider's chain (moor authority issue).")],
     by: acting.By,
     *,
+    output: approvals.Output = None,
+    valid_until: approvals.ValidUntil = None,
     quiet: render.Quiet = False,
     as_json: render.AsJson = False,
 ) -> None:
@@ -44,31 +44,60 @@ def admit(
     own = x509.load_pem_x509_certificates(render.read(certificate))[0]
     name, domain = _names(own)
     action = AdmitProvider(name=name, trust_domain=domain, certificate=own.public_bytes(serialization.Encoding.DER))
-    acting.propose(by, action, f"admit {name} ({domain})", quiet=quiet, as_json=as_json)
+    acting.propose(
+        by, action, f"admit {name} ({domain})", quiet=quiet, as_json=as_json, output=output, valid_until=valid_until
+    )
 
 
 @app.command()
-def suspend(name: Provider, by: acting.By, *, quiet: render.Quiet = False, as_json: render.AsJson = False) -> None:
+def suspend(
+    name: Provider,
+    by: acting.By,
+    *,
+    output: approvals.Output = None,
+    valid_until: approvals.ValidUntil = None,
+    quiet: render.Quiet = False,
+    as_json: render.AsJson = False,
+) -> None:
     """Propose, as an authority, to suspend a provider: nothing of it counts for anybody until it is reinstated."""
     from moorline.ledger.transactions import SuspendProvider
 
-    acting.propose(by, SuspendProvider(name=name), f"suspend {name}", quiet=quiet, as_json=as_json)
+    action = SuspendProvider(name=name)
+    acting.propose(by, action, f"suspend {name}", quiet=quiet, as_json=as_json, output=output, valid_until=valid_until)
 
 
 @app.command()
-def reinstate(name: Provider, by: acting.By, *, quiet: render.Quiet = False, as_json: render.AsJson = False) -> None:
+def reinstate(
+    name: Provider,
+    by: acting.By,
+    *,
+    output: approvals.Output = None,
+    valid_until: approvals.ValidUntil = None,
+    quiet: render.Quiet = False,
+    as_json: render.AsJson = False,
+) -> None:
     """Propose, as an authority, to end a suspension."""
     from moorline.ledger.transactions import ReinstateProvider
 
-    acting.propose(by, ReinstateProvider(name=name), f"reinstate {name}", quiet=quiet, as_json=as_json)
+    action = ReinstateProvider(name=name)
+    acting.propose(by, action, f"reinstate {name}", quiet=quiet, as_json=as_json, output=output, valid_until=valid_until)
 
 
 @app.command()
-def remove(name: Provider, by: acting.By, *, quiet: render.Quiet = False, as_json: render.AsJson = False) -> None:
+def remove(
+    name: Provider,
+    by: acting.By,
+    *,
+    output: approvals.Output = None,
+    valid_until: approvals.ValidUntil = None,
+    quiet: render.Quiet = False,
+    as_json: render.AsJson = False,
+) -> None:
     """Propose, as an authority, to remove a provider for good."""
     from moorline.ledger.transactions import RemoveProvider
 
-    acting.propose(by, RemoveProvider(name=name), f"remove {name}", quiet=quiet, as_json=as_json)
+    action = RemoveProvider(name=name)
+    acting.propose(by, action, f"remove {name}", quiet=quiet, as_json=as_json, output=output, valid_until=valid_until)
 
 
 @app.command()
@@ -104,23 +133,6 @@ def show(
     )
 
 
-@app.command()
-def revoke(
-    kind: Annotated[str, typer.Argument(help="instance, device, certificate, host, launcher, measurement or chip.")],
-    identifier: Annotated[str, typer.Argument(help="Its name, serial number (hex) or digest (hex).")],
-    acts: acting.As,
-    *,
-    as_json: render.AsJson = False,
-) -> None:
-    """Revoke something of this provider for everybody. It is never taken back."""
-    from moorline.ledger.records import RevocationKind
-    from moorline.ledger.transactions import Revoke
-
-    if kind not in {each.value for each in RevocationKind}:
-        raise typer.BadParameter(", ".join(each.value for each in RevocationKind), param_hint="kind")
-    _send(acts, f"revoked {kind} {identifier}", Revoke(kind=RevocationKind(kind), id=identifier), as_json=as_json)
-
-
 @register.command("hsm")
 def register_hsm(
     request: Annotated[Path, typer.Argument(help="request.json, with hsm.pem and issuing-ca.pem beside it.")],
@@ -132,23 +144,13 @@ def register_hsm(
     """Register an HSM and its issuing CA."""
     from moorline.cli import hsm_request
     from moorline.ledger.transactions import RegisterHsm, RegisterIssuingCa
-    from moorline.wire import keys
 
     asked = hsm_request.read(request)
-    public = asked.keys()
-    _send(
+    provider_changes.send(
         acts,
         f"registered HSM {asked.hsm} and issuing CA {asked.issuing_ca}",
-        RegisterHsm(
-            id=asked.hsm,
-            certificate=_der(request.parent / "hsm.pem"),
-            address=asked.sessions,
-            est_url=f"https://{asked.https}/.well-known/est",
-            kem_public=public.kem,
-            signing_public=keys.public_bytes(public.identity),
-            bundle_sequence=sequence,
-        ),
-        RegisterIssuingCa(id=asked.issuing_ca, certificate=_der(request.parent / "issuing-ca.pem")),
+        provider_changes.hsm_body(RegisterHsm, asked, request.parent / "hsm.pem", sequence),
+        RegisterIssuingCa(id=asked.issuing_ca, certificate=provider_changes.der(request.parent / "issuing-ca.pem")),
         as_json=as_json,
     )
 
@@ -164,8 +166,8 @@ def register_issuing_ca(
     """Register one more issuing CA."""
     from moorline.ledger.transactions import RegisterIssuingCa
 
-    body = RegisterIssuingCa(id=identifier, certificate=_der(certificate))
-    _send(acts, f"registered issuing CA {identifier}", body, as_json=as_json)
+    body = RegisterIssuingCa(id=identifier, certificate=provider_changes.der(certificate))
+    provider_changes.send(acts, f"registered issuing CA {identifier}", body, as_json=as_json)
 
 
 @register.command("orchestrator")
@@ -182,7 +184,7 @@ def register_orchestrator(
     from moorline.wire import keys
 
     body = RegisterOrchestrator(id=identifier, public_key=keys.public_bytes(load_public(key)))
-    _send(acts, f"registered orchestrator {identifier}", body, as_json=as_json)
+    provider_changes.send(acts, f"registered orchestrator {identifier}", body, as_json=as_json)
 
 
 @register.command("reference-values")
@@ -201,7 +203,7 @@ def register_reference_values(
 
     digest = hashlib.sha256(render.read(file)).digest()
     body = RegisterReferenceValues(id=identifier, kind=kind, digest=digest)
-    _send(acts, f"registered reference values {identifier}", body, as_json=as_json)
+    provider_changes.send(acts, f"registered reference values {identifier}", body, as_json=as_json)
 
 
 @register.command("platform")
@@ -232,7 +234,7 @@ def register_platform(  # noqa: PLR0913 - one parameter an option
         tag_digest=tag_digest(render.read(tag)),
         simulated=chip is not None,
     )
-    _send(acts, f"registered platform {name}", body, as_json=as_json)
+    provider_changes.send(acts, f"registered platform {name}", body, as_json=as_json)
 
 
 @register.command("service")
@@ -247,31 +249,13 @@ def register_service(
     as_json: render.AsJson = False,
 ) -> None:
     """Register a service: which packages, under which guest measurement (this installation's), may run as it."""
-    from moorline.ledger.records import PackageRule
     from moorline.ledger.transactions import RegisterService
-    from moorline.orchestration.package import package_digest
-    from moorline.simulators.guest_image import measure
 
-    with render.progress("measuring the guest runtime"):
-        measurement = measure("moorline.workload_agent")
-    rules = tuple(PackageRule(package_digest=package_digest(render.read(path)), measurement=measurement) for path in package)
+    rules, measurement = provider_changes.packages(package)
     body = RegisterService(
         name=name, use_case=use_case, packages=rules, profiles=tuple(profile or ("tls",)), callers=tuple(caller or ())
     )
-    _send(acts, f"registered service {name}", body, as_json=as_json, measurement=measurement.hex())
-
-
-def _send(directory: Path, says: str, *bodies: Body, as_json: bool, **more: str) -> None:
-    height = acting.provider(directory).send(*bodies)
-    found: dict[str, Any] = {"done": says, "height": height, **more}
-    render.facts(found, as_json=as_json)
-
-
-def _der(path: Path) -> bytes:
-    from cryptography import x509
-    from cryptography.hazmat.primitives import serialization
-
-    return x509.load_pem_x509_certificate(render.read(path)).public_bytes(serialization.Encoding.DER)
+    provider_changes.send(acts, f"registered service {name}", body, as_json=as_json, measurement=measurement.hex())
 
 
 def _chip(directory: Path | None, chip_id: str | None, product: str | None) -> tuple[bytes, str]:

@@ -39,6 +39,9 @@ PROVIDER_LIFE_S: Final = 2 * 365 * _DAY_S
 BACKDATED_S: Final = 60
 """Certificates start a minute early, so that a verifier whose clock is a little behind takes them."""
 
+NEXT: Final = "next"
+"""Folder, within an authority's, of the keys that it proposed and that do not count yet."""
+
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
 
@@ -177,6 +180,46 @@ def join_authority(directory: Path, *, genesis: bytes, root: Path, address: str,
     _write_keys(directory, made, genesis)
     write_public(directory / "authority.toml", _settings(made.name, address).encode())
     return made
+
+
+def make_next_keys(directory: Path) -> AuthorityKeys:
+    """The keys an authority will have: `next/` in its folder, made if it is not there. Its CA key and certificate stay."""
+    found = load_next(directory)
+    if found is not None:
+        return found
+    write_private(directory / NEXT / "transaction.key.pem", key_pem(ec.generate_private_key(ec.SECP256R1())))
+    write_private(directory / NEXT / "checkpoint.key.pem", key_pem(ed25519.Ed25519PrivateKey.generate()))
+    made = load_next(directory)
+    assert made is not None, "both files were just written"
+    return made
+
+
+def load_next(directory: Path) -> AuthorityKeys | None:
+    """The next keys of an authority, or None if there are none. Raises Misconfigured("ledger.authority_folder")."""
+    if not (directory / NEXT / "checkpoint.key.pem").exists():
+        return None
+    current = load_authority(directory)
+    moved = not (directory / NEXT / "transaction.key.pem").exists()  # `take_next_keys` was stopped in between
+    transaction = _private(directory / ("." if moved else NEXT) / "transaction.key.pem")
+    checkpoint = _private(directory / NEXT / "checkpoint.key.pem")
+    if not isinstance(transaction, ec.EllipticCurvePrivateKey) or not isinstance(checkpoint, ed25519.Ed25519PrivateKey):
+        raise Misconfigured("ledger.authority_folder", "an authority's next keys are of the wrong kind", got=directory)
+    return AuthorityKeys(name=current.name, ca=current.ca, transaction=transaction, checkpoint=checkpoint)
+
+
+def take_next_keys(directory: Path) -> None:
+    """Put the next keys in place of those there are, which are gone then. Killed in between, it is simply run again."""
+    for name in ("transaction.key.pem", "checkpoint.key.pem"):  # the checkpoint key last: `load_next` looks for it
+        if (directory / NEXT / name).exists():
+            (directory / NEXT / name).replace(directory / name)
+    (directory / NEXT).rmdir()
+
+
+def _private(path: Path) -> object:
+    try:
+        return serialization.load_pem_private_key(path.read_bytes(), None)
+    except (OSError, ValueError) as error:
+        raise Misconfigured("ledger.authority_folder", "an authority's next keys cannot be read", got=error) from None
 
 
 def issue_provider(

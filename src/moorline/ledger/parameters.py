@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from moorline.policy.conditions import MAX_BYTES
+
 MIN_MAX_AGE_S: Final = 2
 MAX_MAX_AGE_S: Final = 86400
 
@@ -37,7 +39,7 @@ PARAMETERS: Final[Mapping[str, Bounds]] = {
     "authority_approvals": Bounds(low=0, high=64, initial=0),
     "provider_approvals": Bounds(low=0, high=64, initial=0),
     # The longest text of a contract's conditions, in bytes.
-    "conditions_bytes": Bounds(low=256, high=16 * 1024, initial=8 * 1024),
+    "conditions_bytes": Bounds(low=256, high=MAX_BYTES, initial=8 * 1024),
     # How many packages a service may list.
     "service_packages": Bounds(low=1, high=500, initial=100),
 }

@@ -31,6 +31,7 @@ from moorline.ledger.records import (
     ServiceRecord,
     Status,
 )
+from moorline.policy import conditions
 from moorline.wire import keys
 
 MAX_CA_CERTIFICATES: Final = 4
@@ -258,6 +259,7 @@ def _offer_access(draft: Draft, provider: ProviderRecord, body: tx.OfferAccess) 
         raise Refused("ledger.provider_unknown", "the grantee is no active provider", got=body.grantee)
     for profile in body.profiles:
         records.parse_name(profile, "profile")
+    conditions.require_valid(body.conditions, max_bytes=draft.limit("conditions_bytes"))
     record = ContractRecord(
         id=body.contract,
         provider=provider.name,

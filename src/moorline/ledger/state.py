@@ -42,7 +42,7 @@ class Applied:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected:
-    """A transaction that did not, with its stable `ledger.*` code; it leaves no trace in the state."""
+    """A transaction that did not, with its stable code (`ledger.*`, `conditions.*`); it leaves no trace in the state."""
 
     code: str
     problem: Mapping[str, str | float]
@@ -260,7 +260,7 @@ def _signed_by(transaction: Transaction, allowed: tuple[bytes, ...]) -> None:
 
 
 def _rejected(error: MoorlineError) -> Rejected:
-    if not error.code.startswith("ledger."):  # whatever a parser below found
+    if not error.code.startswith(("ledger.", "conditions.")):  # whatever a parser below found
         error = Malformed("ledger.transaction_malformed", error.says, expected=error.expected, got=error.code)
     return Rejected(code=error.code, problem=error.as_problem())
 

@@ -241,7 +241,6 @@ async def run(settings: Settings, log: structlog.stdlib.BoundLogger) -> None:
     """Run an authority until cancelled."""
     keys = ceremony.load_authority(settings.directory)
     found = genesis.parse((settings.directory / "genesis.cbor").read_bytes())
-    _own_keys(keys, settings, found)
     store = LedgerStore(open_database(_database(settings), "ledger"))
     try:
         await _run(settings, log, keys, found, store)
@@ -252,7 +251,16 @@ async def run(settings: Settings, log: structlog.stdlib.BoundLogger) -> None:
 async def _run(
     settings: Settings, log: structlog.stdlib.BoundLogger, keys: AuthorityKeys, found: Genesis, store: LedgerStore
 ) -> None:
-    node = Node(name=settings.name, genesis=found, key=keys.checkpoint, store=store, now_ms=_now_ms)
+    following = ceremony.load_next(settings.directory)
+    node = Node(
+        name=settings.name,
+        genesis=found,
+        key=keys.checkpoint,
+        next_key=None if following is None else following.checkpoint,
+        store=store,
+        now_ms=_now_ms,
+    )
+    _own_keys(keys, settings, node)
     clock = SystemClock()
     peers = Peers(node, lambda: _identity(keys, found, clock))
     sequences = found.sequencer == settings.name
@@ -292,13 +300,19 @@ async def _serve(settings: Settings, app: FastAPI, keys: AuthorityKeys, found: G
                 return
 
 
-def _own_keys(keys: AuthorityKeys, settings: Settings, found: Genesis) -> None:
-    mine = [one for one in found.authorities if one.name == settings.name]
-    public = keys.checkpoint.public_key().public_bytes_raw()
-    # An authority admitted later is not in the genesis; it is known by the ledger it catches up with.
-    if mine and mine[0].checkpoint_key != public:
+def _own_keys(keys: AuthorityKeys, settings: Settings, node: Node) -> None:
+    known = node.authorities().get(settings.name)
+    # Who was admitted later, or begins with an empty database after a rotation, knows its own record when it has caught up.
+    if known is None or node.note is None:
+        return
+    following = ceremony.load_next(settings.directory)
+    held = [keys.checkpoint, *(() if following is None else (following.checkpoint,))]
+    if known not in {one.public_key().public_bytes_raw() for one in held}:
         raise Misconfigured(
-            "ledger.authority_folder", "the checkpoint key in the folder is not this authority's", got=settings.name
+            "ledger.authority_folder",
+            "the checkpoint key in the folder is not this authority's",
+            got=settings.name,
+            remedy="start it with the keys the ledger has for it; after a rotation, once it has caught up, the new ones",
         )
 
 

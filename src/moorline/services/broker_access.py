@@ -35,6 +35,7 @@ async def authorise_device(broker: Broker, asked: AuthoriseDeviceCall) -> Author
         require_not_revoked(state, revocable)
     except Refused as refusal:
         return AuthoriseDeviceReply(allowed=False, rule=refusal.code, bundle=bundle)
+    service = standing.active_service(state, provider, asked.service)
     facts = AccessFacts(
         device=asked.device,
         device_provider=grantee,
@@ -42,7 +43,8 @@ async def authorise_device(broker: Broker, asked: AuthoriseDeviceCall) -> Author
         device_name=device.segments[0],
         provider=provider,
         service=asked.service,
-        use_case=standing.active_service(state, provider, asked.service).use_case,
+        use_case=service.use_case,
+        profiles=service.profiles,
         contract=contract,
         now=broker.clock.now(),
     )

@@ -50,6 +50,7 @@ class Node:
         name: str,
         genesis: Genesis,
         key: Ed25519PrivateKey,
+        next_key: Ed25519PrivateKey | None = None,
         store: LedgerStore,
         now_ms: Callable[[], int],
     ) -> None:
@@ -57,7 +58,7 @@ class Node:
         self.genesis = genesis
         self.store = store
         self.now_ms = now_ms
-        self._key = key
+        self._keys = [one for one in (key, next_key) if one is not None]
         self._state = node_state.StoredState(store, genesis.ledger_id)
         self.head, self.note = self._load()
         self._changes = [
@@ -119,11 +120,11 @@ class Node:
 
     def cosign(self, found: Checkpoint, *, at: Instant) -> NoteSignature:
         """A cosignature by this authority, made `at`; the same twice is the same. The caller recorded its intent first."""
-        return checkpoint.cosign(found, name=self.name, key=self._key, now=at)
+        return checkpoint.cosign(found, name=self.name, key=self._key(), now=at)
 
     def sign_as_maker(self, found: Checkpoint) -> NoteSignature:
         """The note signature of a block's maker."""
-        return checkpoint.sign_note(found, name=self.name, key=self._key)
+        return checkpoint.sign_note(found, name=self.name, key=self._key())
 
     def adopt(self, committed: Committed) -> None:
         """Believe the next block: quorum, execution, then commit. Blocks at or below the head are only compared.
@@ -164,6 +165,23 @@ class Node:
         if encoded is not None:
             self._changes.append(proof.SetChange(note=committed.note, authorities=after))
         self.head, self.note = self._state.kept(head, writes=len(writes)), committed.note
+
+    def _key(self) -> Ed25519PrivateKey:
+        """The key the ledger has for this authority: after a rotation it is the next one, from the block after on.
+
+        Raises Misconfigured("ledger.key_not_in_force").
+        """
+        wanted = self.authorities().get(self.name)
+        for key in self._keys:
+            if key.public_key().public_bytes_raw() == wanted:
+                return key
+        raise Misconfigured(
+            "ledger.key_not_in_force",
+            "this authority holds no key that the ledger has for it",
+            expected=wanted,
+            got=self.name,
+            remedy="start it with the keys that are in force: moor authority take-keys, or those it was admitted with",
+        )
 
     # Inside ----------------------------------------------------------------------------------------------------------
 

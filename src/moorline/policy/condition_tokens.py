@@ -1,0 +1,72 @@
+"""The words of a contract's conditions: tokens of the part of Cedar a contract may use (docs/spec/contract-conditions.md).
+
+Printable ASCII, tabs and newlines only. No two texts that look the same can mean different things, and nothing depends on a
+table of characters that grows from one version of a library to the next. Pure; one pass; the number of tokens is bounded.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from moorline.errors import Malformed
+
+MAX_TOKENS: Final = 4000
+MAX_LONG: Final = (1 << 63) - 1
+_TOKEN: Final = re.compile(
+    r"""(?P<blank>[ \t\n]+|//[ \t!-~]*(?:\n|\Z))
+    |(?P<string>"(?:[ !#-\[\]-~]|\\["\\*])*")
+    |(?P<number>[0-9]{1,19}(?![0-9A-Za-z_]))
+    |(?P<word>[A-Za-z_][A-Za-z0-9_]*)
+    |(?P<sign>::|==|!=|<=|>=|&&|\|\||[@(){}\[\].,;<>!])""",
+    re.VERBOSE,
+)
+
+
+class Kind(StrEnum):
+    """What a token is."""
+
+    STRING = "string"
+    NUMBER = "number"
+    WORD = "word"
+    SIGN = "sign"
+    END = "end"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """A token as it stands in the text, and in which line, from 1."""
+
+    kind: Kind
+    text: str
+    line: int
+
+
+def malformed(why: str, *, line: int, expected: object = None, got: object = None) -> Malformed:
+    """Why conditions are not taken, and where."""
+    return Malformed(
+        "conditions.malformed",
+        f"the conditions cannot be read: {why}",
+        expected=expected,
+        got=f"line {line}" if got is None else f"line {line}: {got}",
+        remedy="docs/spec/contract-conditions.md says what conditions can say",
+    )
+
+
+def tokens(text: str) -> list[Token]:
+    """The tokens of a text, an END last. Raises Malformed("conditions.malformed")."""
+    found: list[Token] = []
+    at, line = 0, 1
+    while at < len(text):
+        match = _TOKEN.match(text, at)
+        if match is None or match.lastgroup is None:
+            raise malformed("there is a character that has no place here", line=line, got=ascii(text[at]))
+        if match.lastgroup != "blank":
+            found.append(Token(kind=Kind(match.lastgroup), text=match.group(), line=line))
+            if len(found) > MAX_TOKENS:
+                raise malformed("they are too long", line=line, expected=f"<= {MAX_TOKENS} words and signs")
+        line += match.group().count("\n")
+        at = match.end()
+    return [*found, Token(kind=Kind.END, text="", line=line)]
