@@ -122,10 +122,10 @@ async def test_a_device_enrols_with_curl_and_openssl(consortium, tmp_path):  # n
         return json.loads(text)["code"]
 
     assert await refused(curl(beta, "simpleenroll", *body), "401") == "est.unauthorised"
-    assert await refused(curl(beta, "simpleenroll", "-u", "phone-1:guess", *body), "403") == "est.code_invalid"
-    assert await refused(curl(beta, "simpleenroll", "-u", f"phone-2:{given['code']}", *body), "403") == "est.code_invalid"
+    assert await refused(curl(beta, "simpleenroll", "-u", "phone-1:guess", *body), "401") == "est.code_invalid"
+    assert await refused(curl(beta, "simpleenroll", "-u", f"phone-2:{given['code']}", *body), "401") == "est.code_invalid"
     assert await refused(curl(beta, "simplereenroll", *body), "401") == "http.no_client_certificate"
-    assert await refused(curl(beta, "serverkeygen", *body), "501") == "est.not_offered"
+    assert await refused(curl(beta, "serverkeygen", *body), "401") == "est.unauthorised"
     assert await refused(curl(beta, "fullcmc", *body), "501") == "est.not_offered"
     # The code is bound to the first key: whoever steals it later gets nothing, and somebody hears of it.
     await run("openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "thief.pem", cwd=tmp_path)

@@ -24,6 +24,7 @@ NOUNS: Final = {
     "provider": "Admit, suspend and show providers; register what belongs to one",
     "ledger": "Read and prove what the consortium agreed on",
     "hsm": "Set up an HSM, issue identities, look after launches and peers",
+    "enrolment": "Say which devices may enrol, and how",
     "crl": "Make and read certificate revocation lists",
     "broker": "Run a provider's HSM broker",
     "verifier": "Run an attestation authority",

@@ -55,8 +55,7 @@ class KeyPool:
 
     def make(self, service: str, profile: str) -> PoolEntry:
         """One entry, wrapped."""
-        scalar = int.from_bytes(self._token.random(_SEED_BYTES), "big") % (_ORDER - 1) + 1
-        key = ec.derive_private_key(scalar, ec.SECP256R1())
+        key = new_key(self._token)
         public = keys.public_bytes(key.public_key())
         plain = key.private_bytes(
             serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -66,6 +65,12 @@ class KeyPool:
     def open(self, taken: Taken, service: str, profile: str) -> bytes:
         """The private key (PKCS#8 DER) of an entry that was taken for a launch, to be sealed to its function now."""
         return self._token.unseal(WRAPPING, taken.wrapped, _place(service, profile, taken.public))
+
+
+def new_key(token: Token) -> ec.EllipticCurvePrivateKey:
+    """A P-256 key pair in memory, with the token's randomness (SP 800-56A 5.6.1.2.1, extra random bits)."""
+    scalar = int.from_bytes(token.random(_SEED_BYTES), "big") % (_ORDER - 1) + 1
+    return ec.derive_private_key(scalar, ec.SECP256R1())
 
 
 def _place(service: str, profile: str, public: bytes) -> bytes:

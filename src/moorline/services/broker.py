@@ -36,6 +36,7 @@ from moorline.services.broker_ledger import LedgerView
 from moorline.services.broker_open import OpenFunctions
 from moorline.services.http import TlsIdentity
 from moorline.services.token_owner import say_what_is_lacking
+from moorline.storage.broker_enrolments import EnrolmentStore
 from moorline.storage.broker_instances import InstanceStore
 from moorline.storage.broker_revocations import RevocationStore
 from moorline.storage.broker_store import BrokerStore
@@ -149,6 +150,12 @@ class BrokerSettings:
     """Base URL of the same as peers reach it; certificates name CRL and OCSP below it. Left out, they name none."""
     revocation_poll_s: int = 5
     """Seconds between two looks at the ledger for revoked certificates; part of the revocation bound."""
+    listen_bootstrap: str | None = None
+    """Where devices enrol by their manufacturer's certificate (IEEE 802.1AR), address:port; needs manufacturer_roots."""
+    manufacturer_roots: Path | None = None
+    """PEM file with the roots of the manufacturers whose devices may enrol at listen_bootstrap. They trust one another."""
+    device_certificates: int = 16
+    """Certificates of one device that may be valid at the same time; more are refused for a while."""
     crls_above: Path | None = None
     """PEM file with the CRLs of provider, authorities and root, handed on to who checks the whole chain."""
 
@@ -215,6 +222,8 @@ class Broker:
     revoked: asyncio.Event
     anchoring: asyncio.Lock
     revocations: RevocationStore
+    enrolments: EnrolmentStore
+    manufacturer_roots: bytes | None
 
     def require_hosts(self) -> HostAuthority:
         """The attestation authority; raises Misconfigured("broker.no_verifier") if there is none."""
@@ -277,6 +286,7 @@ def _assembled(
         lease_s=settings.lease_s,
     )
     tls = TlsKeys(identity, clock)
+    revocations = RevocationStore(store)
     client = LedgerClient(_ledger_endpoints(settings.ledger_urls), roots_pem=roots_pem)
     return Broker(
         settings=settings,
@@ -304,7 +314,9 @@ def _assembled(
         revoking=asyncio.Event(),
         revoked=asyncio.Event(),
         anchoring=asyncio.Lock(),
-        revocations=RevocationStore(store),
+        revocations=revocations,
+        enrolments=EnrolmentStore(store, revocations, quota=settings.device_certificates),
+        manufacturer_roots=_manufacturer_roots(settings),
     )
 
 
@@ -336,7 +348,8 @@ async def run(settings: BrokerSettings, *, ready: Callable[[dict[str, str]], Non
                 await broker.judged.wait()
         server = await broker_sessions.serve(broker)
         bound: dict[str, str] = {"sessions": server.address}
-        waiting = {"https", "admin"} | ({"revocation"} if settings.listen_revocation is not None else set())
+        optional = {"revocation": settings.listen_revocation, "bootstrap": settings.listen_bootstrap}
+        waiting = {"https", "admin", *(name for name, listen in optional.items() if listen is not None)}
         lists = broker_revocation.Lists(broker)
 
         def on_bound(name: str, address: str) -> None:
@@ -350,6 +363,7 @@ async def run(settings: BrokerSettings, *, ready: Callable[[dict[str, str]], Non
             await serve_all(
                 server.serve_forever(),
                 broker_est.serve(broker, lists, lambda address: on_bound("https", address)),
+                broker_est.serve_bootstrap(broker, lambda address: on_bound("bootstrap", address)),
                 broker_revocation.serve(lists, lambda address: on_bound("revocation", address)),
                 lists.keep_watching(),
                 broker_admin.serve(broker, lists, lambda address: on_bound("admin", address)),
@@ -415,6 +429,15 @@ def token_location(settings: BrokerSettings) -> TokenLocation:
         pin_prompt=settings.token_pin_prompt,
         environment={} if conf is None else {"SOFTHSM2_CONF": str(conf.resolve())},
     )
+
+
+def _manufacturer_roots(settings: BrokerSettings) -> bytes | None:
+    if (settings.listen_bootstrap is None) != (settings.manufacturer_roots is None):
+        raise Misconfigured("broker.settings", "listen_bootstrap and manufacturer_roots belong together")
+    if settings.manufacturer_roots is None:
+        return None
+    _certificates(settings.manufacturer_roots)
+    return _read(settings.manufacturer_roots)
 
 
 def _pointers(settings: BrokerSettings) -> certificates.Pointers | None:

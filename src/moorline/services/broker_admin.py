@@ -19,20 +19,18 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
 from moorline.audit.log import LogEntry, entry_digest
-from moorline.clock import Instant
 from moorline.errors import Malformed
 from moorline.hsm.ceremony import public_keys
 from moorline.hsm.token.inspection import report_of
 from moorline.nfv import Role, SpiffeId, parse_name
-from moorline.services import broker_admin_audit, broker_admin_devices, broker_peers, http, metrics
+from moorline.services import broker_admin_audit, broker_admin_devices, broker_enrolment, broker_peers, http, metrics
 from moorline.services.broker import Broker
-from moorline.services.broker_est import code_digest, csr_key
 from moorline.services.broker_revocation import Lists
 from moorline.services.broker_role import issued
 from moorline.wire import keys, schema
+from moorline.wire.est import csr_key
 from moorline.wire.launch import identity_name
 
-_CODE_BYTES: Final = 16
 _CODE_MAX_S: Final = 7 * 24 * 3600
 
 
@@ -218,10 +216,7 @@ def _issue(broker: Broker, asked: SvidRequest) -> dict[str, object]:
 
 def _code(broker: Broker, asked: CodeRequest) -> dict[str, object]:
     device = parse_name(asked.device, "device")
-    code = base64.b32encode(broker.token.random(_CODE_BYTES)).decode("ascii").rstrip("=").lower()
-    now = broker.clock.now()
-    not_after = Instant(now + asked.ttl_s)
-    broker.store.set_enrolment_code(device=device, code_digest=code_digest(device, code), not_after=not_after, at=now)
+    code, not_after = broker_enrolment.new_code(broker, device, ttl_s=asked.ttl_s)
     return {"code": code, "user": device, "not_after": not_after}
 
 

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import uvicorn
+from cryptography import x509
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
@@ -37,9 +38,10 @@ HEADERS_S: Final = 10.0
 ROOM: Final = 256
 _LAST_WORD_S: Final = 1.0
 _PEER: Final = "moorline.peer"
-_Scope = MutableMapping[str, Any]
-_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +70,7 @@ class _PeerProtocol(H11Protocol):
         peer_der = tls.getpeercert(binary_form=True) if tls is not None else None
         inner = self.app
 
-        async def with_peer(scope: _Scope, receive: _Receive, send: _Send) -> None:
+        async def with_peer(scope: Scope, receive: Receive, send: Send) -> None:
             scope[_PEER] = peer_der
             await inner(scope, receive, send)
 
@@ -134,7 +136,7 @@ class _Limits:
         self._app, self._cap, self._deadline_s, self._streams = app, body_cap, deadline_s, streams
         self._answered = answered
 
-    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -157,7 +159,7 @@ class _Limits:
 class _Exchange:
     """One request under its body cap. Once refused, whatever the application answers is replaced by the refusal."""
 
-    def __init__(self, receive: _Receive, send: _Send, cap: int) -> None:
+    def __init__(self, receive: Receive, send: Send, cap: int) -> None:
         self._receive, self._send, self._cap, self._seen = receive, send, cap, 0
         self.refusal: MoorlineError | None = None
         self.status: int | None = None
@@ -231,6 +233,20 @@ def application(
     return app
 
 
+def peer_der(request: Request) -> bytes | None:
+    """The client certificate (DER) that TLS verified against the listener's roots, or None."""
+    der = request.scope.get(_PEER)
+    return der if isinstance(der, bytes) else None
+
+
+def peer_certificate(request: Request) -> x509.Certificate:
+    """The same, parsed. Raises NotAuthentic("http.no_client_certificate"). Which roots it chains to is the listener's."""
+    der = peer_der(request)
+    if der is None:
+        raise NotAuthentic("http.no_client_certificate", "this route needs a client certificate")
+    return certificates.parse_certificate(der)
+
+
 def peer(request: Request) -> SpiffeId | None:
     """The SPIFFE ID of the client certificate that TLS verified, or None if the client showed none."""
     der = request.scope.get(_PEER)
@@ -292,6 +308,7 @@ async def serve(
         if client_roots_pem is not None:
             config.ssl.load_verify_locations(cadata=client_roots_pem.decode("ascii"))
             config.ssl.verify_mode = ssl.CERT_OPTIONAL
+            config.ssl.verify_flags &= ~ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN  # an intermediate is no anchor
         on_context(config.ssl)
     elif not listen.startswith("unix:") and not without_tls:
         raise Refused("http.no_tls", "this service does not speak HTTP without TLS over TCP", remedy="give it an identity")

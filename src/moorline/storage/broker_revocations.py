@@ -63,7 +63,7 @@ class RevocationStore:
         """Pages of certificates that have not expired and are not revoked here."""
         after = ""
         while True:
-            with self._store.transaction() as c:
+            with self._store.reading() as c:
                 query = (
                     sa.select(_CERTIFICATES)
                     .where(_CERTIFICATES.c.not_after >= now, _CERTIFICATES.c.serial > after)
@@ -142,7 +142,7 @@ class RevocationStore:
 
     def find(self, serial: str) -> tuple[bool, Revoked | None]:
         """Whether this broker gave the certificate out, and its revocation if there is one."""
-        with self._store.transaction() as c:
+        with self._store.reading() as c:
             known = c.execute(sa.select(_CERTIFICATES.c.serial).where(_CERTIFICATES.c.serial == serial)).first()
             row = c.execute(sa.select(_REVOKED).where(_REVOKED.c.serial == serial)).mappings().one_or_none()
         return known is not None, None if row is None else Revoked(**row)
@@ -157,7 +157,7 @@ class RevocationStore:
         return number
 
     def _where(self, condition: sa.ColumnElement[bool]) -> tuple[Revoked, ...]:
-        with self._store.transaction() as c:
+        with self._store.reading() as c:
             query = sa.select(_REVOKED).where(condition).order_by(_REVOKED.c.at, _REVOKED.c.serial)
             return tuple(Revoked(**row) for row in c.execute(query).mappings())
 

@@ -221,6 +221,11 @@ class BrokerStore:
         _append(c, at, event, body)
 
     @staticmethod
+    def alarm_in(c: sa.Connection, at: Instant, code: str, says: str, first: str, second: str) -> None:
+        """An alarm, with its audit entry."""
+        _alarm(c, at, code, says, first, second)
+
+    @staticmethod
     def set_fact_in(c: sa.Connection, name: str, value: int) -> None:
         """Store a number."""
         _set_fact(c, name, value)
@@ -518,38 +523,6 @@ class BrokerStore:
             c.execute(sa.insert(_CODES).values(device=device, code_digest=code_digest, not_after=not_after))
             _append(c, at, "enrolment-code", {"device": device, "not_after": not_after})
         reached("broker.code.made")
-
-    def enrol(self, *, device: str, code_digest: bytes, key_digest: bytes, issued: Issued, at: Instant) -> None:
-        """Use a code for a key. The first use binds it; a retry with the same key passes, another key does not.
-
-        Raises Refused("est.code_invalid" | "est.code_used"); the latter also raises an alarm.
-        """
-        with self._transaction() as c:
-            row = c.execute(sa.select(_CODES).where(_CODES.c.device == device)).one_or_none()
-            if row is None or row.code_digest != code_digest or at > row.not_after:
-                raise Refused(
-                    "est.code_invalid",
-                    "the enrolment code is unknown, of another device or expired",
-                    remedy="ask the provider for a new code",
-                )
-            if row.key_digest is None or row.key_digest == key_digest:
-                c.execute(sa.update(_CODES).where(_CODES.c.device == device).values(key_digest=key_digest))
-                c.execute(sa.delete(_DEVICES).where(_DEVICES.c.device == device))
-                c.execute(sa.insert(_DEVICES).values(device=device, key_digest=key_digest, enrolled=at))
-                _insert_certificate(c, issued)
-                _append(c, at, "device-enrolled", {"device": device, "serial": issued.serial})
-                return
-            says = "an enrolment code was used again with another key"
-            _alarm(c, at, "est.code_used", says, f"{device} {row.key_digest.hex()}", f"{device} {key_digest.hex()}")
-        raise Refused(
-            "est.code_used",
-            "the enrolment code was used with another key",
-            remedy="ask the provider for a new code, and find out who used this one",
-        )
-
-    def device_known(self, device: str) -> bool:
-        """Whether a device was enrolled here."""
-        return bool(self._rows(sa.select(_DEVICES.c.device).where(_DEVICES.c.device == device)))
 
     # -- peers, alarms, audit ---------------------------------------------------------------------------------------
 
