@@ -39,6 +39,7 @@ from moorline.simulators import firmware
 from moorline.storage.verifier_store import EnrolledHost, VerifierStore
 from moorline.verification import ima, tpm_quote
 from moorline.verification.eventlog import replay, verify_boot
+from moorline.verification.tpm_revocation import Revocation
 from moorline.wire import host as wire
 from moorline.wire import keys
 
@@ -191,6 +192,7 @@ def authority(directory: Path, reference: reference_values.Reference) -> tuple[A
         audience="alpha.test",
         terms=TERMS,
         anchors=(),
+        revocation=lambda: Revocation(crls=(), not_required={}),
         simulated_allowed=True,
         reference=reference,
         signers=(),

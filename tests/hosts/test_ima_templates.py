@@ -23,7 +23,7 @@ FILES = {b"/usr/bin/a": frozenset({b"a" * 32}), b"/opt/with space/\xff\xfe": fro
 
 def sealed(entry, algorithm="sha1"):
     """An entry with the template hash that its fields have."""
-    return dataclasses.replace(entry, template_hash=hashlib.new(algorithm, entry.template_data()).digest())
+    return entry._replace(template_hash=hashlib.new(algorithm, entry.template_data()).digest())
 
 
 @st.composite

@@ -20,9 +20,8 @@ written back to the same bytes.
 from __future__ import annotations
 
 import struct
-from binascii import unhexlify
-from dataclasses import dataclass
-from typing import Final
+from binascii import hexlify, unhexlify
+from typing import Final, NamedTuple
 
 from moorline.errors import Malformed
 
@@ -37,22 +36,29 @@ _TEMPLATE_HASH_SIZES: Final = (20, 32, 48, 64)
 _DIGEST_TYPES: Final = ("ima", "verity")
 _TYPED: Final = ("ima-ngv2", "ima-sigv2")
 _EXTRAS: Final = {"ima": 0, "ima-ng": 0, "ima-ngv2": 0, "ima-sig": 1, "ima-sigv2": 1, "ima-buf": 1, "ima-modsig": 3}
+_ONE_FIELD: Final = frozenset(name for name, count in _EXTRAS.items() if count == 1)
 TEMPLATES: Final = tuple(_EXTRAS)
 _TEMPLATE_NAMES: Final = {name.encode("ascii"): name for name in _EXTRAS}
 _ALGORITHM_NAMES: Final = {name.encode("ascii"): name for name in DIGEST_SIZES}
 _NOT_APPENDED: Final = ("", b"", b"")
 _LENGTH: Final = struct.Struct("<I")
+_LENGTHS: Final = tuple(_LENGTH.pack(size) for size in range(_MAX_EXTRA + 2))  # a path ends in a zero byte
+_HEADS: Final = {
+    (kind, name): (f"{kind}:{name}:" if kind else f"{name}:").encode("ascii") + b"\x00"
+    for name in DIGEST_SIZES
+    for kind in ("", *_DIGEST_TYPES)
+}
 
 
-@dataclass(frozen=True, slots=True)
-class ImaEntry:
+class ImaEntry(NamedTuple):
     """One measured file, as the list says. `extra` is a file signature or a buffer (ima-buf), possibly empty.
 
     `digest_type` is `ima` or `verity` in the v2 templates and empty in the others: under `verity` the digest is the file's
     fs-verity digest and not that of its contents. `appended_*` are those of ima-modsig, empty where there is none.
 
     A violation is an entry whose template hash is all zeros: the kernel saw a file open for writing while it was measured
-    (ToMToU or open writers) and extended 0xff bytes instead.
+    (ToMToU or open writers) and extended 0xff bytes instead. (A named tuple: lists are long, and a frozen dataclass takes
+    four times as long to make.)
     """
 
     pcr: int
@@ -70,7 +76,7 @@ class ImaEntry:
     @property
     def violation(self) -> bool:
         """True if this entry marks a measurement violation."""
-        return not any(self.template_hash)
+        return not self.template_hash.strip(b"\x00")
 
     def fields(self) -> tuple[bytes, ...]:
         """The fields of the template data after the path, without their lengths."""
@@ -109,13 +115,24 @@ def parse_line(line: bytes) -> ImaEntry:
     if len(fields) != 5:
         raise Malformed("ima.line", "not a line of an IMA list", expected="pcr hash template digest path", got=len(fields))
     pcr, template_hash, template, named_digest, rest = fields
-    if not (pcr.isdigit() and len(pcr) <= 2) or (pcr.startswith(b"0") and len(pcr) == 2):
-        raise Malformed("ima.line", "an entry names no PCR", got=pcr[:16])
     measured = _template_hash(_hex(template_hash))
-    name = _template(template)
-    kind, algorithm, digest = _shown_digest(named_digest, name, violation=not any(measured))
-    path, extra, appended = _path_and_fields(rest, name)
-    return ImaEntry(int(pcr), measured, name, algorithm, digest, _path(path), extra, kind, *appended)
+    index = PCR if pcr == b"10" else _index(pcr)
+    name = _TEMPLATE_NAMES.get(template) or _template(template)
+    if name != "ima-sig" and name != "ima-ng":  # noqa: PLR1714 - a set is slower, and these two are nearly all there are
+        kind, algorithm, digest = _shown_digest(named_digest, name, violation=not measured.strip(b"\x00"))
+        path, extra, appended = _path_and_fields(rest, name)
+        return ImaEntry(index, measured, name, algorithm, digest, _path(path), extra, kind, *appended)
+    named, separator, value = named_digest.partition(b":")
+    algorithm = (_ALGORITHM_NAMES.get(named) if separator else None) or _algorithm(named if separator else b"")
+    digest = _hex(value)
+    if len(digest) != DIGEST_SIZES[algorithm]:
+        _sized(algorithm, digest, violation=not measured.strip(b"\x00"))
+    if name == "ima-ng":
+        return ImaEntry(index, measured, name, algorithm, digest, _path(rest), b"")
+    path, separator, signature = rest.rpartition(b" ")
+    if not separator:
+        raise Malformed("ima.line", "an entry lacks fields of its template", expected=1, got=0)
+    return ImaEntry(index, measured, name, algorithm, digest, _path(path), _capped(_hex(signature)))
 
 
 def serialize_line(entry: ImaEntry) -> bytes:
@@ -157,6 +174,12 @@ def serialize_binary(entries: tuple[ImaEntry, ...]) -> bytes:
 
 
 # ASCII -----------------------------------------------------------------------------------------------------------------
+
+
+def _index(pcr: bytes) -> int:
+    if not (pcr.isdigit() and len(pcr) <= 2) or (pcr.startswith(b"0") and len(pcr) == 2):
+        raise Malformed("ima.line", "an entry names no PCR", got=pcr[:16])
+    return int(pcr)
 
 
 def _shown_digest(text: bytes, template: str, *, violation: bool) -> tuple[str, str, bytes]:
@@ -201,7 +224,7 @@ def _hex(text: bytes) -> bytes:
         value = unhexlify(text)
     except ValueError:
         value = None
-    if value is None or text != text.lower():
+    if value is None or hexlify(value) != text:
         raise Malformed("ima.line", "not lower-case hexadecimal", got=text[:64])
     return value
 
@@ -226,7 +249,7 @@ def _binary_entry(data: bytes, at: int, width: int) -> tuple[ImaEntry, int]:
     template = _template(named)
     if pcr > 99:
         raise Malformed("ima.line", "an entry names no PCR", got=pcr)
-    violation = not any(measured)
+    violation = not measured.strip(b"\x00")
     if template == "ima":
         digest, at = _take(data, at, DIGEST_SIZES["sha1"])
         length, at = _number(data, at)
@@ -287,16 +310,24 @@ def _take(data: bytes, at: int, size: int) -> tuple[bytes, int]:
 
 
 def _with_lengths(entry: ImaEntry) -> bytes:
-    named = _named(entry.digest_type, entry.algorithm, entry.digest)
+    named = _HEADS[entry.digest_type, entry.algorithm] + entry.digest
     path = entry.path + b"\x00"
-    head = _LENGTH.pack(len(named)) + named + _LENGTH.pack(len(path)) + path
+    extra = entry.extra
+    if entry.template in _ONE_FIELD and len(path) < len(_LENGTHS) > len(extra):  # the same as below, without the loop
+        return b"".join((_LENGTHS[len(named)], named, _LENGTHS[len(path)], path, _LENGTHS[len(extra)], extra))
+    head = _sized_in(named) + named + _sized_in(path) + path
     for field in entry.fields():
-        head += _LENGTH.pack(len(field)) + field
+        head += _sized_in(field) + field
     return head
 
 
+def _sized_in(field: bytes) -> bytes:
+    size = len(field)
+    return _LENGTHS[size] if size < len(_LENGTHS) else _LENGTH.pack(size)
+
+
 def _named(kind: str, algorithm: str, digest: bytes) -> bytes:
-    return (f"{kind}:{algorithm}:" if kind else f"{algorithm}:").encode("ascii") + b"\x00" + digest
+    return _HEADS[kind, algorithm] + digest
 
 
 def _bounded(data: bytes) -> None:
