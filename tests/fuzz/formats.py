@@ -6,6 +6,7 @@ from moorline.cli import collateral_facts
 from moorline.evidence import (
     cca,
     ccel,
+    cms,
     eventlog,
     ima,
     intel_collateral,
@@ -55,6 +56,7 @@ FORMATS: dict[str, Callable[[bytes], object]] = {
     "uefi-keys": uefi_variables.parse_signature_lists,
     "ovmf": snp_launch.parse_firmware,
     "cbor": cbor.decode,
+    "cms": cms.parse_detached,
     "cose": lambda data: cose.parse("fuzz", data),
     "certificate": certificates.parse_certificate,
     "public-key": keys.parse_public,

@@ -1,6 +1,5 @@
 """IMA lists in every template, ASCII and binary: written back to the same bytes, replayed, never half believed."""
 
-import dataclasses
 import hashlib
 from pathlib import Path
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -28,71 +28,25 @@ from cryptography.hazmat.primitives.serialization import pkcs7
 
 from moorline.digest import same
 from moorline.errors import Malformed, NotAuthentic
+from moorline.evidence.cms import (
+    CONTENT_TYPE,
+    DATA,
+    MESSAGE_DIGEST,
+    IssuerAndSerial,
+    SignedData,
+    SignerInfo,
+    parse_detached,
+    signed_attribute,
+)
 from moorline.wire.certificates import parse_certificate
 
-MAX_CMS_BYTES: Final = 128 * 1024
 MAX_CERTIFICATES: Final = 8
 
-_SIGNED_DATA: Final = "1.2.840.113549.1.7.2"
-_DATA: Final = "1.2.840.113549.1.7.1"
-_CONTENT_TYPE: Final = "1.2.840.113549.1.9.3"
-_MESSAGE_DIGEST: Final = "1.2.840.113549.1.9.4"
 _SHA256: Final = "2.16.840.1.101.3.4.2.1"
 _ECDSA_SHA256: Final = "1.2.840.10045.4.3.2"
 _RSA_ALGORITHMS: Final = ("1.2.840.113549.1.1.1", "1.2.840.113549.1.1.11")
 
 SignerKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
-
-
-@asn1.sequence
-class _Algorithm:
-    algorithm: x509.ObjectIdentifier
-    parameters: asn1.Null | None
-
-
-@asn1.sequence
-class _Encapsulated:
-    content_type: x509.ObjectIdentifier
-    content: Annotated[bytes | None, asn1.Explicit(0)]
-
-
-@asn1.sequence
-class _IssuerAndSerial:
-    issuer: asn1.TLV
-    serial: int
-
-
-@asn1.sequence
-class _Attribute:
-    kind: x509.ObjectIdentifier
-    values: asn1.SetOf[asn1.TLV]
-
-
-@asn1.sequence
-class _SignerInfo:
-    version: int
-    sid: _IssuerAndSerial | Annotated[bytes, asn1.Implicit(0)]
-    digest_algorithm: _Algorithm
-    signed_attributes: Annotated[asn1.SetOf[_Attribute] | None, asn1.Implicit(0)]
-    signature_algorithm: _Algorithm
-    signature: bytes
-    unsigned_attributes: Annotated[asn1.SetOf[_Attribute] | None, asn1.Implicit(1)]
-
-
-@asn1.sequence
-class _SignedData:
-    version: int
-    digest_algorithms: asn1.SetOf[_Algorithm]
-    encapsulated: _Encapsulated
-    certificates: Annotated[asn1.SetOf[asn1.TLV] | None, asn1.Implicit(0)]
-    revocations: Annotated[asn1.SetOf[asn1.TLV] | None, asn1.Implicit(1)]
-    signers: asn1.SetOf[_SignerInfo]
-
-
-@asn1.sequence
-class _ContentInfo:
-    content_type: x509.ObjectIdentifier
-    content: Annotated[_SignedData, asn1.Explicit(0)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,10 +81,10 @@ def verify(message: bytes, content: bytes, *, known: tuple[x509.Certificate, ...
     attributes = signer.signed_attributes
     if attributes is None:
         raise Malformed("cms.signed_attributes", "the signer has no signed attributes", remedy="sign with attributes")
-    if _attribute(attributes, _CONTENT_TYPE) != asn1.encode_der(x509.ObjectIdentifier(_DATA)):
-        raise Malformed("cms.signed_attributes", "the signed content type is not id-data", expected=_DATA)
+    if signed_attribute(attributes, CONTENT_TYPE) != asn1.encode_der(x509.ObjectIdentifier(DATA)):
+        raise Malformed("cms.signed_attributes", "the signed content type is not id-data", expected=DATA)
     digest = hashlib.sha256(content).digest()
-    if not same(_attribute(attributes, _MESSAGE_DIGEST), asn1.encode_der(digest)):
+    if not same(signed_attribute(attributes, MESSAGE_DIGEST), asn1.encode_der(digest)):
         raise NotAuthentic("cms.content_digest", "the signature is over other content", got=digest)
     # 4
     _verify_signature(certificate, signer, asn1.encode_der(attributes))
@@ -138,30 +92,15 @@ def verify(message: bytes, content: bytes, *, known: tuple[x509.Certificate, ...
     return Signed(signer=certificate, others=others)
 
 
-def _parse(message: bytes) -> _SignedData:
-    if len(message) > MAX_CMS_BYTES:
-        raise Malformed("cms.too_large", "the CMS message is too large", expected=MAX_CMS_BYTES, got=len(message))
-    try:
-        info = asn1.decode_der(_ContentInfo, message)
-        canonical = asn1.encode_der(info)
-    except Exception as error:  # the decoder raises ValueError; a subclass of another kind must not pass either
-        raise Malformed("cms.undecodable", "the bytes are not a CMS SignedData in DER", got=type(error).__name__) from None
-    data = info.content
-    if canonical != message:
-        raise Malformed("cms.undecodable", "the CMS message is not in DER")
-    if info.content_type.dotted_string != _SIGNED_DATA or data.encapsulated.content_type.dotted_string != _DATA:
-        raise Malformed("cms.kind", "not SignedData over id-data", got=info.content_type.dotted_string)
-    if data.encapsulated.content is not None:
-        raise Malformed("cms.not_detached", "the signature carries content of its own")
-    if len(data.signers.as_list()) != 1:
-        raise Malformed("cms.signers", "exactly one signer is expected", expected=1, got=len(data.signers.as_list()))
+def _parse(message: bytes) -> SignedData:
+    data = parse_detached(message)
     digest = data.signers.as_list()[0].digest_algorithm.algorithm.dotted_string
     if digest != _SHA256:
         raise Malformed("cms.algorithm", "another digest than SHA-256", expected=_SHA256, got=digest)
     return data
 
 
-def _entries(data: _SignedData) -> list[asn1.TLV]:
+def _entries(data: SignedData) -> list[asn1.TLV]:
     entries: list[asn1.TLV] = [] if data.certificates is None else data.certificates.as_list()
     if len(entries) > MAX_CERTIFICATES:
         raise Malformed("cms.certificates", "too many certificates", expected=MAX_CERTIFICATES, got=len(entries))
@@ -178,7 +117,7 @@ def _readable(der: bytes) -> x509.Certificate:
     return certificate
 
 
-def _named(sid: _IssuerAndSerial | bytes, certificates: tuple[x509.Certificate, ...]) -> x509.Certificate:
+def _named(sid: IssuerAndSerial | bytes, certificates: tuple[x509.Certificate, ...]) -> x509.Certificate:
     for certificate in certificates:
         if isinstance(sid, bytes):
             if _key_identifier(certificate) == sid:
@@ -195,15 +134,7 @@ def _key_identifier(certificate: x509.Certificate) -> bytes | None:
         return None
 
 
-def _attribute(attributes: asn1.SetOf[_Attribute], kind: str) -> bytes:
-    found = [attribute for attribute in attributes.as_list() if attribute.kind.dotted_string == kind]
-    if len(found) != 1 or len(found[0].values.as_list()) != 1:
-        raise Malformed("cms.signed_attributes", "a signed attribute is missing or repeated", expected=kind, got=len(found))
-    value: bytes = asn1.encode_der(found[0].values.as_list()[0])
-    return value
-
-
-def _verify_signature(certificate: x509.Certificate, signer: _SignerInfo, signed: bytes) -> None:
+def _verify_signature(certificate: x509.Certificate, signer: SignerInfo, signed: bytes) -> None:
     key = certificate.public_key()
     algorithm = signer.signature_algorithm.algorithm.dotted_string
     try:

@@ -92,7 +92,7 @@ def _covered(case: Case, entries: tuple[ImaEntry, ...]) -> tuple[Finding, ...]:
         listed = cover != "signature" and entry.digest.hex() in allowed.get(path, frozenset())
         if listed:
             continue
-        if signed is not None and entry.extra:
+        if signed is not None and (entry.extra or entry.appended_signature):
             findings += _finding(entry, path, "ima.signature_invalid", covered=signed(entry))
         else:
             findings += _finding(entry, path, "ima.not_covered", covered=False)
@@ -141,5 +141,11 @@ def _signatures(case: Case) -> Callable[[ImaEntry], bool]:
         ima_signature.load_key(material.spki(case.read(entry.file)))
         for entry in case.endorsements
         if entry.hint == "public-key-pem"
+    ]
+    keys += [
+        ima_signature.load_certificate(der)
+        for entry in case.endorsements
+        if entry.hint in ("cert-der", "cert-pem")
+        for der in material.certificates(case.read(entry.file))
     ]
     return lambda entry: ima_signature.is_signed(entry, keys)
