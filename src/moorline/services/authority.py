@@ -30,6 +30,7 @@ from moorline.ledger.genesis import Genesis
 from moorline.ledger.transactions import MAX_TRANSACTION_BYTES
 from moorline.nfv import Role, SpiffeId
 from moorline.services import metrics
+from moorline.services.authority_cometbft import CometSettings
 from moorline.services.http import TlsIdentity, application, require, serve
 from moorline.services.process import announce_ready
 from moorline.storage.database import open_database
@@ -57,6 +58,8 @@ class Settings:
     """Folder with what the ceremony wrote: genesis.cbor, ca.pem and three private keys (0600)."""
     database: str | None = None
     """SQLAlchemy URL of its database; SQLite in `directory` if left out."""
+    cometbft: CometSettings | None = None
+    """For the CometBFT engine; the embedded engine if left out."""
 
 
 class HttpPeer:

@@ -1,0 +1,241 @@
+"""The process of one authority of the CometBFT engine: the application, the signer, the HTTPS interface, and a CometBFT below.
+
+Started in this order, each needed by the next: the application listens, CometBFT starts, the signer dials it, clients are served.
+They end together: an authority whose CometBFT ended ends too, and whoever keeps services running starts both again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from fastapi import FastAPI
+from fastapi import Path as PathParameter
+from fastapi.responses import Response
+
+from moorline.errors import MoorlineError, Refused, Unavailable
+from moorline.ledger import ceremony, records
+from moorline.ledger.ceremony import AuthorityKeys
+from moorline.ledger.engines.cometbft import home, signer
+from moorline.ledger.engines.cometbft.abci import AbciServer
+from moorline.ledger.engines.cometbft.application import Application
+from moorline.ledger.engines.cometbft.chain import Chain, Decided
+from moorline.ledger.engines.cometbft.header import chain_id_of
+from moorline.ledger.engines.cometbft.mempool import Mempool
+from moorline.ledger.engines.cometbft.node import CometNode, Consensus
+from moorline.ledger.engines.cometbft.process import CometProcess, find
+from moorline.ledger.engines.cometbft.rpc import CometRpc
+from moorline.ledger.engines.cometbft.signer import SignedFile, Signer, SigningKey
+from moorline.ledger.engines.cometbft.snapshots import Snapshots
+from moorline.ledger.genesis import Genesis
+from moorline.ledger.state import State
+from moorline.storage.consensus_store import ConsensusStore
+from moorline.storage.database import open_database
+from moorline.wire.certificates import dns_name
+from moorline.wire.http import CBOR_TYPE, HttpClient
+
+if TYPE_CHECKING:
+    from moorline.services.authority import Settings
+
+CONFIRM_TIMEOUT_S: Final = 5.0
+MAX_HEIGHT: Final = (1 << 53) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CometSettings:
+    """The table [cometbft] of authority.toml: this authority runs the CometBFT engine."""
+
+    home: Path
+    """CometBFT's home folder (moor ledger up, moor init authority)."""
+    rpc: str
+    """Where its RPC serves, address:port; loopback."""
+    program: str | None = None
+    """The cometbft to run; the one ./dev built, or the one on the PATH, if left out."""
+    snapshot_every: int = 1000
+    """A snapshot of the state is made every so many blocks, for authorities that begin late; 0 for never."""
+
+
+class LoggingConsensus(Consensus):
+    """A consensus that says what its CometBFT showed it that does not verify."""
+
+    def on_trouble(self, error: MoorlineError) -> None:
+        """Logged: the own CometBFT, or this authority's database, is not what it should be."""
+        structlog.get_logger().error("a header does not verify", **error.as_problem())
+
+
+class _MemoryKey:
+    """The checkpoint key of the authority's folder as a validator's key."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+
+    def public_bytes(self) -> bytes:
+        return self._key.public_key().public_bytes_raw()
+
+    def sign(self, message: bytes) -> bytes:
+        return self._key.sign(message)
+
+
+async def run(
+    settings: Settings,
+    log: structlog.stdlib.BoundLogger,
+    keys: AuthorityKeys,
+    genesis: Genesis,
+    serve: Callable[[CometNode, Consensus, Callable[[FastAPI], None]], Awaitable[None]],
+) -> None:
+    """Run an authority until cancelled. `serve` is the HTTPS interface of authority.py, given routes to add."""
+    assert settings.cometbft is not None, "the caller looked"
+    url = settings.database or f"sqlite:///{(settings.directory / 'consensus.db').absolute()}"
+    store = ConsensusStore(open_database(url, "consensus"))
+    try:
+        await _Authority(settings, log, keys, genesis, store).run(serve)
+    finally:
+        store.close()
+
+
+class _Authority:
+    """The parts of one authority, wired."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        log: structlog.stdlib.BoundLogger,
+        keys: AuthorityKeys,
+        genesis: Genesis,
+        store: ConsensusStore,
+    ) -> None:
+        assert settings.cometbft is not None
+        self._comet, self._log, self._genesis = settings.cometbft, log, genesis
+        self._name = settings.name
+        self._chain = Chain(genesis=genesis, store=store)
+        self._snapshots = Snapshots(settings.directory / "snapshots", self._chain, store, self._confirmations)
+        mempool = Mempool()
+        self._application = Application(self._chain, mempool, self._snapshots)
+        self._node = CometNode(name=settings.name, genesis=genesis, chain=self._chain, store=store)
+        self._rpc = CometRpc(f"http://{self._comet.rpc}")
+        self._consensus = LoggingConsensus(self._node, self._chain, mempool, self._rpc)
+        self._chain.on_commit = self._committed
+        self._application.on_rejected = self._consensus.rejected
+        self._snapshots.on_restored = self._node.refresh
+        self._signer = Signer(
+            _key(settings, keys),
+            chain_id=chain_id_of(genesis.ledger_id),
+            state=SignedFile(settings.directory / "signed.json"),
+        )
+        self._writing: set[asyncio.Future[None]] = set()
+
+    async def run(self, serve: Callable[[CometNode, Consensus, Callable[[FastAPI], None]], Awaitable[None]]) -> None:
+        process = CometProcess(find(self._comet.program), self._comet.home)
+        with _short(self._comet.home) as folder:
+            listening = asyncio.Event()
+            app = f"{folder}/{home.APP_SOCKET}"
+            Path(app).unlink(missing_ok=True)
+            server = AbciServer(self._application.answer, self._on_error)
+            tasks = [
+                asyncio.ensure_future(server.serve(app, listening.set)),
+                asyncio.ensure_future(signer.serve(self._signer, f"{folder}/{home.SIGNER_SOCKET}", self._signer_trouble)),
+            ]
+            try:
+                await listening.wait()
+                self._log.info("authority", name=self._name, height=self._chain.state.height, engine="cometbft")
+                await process.start(self._rpc)
+                tasks += [
+                    asyncio.ensure_future(self._consensus.follow()),
+                    asyncio.ensure_future(self._watch(process)),
+                    asyncio.ensure_future(serve(self._node, self._consensus, self._routes)),
+                ]
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            finally:
+                await process.stop()
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, *self._writing, return_exceptions=True)
+                await self._rpc.aclose()
+
+    async def _watch(self, process: CometProcess) -> None:
+        status = await process.ended()
+        raise Unavailable(
+            "comet.ended", "CometBFT ended", got=f"status {status}: {process.last_words()}", remedy="read cometbft.log"
+        )
+
+    def _committed(self, decided: Decided) -> None:
+        state = decided.executed.state
+        self._consensus.committed(state.height, decided.transactions)
+        for one in decided.misbehaviour:
+            self._log.error(
+                "an authority broke the rules", authority=one.authority, kind=one.kind, height=one.height, seen=one.seen_at
+            )
+        every = self._comet.snapshot_every
+        if every and state.height % every == 0:
+            writing = asyncio.get_running_loop().run_in_executor(None, self._snapshots.write, state)
+            self._writing.add(writing)
+            writing.add_done_callback(self._written)
+
+    def _written(self, writing: asyncio.Future[None]) -> None:
+        self._writing.discard(writing)
+        if not writing.cancelled() and writing.exception() is not None:
+            self._log.error("a snapshot could not be written", error=str(writing.exception()))
+
+    def _on_error(self, where: str, error: Exception) -> None:
+        facts = error.as_problem() if isinstance(error, MoorlineError) else {"error": repr(error)}
+        self._log.error("the application cannot answer CometBFT", request=where, **facts)
+
+    def _signer_trouble(self, what: str) -> None:
+        self._log.warning("the signer was hung up on", reason=what)
+
+    def _routes(self, app: FastAPI) -> None:
+        @app.get("/v1/snapshots/{height}")
+        async def snapshot(height: Annotated[int, PathParameter(ge=1, le=MAX_HEIGHT)]) -> Response:
+            """Public: the manifest of this authority's snapshot of a height, for others to compare theirs with."""
+            found = self._snapshots.manifest(height)
+            if found is None:
+                raise Refused("ledger.no_such_snapshot", "there is no snapshot of this height", got=height)
+            return Response(found.encode(), media_type=CBOR_TYPE)
+
+    async def _confirmations(self, state: State, digest: bytes) -> int:
+        """How many other authorities of this state say that their snapshot of its height has this hash."""
+        async def same(name: str) -> bool:
+            record = records.parse(records.AuthorityRecord, state.records[records.authority_key(name)])
+            server_name = server_name_of(self._genesis, name)
+            async with HttpClient(
+                f"https://{record.address}",
+                server_name=server_name,
+                roots_pem=ceremony.pem_of(self._genesis.roots),
+                timeout_s=CONFIRM_TIMEOUT_S,
+            ) as client:
+                found = await client.get_bytes(f"/v1/snapshots/{state.height}")
+            return hashlib.sha256(found).digest() == digest
+
+        others = [name for name in state.authority_set() if name != self._name]
+        answers = await asyncio.gather(*map(same, others), return_exceptions=True)
+        return sum(answer is True for answer in answers)
+
+
+def server_name_of(genesis: Genesis, name: str) -> str:
+    """The DNS name of an authority's TLS certificate."""
+    return dns_name(ceremony.authority_id(genesis.consortium_domain, name))
+
+
+def _key(settings: Settings, keys: AuthorityKeys) -> SigningKey:
+    return _MemoryKey(keys.checkpoint)
+
+
+@contextlib.contextmanager
+def _short(directory: Path) -> Iterator[str]:
+    """A short path to a folder, for its sockets: the path of a unix socket has 107 bytes at most."""
+    descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
