@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moorline.cli import acting, ledger_contract, render
+from moorline.cli import acting, ledger_contract, ledger_up, render
 
 if TYPE_CHECKING:
     from moorline.clock import Instant
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(ledger_contract.app, name="contract")
+app.command()(ledger_up.up)
 
 _LONG = 64
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import structlog
 from fastapi import FastAPI, Query, Request
@@ -30,13 +30,16 @@ from moorline.ledger.genesis import Genesis
 from moorline.ledger.transactions import MAX_TRANSACTION_BYTES
 from moorline.nfv import Role, SpiffeId
 from moorline.services import metrics
-from moorline.services.authority_cometbft import CometSettings
+from moorline.services.comet_settings import CometSettings
 from moorline.services.http import TlsIdentity, application, require, serve
 from moorline.services.process import announce_ready
 from moorline.storage.database import open_database
 from moorline.storage.ledger_store import LedgerStore
 from moorline.wire.certificates import dns_name
 from moorline.wire.http import CBOR_TYPE, ClientIdentity, HttpClient
+
+if TYPE_CHECKING:
+    from moorline.ledger.engines.cometbft.node import CometNode, Consensus
 
 TLS_RENEWAL_S: Final = 1800
 PEER_TIMEOUT_S: Final = 3.0
@@ -165,7 +168,7 @@ def server_name(found: Genesis, name: str) -> str:
     return dns_name(ceremony.authority_id(found.consortium_domain, name))
 
 
-def authority_app(node: Node, engine: Sequencer | Cosigner) -> FastAPI:
+def authority_app(node: Node | CometNode, engine: Sequencer | Cosigner | Consensus) -> FastAPI:
     """The HTTPS interface of an authority (docs/reference/endpoints.md)."""
 
     def why_not() -> str | None:
@@ -177,11 +180,11 @@ def authority_app(node: Node, engine: Sequencer | Cosigner) -> FastAPI:
     metrics.of_authority(app, node)
     _public_routes(app, node, engine)
     if isinstance(engine, Cosigner):
-        _cosigner_routes(app, node, engine)
+        _cosigner_routes(app, engine.node, engine)
     return app
 
 
-def _public_routes(app: FastAPI, node: Node, engine: Sequencer | Cosigner) -> None:
+def _public_routes(app: FastAPI, node: Node | CometNode, engine: Sequencer | Cosigner | Consensus) -> None:
     @app.post("/v1/transactions")
     async def submit(request: Request) -> Response:
         """Public: a transaction is signed by its sender. Answers with the receipt once a quorum signed."""
@@ -244,6 +247,9 @@ async def run(settings: Settings, log: structlog.stdlib.BoundLogger) -> None:
     """Run an authority until cancelled."""
     keys = ceremony.load_authority(settings.directory)
     found = genesis.parse((settings.directory / "genesis.cbor").read_bytes())
+    if settings.cometbft is not None:
+        await _run_cometbft(settings, log, keys, found)
+        return
     store = LedgerStore(open_database(_database(settings), "ledger"))
     try:
         await _run(settings, log, keys, found, store)
@@ -279,6 +285,19 @@ async def _run(
         for task in (working, serving):
             task.cancel()
         await asyncio.gather(working, serving, return_exceptions=True)
+
+
+async def _run_cometbft(settings: Settings, log: structlog.stdlib.BoundLogger, keys: AuthorityKeys, found: Genesis) -> None:
+    from moorline.services import authority_cometbft
+
+    clock = SystemClock()
+
+    async def serve_clients(node: CometNode, engine: Consensus, add_routes: Callable[[FastAPI], None]) -> None:
+        app = authority_app(node, engine)
+        add_routes(app)
+        await _serve(settings, app, keys, found, clock)
+
+    await authority_cometbft.run(settings, log, keys, found, serve_clients)
 
 
 async def _serve(settings: Settings, app: FastAPI, keys: AuthorityKeys, found: Genesis, clock: Clock) -> None:

@@ -1,7 +1,7 @@
-"""The process of one authority of the CometBFT engine: the application, the signer, the HTTPS interface, and a CometBFT below.
+"""The process of one authority of the CometBFT engine: application, signer, HTTPS interface, and a CometBFT below.
 
-Started in this order, each needed by the next: the application listens, CometBFT starts, the signer dials it, clients are served.
-They end together: an authority whose CometBFT ended ends too, and whoever keeps services running starts both again.
+Started in this order, each needed by the next: the application listens, CometBFT starts, the signer dials it, clients are
+served. They end together: an authority whose CometBFT ended ends too, and whoever keeps services running starts both again.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import structlog
@@ -43,24 +41,14 @@ from moorline.wire.certificates import dns_name
 from moorline.wire.http import CBOR_TYPE, HttpClient
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from moorline.hsm.token import LocalToken
     from moorline.services.authority import Settings
+    from moorline.services.comet_settings import SignerSettings
 
 CONFIRM_TIMEOUT_S: Final = 5.0
 MAX_HEIGHT: Final = (1 << 53) - 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CometSettings:
-    """The table [cometbft] of authority.toml: this authority runs the CometBFT engine."""
-
-    home: Path
-    """CometBFT's home folder (moor ledger up, moor init authority)."""
-    rpc: str
-    """Where its RPC serves, address:port; loopback."""
-    program: str | None = None
-    """The cometbft to run; the one ./dev built, or the one on the PATH, if left out."""
-    snapshot_every: int = 1000
-    """A snapshot of the state is made every so many blocks, for authorities that begin late; 0 for never."""
 
 
 class LoggingConsensus(Consensus):
@@ -78,10 +66,28 @@ class _MemoryKey:
         self._key = key
 
     def public_bytes(self) -> bytes:
+        """32 bytes."""
         return self._key.public_key().public_bytes_raw()
 
     def sign(self, message: bytes) -> bytes:
+        """64 bytes."""
         return self._key.sign(message)
+
+
+class TokenKey:
+    """A validator's key that never leaves its token."""
+
+    def __init__(self, token: LocalToken, label: str) -> None:
+        self._token, self._label = token, label
+        self._public = token.ed25519_public(label)
+
+    def public_bytes(self) -> bytes:
+        """32 bytes."""
+        return self._public
+
+    def sign(self, message: bytes) -> bytes:
+        """64 bytes."""
+        return self._token.ed25519(self._label, message)
 
 
 async def run(
@@ -96,7 +102,8 @@ async def run(
     url = settings.database or f"sqlite:///{(settings.directory / 'consensus.db').absolute()}"
     store = ConsensusStore(open_database(url, "consensus"))
     try:
-        await _Authority(settings, log, keys, genesis, store).run(serve)
+        with signing_key(settings.cometbft.signer, keys) as key:
+            await _Authority(settings, log, key, genesis, store).run(serve)
     finally:
         store.close()
 
@@ -108,7 +115,7 @@ class _Authority:
         self,
         settings: Settings,
         log: structlog.stdlib.BoundLogger,
-        keys: AuthorityKeys,
+        key: SigningKey,
         genesis: Genesis,
         store: ConsensusStore,
     ) -> None:
@@ -126,7 +133,7 @@ class _Authority:
         self._application.on_rejected = self._consensus.rejected
         self._snapshots.on_restored = self._node.refresh
         self._signer = Signer(
-            _key(settings, keys),
+            key,
             chain_id=chain_id_of(genesis.ledger_id),
             state=SignedFile(settings.directory / "signed.json"),
         )
@@ -137,7 +144,8 @@ class _Authority:
         with _short(self._comet.home) as folder:
             listening = asyncio.Event()
             app = f"{folder}/{home.APP_SOCKET}"
-            Path(app).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(app)  # noqa: PTH108 - a socket of the last run, by its short path
             server = AbciServer(self._application.answer, self._on_error)
             tasks = [
                 asyncio.ensure_future(server.serve(app, listening.set)),
@@ -204,6 +212,7 @@ class _Authority:
 
     async def _confirmations(self, state: State, digest: bytes) -> int:
         """How many other authorities of this state say that their snapshot of its height has this hash."""
+
         async def same(name: str) -> bool:
             record = records.parse(records.AuthorityRecord, state.records[records.authority_key(name)])
             server_name = server_name_of(self._genesis, name)
@@ -226,8 +235,29 @@ def server_name_of(genesis: Genesis, name: str) -> str:
     return dns_name(ceremony.authority_id(genesis.consortium_domain, name))
 
 
-def _key(settings: Settings, keys: AuthorityKeys) -> SigningKey:
-    return _MemoryKey(keys.checkpoint)
+@contextlib.contextmanager
+def signing_key(signer_settings: SignerSettings | None, keys: AuthorityKeys) -> Iterator[SigningKey]:
+    """The validator's key: in its token, which is open meanwhile, or in the authority's folder."""
+    if signer_settings is None:
+        yield _MemoryKey(keys.checkpoint)
+        return
+    with open_validator_token(signer_settings) as token:
+        yield TokenKey(token, signer_settings.key)
+
+
+def open_validator_token(settings: SignerSettings) -> LocalToken:
+    """The token that holds, or is to hold, a validator's key."""
+    from moorline.hsm.token import TokenLocation, open_token
+
+    conf = settings.softhsm_conf
+    return open_token(
+        TokenLocation(
+            module=settings.token_module,
+            label=settings.token_label,
+            pin_file=settings.token_pin_file,
+            environment={} if conf is None else {"SOFTHSM2_CONF": str(conf.resolve())},
+        )
+    )
 
 
 @contextlib.contextmanager
@@ -238,4 +268,3 @@ def _short(directory: Path) -> Iterator[str]:
         yield f"/proc/self/fd/{descriptor}"
     finally:
         os.close(descriptor)
-

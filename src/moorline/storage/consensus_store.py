@@ -1,7 +1,7 @@
 """The database of an authority of the CometBFT engine: the state, the blocks that made it, and the headers that prove it.
 
-Bytes in, bytes out; what they mean is for ledger/ to say. Each method is one transaction, durable when it returns: CometBFT is
-told that a block is committed only after `commit` did (ledger/engines/cometbft/chain.py).
+Bytes in, bytes out; what they mean is for ledger/ to say. Each method is one transaction, durable when it returns:
+CometBFT is told that a block is committed only after `commit` did (ledger/engines/cometbft/chain.py).
 """
 
 from __future__ import annotations
@@ -69,7 +69,10 @@ class StoredHead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Misbehaviour:
-    """A validator that broke the rules at `height`, as the block at `seen_at` has it. `authority` is "" if none had its key."""
+    """A validator that broke the rules at `height`, as the block at `seen_at` has it.
+
+    `authority` is "" if none had its key.
+    """
 
     height: int
     address: bytes
@@ -138,7 +141,10 @@ class ConsensusStore:
         authorities: bytes | None,
         misbehaviour: Sequence[Misbehaviour] = (),
     ) -> None:
-        """Put a decided block and everything that follows from it. `authorities` is the set it leads to, if it changed it."""
+        """Put a decided block and everything that follows from it.
+
+        `authorities` is the set it leads to, if it changed it.
+        """
         with self._engine.begin() as connection:
             connection.execute(
                 sa.insert(_BLOCKS).values(

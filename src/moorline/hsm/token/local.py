@@ -29,6 +29,9 @@ T = TypeVar("T")
 _GCM_NONCE: Final = 12
 _GCM_TAG_BITS: Final = 128
 _P256_POINT: Final = 65
+_ED25519_POINT: Final = 32
+_ED25519_PARAMETERS: Final = bytes.fromhex("06032b6570")
+"""The object identifier 1.3.101.112 (RFC 8410), DER."""
 _SHARED_BITS: Final = 256
 _USES: Final = (
     *(Attribute.SIGN, Attribute.VERIFY, Attribute.ENCRYPT, Attribute.DECRYPT),
@@ -109,6 +112,41 @@ class LocalToken:
             lambda lane: bytes(lane.find(ObjectClass.PRIVATE_KEY, label).sign(digest, mechanism=Mechanism.ECDSA)),
             again=True,
         )
+
+    # -- Ed25519: a validator's key; not of the port, since its signer owns its token itself
+
+    def generate_ed25519_key(self, label: str) -> bytes:
+        """Make an Ed25519 key pair in the token, to sign with; the raw public key (32 bytes)."""
+
+        def generate(lane: Lane) -> bytes:
+            _must_be_free(lane, ObjectClass.PRIVATE_KEY, label)
+            parameters = lane.session.create_domain_parameters(
+                KeyType.EC_EDWARDS, {Attribute.EC_PARAMS: _ED25519_PARAMETERS}, local=True
+            )
+            public, _ = parameters.generate_keypair(
+                store=True,
+                id=label.encode("utf-8"),
+                label=label,
+                capabilities=MechanismFlag(0),
+                mechanism=Mechanism.EC_EDWARDS_KEY_PAIR_GEN,
+                public_template={**_UNSAID, Attribute.VERIFY: True},
+                private_template={**_UNSAID, Attribute.SIGN: True, **_protection(recoverable=False)},
+            )
+            return _edwards_point(public)
+
+        return self._needing("Ed25519 key pairs", generate)
+
+    def ed25519_public(self, label: str) -> bytes:
+        """The raw public key (32 bytes) of an Ed25519 key in the token."""
+        return self.sessions.run(lambda lane: _edwards_point(lane.find(ObjectClass.PUBLIC_KEY, label)), again=True)
+
+    def ed25519(self, label: str, message: bytes) -> bytes:
+        """The signature (64 bytes) over a message."""
+
+        def sign(lane: Lane) -> bytes:
+            return bytes(lane.find(ObjectClass.PRIVATE_KEY, label).sign(message, mechanism=Mechanism.EDDSA))
+
+        return self.sessions.run(sign, again=True)
 
     def agree(self, label: str, peer_point: bytes, into: str) -> None:
         """ECDH with a peer's 65-byte point; the x coordinate becomes the non-extractable HMAC key `into` in the token."""
@@ -340,6 +378,12 @@ def _point(public: Any) -> bytes:  # noqa: ANN401 - a python-pkcs11 object
     if len(wrapped) != _P256_POINT + 2 or wrapped[:2] != bytes((4, _P256_POINT)):
         raise Misconfigured("token.key_kind", "the token's key is not an uncompressed point on P-256")
     return wrapped[2:]
+
+
+def _edwards_point(public: Any) -> bytes:  # noqa: ANN401 - as above
+    """CKA_EC_POINT of an Edwards key is an OCTET STRING of the raw key, which some tokens leave bare."""
+    point = bytes(public[Attribute.EC_POINT])
+    return point[2:] if len(point) == _ED25519_POINT + 2 and point[:2] == b"\x04\x20" else point
 
 
 def _counts(lane: Lane, label: str) -> list[tuple[int, Any]]:

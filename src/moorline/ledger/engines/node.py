@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -230,7 +231,28 @@ def transaction_id_of(data: bytes) -> bytes | None:
         return None
 
 
-def encode_status(node: Node) -> bytes:
+class Standing(Protocol):
+    """What both engines' nodes say of themselves."""
+
+    name: str
+    genesis: Genesis
+
+    @property
+    def head(self) -> HasState:
+        """The committed state."""
+        ...
+
+
+class HasState(Protocol):
+    """A head of either engine."""
+
+    @property
+    def state(self) -> state.State:
+        """The state there."""
+        ...
+
+
+def encode_status(node: Standing) -> bytes:
     """What GET /v1/ledger answers: public facts of the ledger as this authority sees it, CBOR."""
     return cbor.encode(
         {

@@ -1,9 +1,9 @@
 """ABCI 2.0 over a stream: CometBFT asks, the application answers, in order.
 
-A message is a protobuf Request or Response behind its length as a varint. CometBFT opens four connections (consensus, mempool,
-query, snapshot); on each, answers come in the order of the requests, and are sent at the latest when it asks for a Flush.
-Nothing an application raises is hidden: the request is answered with an exception, and CometBFT stops rather than go on with an
-application that does not know its state.
+A message is a protobuf Request or Response behind its length as a varint. CometBFT opens four connections (consensus,
+mempool, query, snapshot); on each, answers come in the order of the requests, and are sent at the latest when it asks for a
+Flush. Nothing an application raises is hidden: the request is answered with an exception, and CometBFT stops rather than go
+on with an application that does not know its state.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Our state machine as a CometBFT application: one method a request of ABCI 2.0.
 
-What keeps authorities together: everything is a function of the committed state, the block's transactions and the block's time,
-which is CometBFT's (the median of the validators' clocks). This module has no clock, socket or randomness.
+What keeps authorities together: everything is a function of the committed state, the block's transactions and the
+block's time, which is CometBFT's (the median of the validators' clocks). This module has no clock, socket or randomness.
 
   PrepareProposal   leaves out what would not apply, and what exceeds the bounds of a block
   ProcessProposal   refuses a block in which anything does not apply, or out of bounds: so a decided block applies as a whole
@@ -68,9 +68,7 @@ class Application:
         kind = request.WhichOneof("value")
         if kind == "apply_snapshot_chunk":
             asked = request.apply_snapshot_chunk
-            return pb.Response(
-                apply_snapshot_chunk=await self._snapshots.applied(asked.index, asked.chunk, asked.sender)
-            )
+            return pb.Response(apply_snapshot_chunk=await self._snapshots.applied(asked.index, asked.chunk, asked.sender))
         method = _METHODS.get(kind or "")
         if kind is None or method is None:
             raise Refused("comet.request_unknown", "this is no request of ABCI 2.0", got=kind)

@@ -1,8 +1,9 @@
 """The chain as this authority's application has it: the committed state, and a block decided and not yet committed.
 
 A block's life: *execute* (for PrepareProposal and ProcessProposal, remembered so that it is done once), *finalize* (it is
-decided), *commit* (state, block and receipts' index durable in one transaction), and only then does CometBFT hear that it is.
-After a crash in between, CometBFT gives the same block again: everything follows from committed state, block and block time.
+decided), *commit* (state, block and receipts' index durable in one transaction), and only then does CometBFT hear that
+it is. After a crash in between, CometBFT gives the same block again: everything follows from committed state, block and
+block time.
 """
 
 from __future__ import annotations

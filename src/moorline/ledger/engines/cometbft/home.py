@@ -1,9 +1,9 @@
 """The home folder of one CometBFT: its configuration, genesis and node key, made from our genesis.
 
-    config/config.toml     only what differs from CometBFT's defaults, each for a reason
-    config/genesis.json    chain id (our ledger id), time, validators (the founding authorities), bounds of a block
-    config/node_key.json   the key of its peer-to-peer address; not the validator's, which only our signer has
-    app.sock signer.sock   where it finds the application and the signer
+config/config.toml     only what differs from CometBFT's defaults, each for a reason
+config/genesis.json    chain id (our ledger id), time, validators (the founding authorities), bounds of a block
+config/node_key.json   the key of its peer-to-peer address; not the validator's, which only our signer has
+app.sock signer.sock   where it finds the application and the signer
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What may wait to be put in a block: transactions that would apply now, and of one sender only so many.
 
 A transaction is judged against the committed state at the next height and the last block's time, by the rules of the state
-machine; whether it applies in its block is judged again there. Only who signed validly counts as a sender, so nobody can use up
-another's share.
+machine; whether it applies in its block is judged again there. Only who signed validly counts as a sender, so nobody can
+use up another's share.
 """
 
 from __future__ import annotations

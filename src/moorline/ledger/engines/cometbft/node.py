@@ -1,8 +1,8 @@
 """What an authority of the CometBFT engine answers clients: the same as one of the embedded engine, with anchors for notes.
 
-`follow` fetches the header of every block with its commit from the own CometBFT, verifies it against the authorities in force
-before it, and keeps it. The header of block h+1 proves the state after block h; a transaction is acknowledged when its state is
-proven, so whoever has a receipt finds in any later proof what it did.
+`follow` fetches the header of every block with its commit from the own CometBFT, verifies it against the authorities in
+force before it, and keeps it. The header of block h+1 proves the state after block h; a transaction is acknowledged when its
+state is proven, so whoever has a receipt finds in any later proof what it did.
 """
 
 from __future__ import annotations
@@ -182,9 +182,7 @@ class CometNode:
         return found
 
     def _stored_sets(self) -> list[tuple[int, dict[str, bytes]]]:
-        return [
-            (height, dict(schema.decode(AuthoritySet, data).authorities)) for height, data in self.store.set_changes()
-        ]
+        return [(height, dict(schema.decode(AuthoritySet, data).authorities)) for height, data in self.store.set_changes()]
 
 
 class Consensus:

@@ -57,8 +57,9 @@ class CometProcess:
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self, rpc: CometRpc) -> None:
-        """Start it and wait until it answers. One that ends at once, as while an old one still holds its files, is tried again.
+        """Start it and wait until it answers.
 
+        One that ends at once, as while an old one still holds its files, is tried again.
         Raises Unavailable("comet.not_ready").
         """
         deadline = asyncio.get_running_loop().time() + READY_S

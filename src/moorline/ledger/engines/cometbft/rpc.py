@@ -168,7 +168,9 @@ def _said(answer: dict[str, Any]) -> MoorlineError:
     try:
         return from_problem(json.loads(answer["log"]))
     except (KeyError, TypeError, ValueError):
-        return Malformed("comet.answer_malformed", "CometBFT refused a transaction without our reason", got=answer.get("code"))
+        return Malformed(
+            "comet.answer_malformed", "CometBFT refused a transaction without our reason", got=answer.get("code")
+        )
 
 
 def _failed(error: Any) -> MoorlineError:  # noqa: ANN401 - JSON

@@ -1,14 +1,15 @@
 """Snapshots: the state at one height, for an authority that begins late or lost its disk (docs/spec/ledger-snapshot.md).
 
-A snapshot is content chunks (records, then nonces), which are the same on every authority, and one last chunk, the history: the
-changes of the authority set with the headers that prove them. The manifest, which travels as CometBFT's snapshot metadata, names
-the digest of each content chunk; the snapshot's hash is the manifest's.
+A snapshot is content chunks (records, then nonces), which are the same on every authority, and one last chunk, the
+history: the changes of the authority set with the headers that prove them. The manifest, which travels as CometBFT's
+snapshot metadata, names the digest of each content chunk; the snapshot's hash is the manifest's.
 
 What is believed, and why:
 
   records    their root must be the app hash that CometBFT's light client verified;
   history    every change must be signed by a quorum of the set before, from the genesis to the set in the records;
-  nonces     no root covers them, so f+1 other authorities, one honest one among them, must say over HTTPS that their snapshot of
+  nonces     no root covers them, so f+1 other authorities, one honest one among them, must say over HTTPS that their
+  snapshot of
              this height has the same hash. Believing one peer would let it have an old transaction applied again.
 """
 
@@ -141,9 +142,7 @@ class Snapshots:
         """Those whose history is complete, as CometBFT wants them."""
         found = (self.manifest(height) for height in sorted(self._heights(), reverse=True))
         return [
-            pb.Snapshot(
-                height=one.height, format=FORMAT, chunks=len(one.chunks) + 1, hash=one.hash, metadata=one.encode()
-            )
+            pb.Snapshot(height=one.height, format=FORMAT, chunks=len(one.chunks) + 1, hash=one.hash, metadata=one.encode())
             for one in found
             if one is not None
         ]
@@ -227,9 +226,7 @@ class Snapshots:
             StoredHead(height=state.height, time_ms=state.time_ms, app_hash=state.root, body=None),
             records=state.records,
             nonces=state.nonces,
-            set_changes=[
-                (one.height, schema.encode(AuthoritySet(authorities=one.authorities))) for one in history.changes
-            ],
+            set_changes=[(one.height, schema.encode(AuthoritySet(authorities=one.authorities))) for one in history.changes],
             anchors={one.height + 1: one.head for one in history.changes},
         )
         self._chain.adopt(state)
@@ -244,7 +241,7 @@ class _Restoring:
         self._chunks: dict[int, bytes] = {}
 
     def take(self, index: int, data: bytes) -> None:
-        """Raises NotAuthentic("ledger.snapshot_invalid") unless it is the chunk the manifest names, Malformed for the last."""
+        """Keep a chunk; raises NotAuthentic("ledger.snapshot_invalid") unless the manifest names it, or Malformed."""
         digests = self.manifest.chunks
         if len(data) > MAX_CHUNK_BYTES or index > len(digests):
             raise NotAuthentic("ledger.snapshot_invalid", "the chunk is none of this snapshot", got=index)
