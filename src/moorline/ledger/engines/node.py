@@ -20,7 +20,7 @@ from moorline.ledger.blocks import Block, Head
 from moorline.ledger.checkpoint import Checkpoint, NoteSignature, quorum_of
 from moorline.ledger.engines import node_state
 from moorline.ledger.genesis import Genesis
-from moorline.ledger.state import Applied
+from moorline.ledger.state import Applied, State
 from moorline.ledger.transactions import parse as parse_transaction
 from moorline.storage.ledger_store import LedgerStore, StoredBlock
 from moorline.wire import cbor, schema
@@ -247,7 +247,7 @@ class HasState(Protocol):
     """A head of either engine."""
 
     @property
-    def state(self) -> state.State:
+    def state(self) -> State:
         """The state there."""
         ...
 

@@ -12,6 +12,7 @@ from typing import Final
 
 import moorline
 from moorline.errors import Misconfigured, Unavailable
+from moorline.ledger.engines.cometbft.home import SIGNER_SOCKET
 from moorline.ledger.engines.cometbft.rpc import CometRpc
 
 OLDEST: Final = (0, 38, 25)
@@ -104,6 +105,8 @@ class CometProcess:
         return self._home / "cometbft.log"
 
     async def _spawn(self) -> None:
+        # One that was killed leaves the socket on which it waited for its signer, and the next would not bind it.
+        (self._home / SIGNER_SOCKET).unlink(missing_ok=True)
         with self._log().open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 str(self._binary.absolute()),

@@ -57,7 +57,12 @@ class CometRpc:
 
         Raises what the application said (`ledger.*`), or Unavailable("ledger.busy" | "peer.unreachable").
         """
-        answer = await self._call("broadcast_tx_sync", tx=base64.b64encode(transaction).decode("ascii"))
+        try:
+            answer = await self._call("broadcast_tx_sync", tx=base64.b64encode(transaction).decode("ascii"))
+        except Unavailable as error:
+            if IN_MEMPOOL in (error.got or ""):
+                return
+            raise
         if answer.get("code"):
             raise _said(answer)
 
