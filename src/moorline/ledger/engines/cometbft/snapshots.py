@@ -1,4 +1,4 @@
-"""Snapshots: the state at one height, for an authority that begins late or lost its disk (docs/spec/ledger-snapshot.md).
+"""Snapshots: the state at one height, for an authority that begins late or lost its disk (docs/spec/cometbft-snapshot.md).
 
 A snapshot is content chunks (records, then nonces), which are the same on every authority, and one last chunk, the
 history: the changes of the authority set with the headers that prove them. The manifest, which travels as CometBFT's
