@@ -82,12 +82,15 @@ class CometNode:
         """The newest anchored head. Raises Unavailable("ledger.no_block_yet")."""
         return self._newest().anchor
 
-    def prove(self, keys: Iterable[str]) -> bytes:
-        """A proof bundle at the newest anchored head. Raises Unavailable("ledger.no_block_yet")."""
+    def prove(self, keys: Iterable[str], *, known: bytes | None = None) -> bytes:
+        """A proof bundle at the newest anchored head, with changes of the set from the one with digest `known` on, or all.
+
+        Raises Unavailable("ledger.no_block_yet").
+        """
         proven = self._newest()
         return proof.make_bundle(
             note=proven.anchor,
-            changes=tuple(self._changes_before(proven.height)),
+            changes=proof.changes_since(known, self._changes_before(proven.height)),
             tree=proven.state.tree,
             value_of=proven.state.get,
             keys=keys,
