@@ -236,6 +236,7 @@ class Consortium:
             listen_sessions=sessions,
             listen_https=https,
             admin_socket=folder / "admin.sock",
+            proof_reuse_s=0.0,  # the stories revoke, and look at once
         )
 
 

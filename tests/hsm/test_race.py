@@ -37,6 +37,7 @@ def _race(url, number, races, gate, said):
     said.put((number, won))
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("races", [250, pytest.param(10_000, marks=pytest.mark.long)])
 def test_of_two_brokers_exactly_one_wins_each_token(database_url, races):
     """verifies that: per token one winner, one key pair, one alarm that names both sessions; over all, no pair twice."""

@@ -15,7 +15,7 @@ higher.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -109,6 +109,19 @@ class ProvenState:
 
 
 _TOKEN: Final = object()
+
+
+def together(states: Iterable[ProvenState]) -> ProvenState:
+    """What several bundles prove, as one; of a key proven twice, the later proof. Its checkpoint is the oldest of theirs.
+
+    Each part was proven at its own checkpoint: what is said about two keys need not have been true at one moment. Whoever
+    judges age judges the oldest.
+    """
+    in_order = sorted(states, key=lambda state: state.checkpoint.height)
+    records: dict[str, bytes | None] = {}
+    for state in in_order:
+        records.update(state._records)  # noqa: SLF001 - of its own kind
+    return ProvenState(in_order[0].checkpoint, records, _proven=_TOKEN)
 
 
 def verify_bundle(bundle: bytes, trust: LedgerTrust, *, now: Instant, highest: Checkpoint | None = None) -> ProvenState:

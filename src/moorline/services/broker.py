@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -50,6 +51,8 @@ _RENEW_BEFORE_S: Final = 1200
 _REFILL_EVERY_S: Final = 5.0
 _GRACE_MAX_S: Final = 120
 _LEDGER_FIRST_S: Final = 5.0
+_REUSE_MAX_S: Final = 5
+_THREADS: Final = 32  # what waits for token or database; on few cores Python's own default is fewer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +143,8 @@ class BrokerSettings:
     """Seconds a launcher's lease lasts."""
     svid_s: int = 3540
     """Seconds an issued certificate lives, an hour at most."""
+    proof_reuse_s: float = 0.5
+    """Seconds for which verified ledger proofs and Attestation Results are used again; 0 asks anew for each session."""
     renew_after_s: int = 1200
     """Seconds after which a function or host renews its certificate."""
     listen_revocation: str | None = None
@@ -301,7 +306,7 @@ def _assembled(
         ca=ca,
         launch_keys=LaunchKeys(token, store, terms),
         pool=KeyPool(token, store, Watermarks(low=settings.pool_low, high=settings.pool_high)),
-        ledger=LedgerView(client, trust, store, clock),
+        ledger=LedgerView(client, trust, store, clock, reuse_s=settings.proof_reuse_s),
         ledger_client=client,
         hosts=_hosts(settings, token, tls, roots_pem, clock),
         anchors=_anchors(settings),
@@ -333,6 +338,7 @@ async def run(settings: BrokerSettings, *, ready: Callable[[dict[str, str]], Non
     )
     from moorline.services.process import serve_all
 
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="broker"))
     broker = compose(settings)
     anchoring: asyncio.Future[None] | None = None
     try:
@@ -407,6 +413,10 @@ def _require_sane(settings: BrokerSettings) -> None:
         raise Misconfigured(
             "broker.settings", "grace_s is out of bounds", expected=f"0..{_GRACE_MAX_S}", got=settings.grace_s
         )
+    if not 0 <= settings.proof_reuse_s <= _REUSE_MAX_S:
+        raise Misconfigured(
+            "broker.settings", "proof_reuse_s is out of bounds", expected=f"0..{_REUSE_MAX_S}", got=settings.proof_reuse_s
+        )
     if not 0 < settings.pool_low <= settings.pool_high:
         raise Misconfigured("broker.settings", "pool_low and pool_high are out of order", got=settings.pool_low)
 
@@ -460,6 +470,7 @@ def _hosts(settings: BrokerSettings, token: Token, tls: TlsKeys, roots_pem: byte
         server_name=certificates.dns_name(spiffe_id),
         roots_pem=roots_pem,
         identity=tls.for_client,
+        reuse_s=settings.proof_reuse_s,
         key=public_keys(token).verifier,
         audience=settings.trust_domain,
         clock=clock,

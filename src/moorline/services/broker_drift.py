@@ -56,6 +56,7 @@ async def watch(broker: Broker, hosts: HostAuthority, *, wait_s: int = _WAIT_S) 
         await look_around(broker, hosts)
         return
     for event in page.events:
+        hosts.forget(event.host)
         if event.kind == verifier_events.LOST:
             ended = await asyncio.to_thread(broker.instances.act_on_loss, event, at=broker.clock.now())
             _close(broker, ended, event.code)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -31,6 +32,11 @@ class Standing:
 
     result: AttestationResult | None
     problem: str | None
+
+    @property
+    def expires(self) -> int:
+        """When the result ends; 0 without one."""
+        return 0 if self.result is None else self.result.expires
 
     def refusal(self, host: str) -> str | None:
         """Why this does not let anything go on on `host`, as a code; None if it does."""
@@ -69,10 +75,27 @@ class HostAuthority:
     key: keys.PublicKey
     audience: str
     clock: Clock
+    reuse_s: float = 0.0
+    """How long a result that stands is used again; an event about its host ends that at once."""
     _clients: dict[float, tuple[ClientIdentity, HttpClient]] = field(default_factory=dict)
+    _kept: dict[str, tuple[float, Standing]] = field(default_factory=dict)
 
     async def standing(self, host: str) -> Standing:
         """The verified result about a host. Raises Unavailable if the verifier cannot be asked: that decides nothing."""
+        asked, kept = time.monotonic(), self._kept.get(host)
+        if kept is not None and kept[0] > asked - self.reuse_s and self.clock.now() < kept[1].expires:
+            return kept[1]
+        said = await self._asked(host)
+        self._kept.pop(host, None)
+        if said.result is not None:
+            self._kept[host] = (asked, said)
+        return said
+
+    def forget(self, host: str) -> None:
+        """The authority said something new about a host."""
+        self._kept.pop(host, None)
+
+    async def _asked(self, host: str) -> Standing:
         try:
             answer = await self._get(f"/v1/results/{host}")
             jwt = answer.get("ear") if isinstance(answer, dict) else None

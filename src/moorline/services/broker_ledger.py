@@ -1,15 +1,27 @@
-"""The ledger as one broker sees it: proofs fetched, verified, and never older than the newest it has seen."""
+"""The ledger as one broker sees it: proofs fetched, verified, and never older than the newest it has seen.
+
+Verified proofs are used again for `reuse_s` seconds, so that a revocation counts here at most that much later than it could
+(the bound that counts for everybody, max_age, is thirty times as long). What sessions ask for while one question is on its
+way is one question.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
 
 from moorline.clock import Clock
 from moorline.ledger.checkpoint import parse_body
-from moorline.ledger.light_client import LedgerTrust, ProvenState, verify_bundle
+from moorline.ledger.light_client import LedgerTrust, ProvenState, together, verify_bundle
 from moorline.storage.broker_store import BrokerStore
 
 _HIGHEST = "highest-checkpoint"
+_KEPT_MAX: Final = 4096
+_ASKED_MAX: Final = 48
+_BUNDLES: Final = 4
+"""A bundle for others is handed out for this many times as long: they judge its age themselves."""
 
 
 class Prover(Protocol):
@@ -27,20 +39,36 @@ class Prover(Protocol):
 class LedgerView:
     """Proofs for this broker and for those it serves. The newest checkpoint seen survives a restart."""
 
-    def __init__(self, prover: Prover, trust: LedgerTrust, store: BrokerStore, clock: Clock) -> None:
+    def __init__(
+        self,
+        prover: Prover,
+        trust: LedgerTrust,
+        store: BrokerStore,
+        clock: Clock,
+        *,
+        reuse_s: float = 0.0,
+        elapsed: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._prover, self.trust, self._store, self._clock = prover, trust, store, clock
+        self._reuse_s, self._elapsed = reuse_s, elapsed
+        self._kept: dict[str, tuple[float, ProvenState]] = {}
+        self._bundles: dict[tuple[str, ...], tuple[float, bytes]] = {}
+        self._wanted: set[str] = set()
+        self._next: asyncio.Task[ProvenState] | None = None
+        self._turn = asyncio.Lock()
         kept = store.document(_HIGHEST)
         self._highest = None if kept is None else parse_body(kept.decode("ascii"))
 
     async def proven(self, keys: tuple[str, ...]) -> tuple[bytes, ProvenState]:
-        """A bundle about these keys and what it proves. Raises what `verify_bundle` and the prover raise."""
+        """A bundle about these keys and what it proves, asked now. Raises what `verify_bundle` and the prover raise."""
         # What was seen before asking: answers to questions asked at the same time may come back in any order.
         highest = self._highest
         bundle = await self._prover.prove(tuple(dict.fromkeys(keys)))
         state = verify_bundle(bundle, self.trust, now=self._clock.now(), highest=highest)
         if self._highest is None or state.height > self._highest.height:
-            self._store.set_document(_HIGHEST, state.checkpoint.body().encode("ascii"))
-            self._highest = state.checkpoint
+            await asyncio.to_thread(self._store.set_document, _HIGHEST, state.checkpoint.body().encode("ascii"))
+            if self._highest is None or state.height > self._highest.height:
+                self._highest = state.checkpoint
         return bundle, state
 
     async def aclose(self) -> None:
@@ -48,9 +76,42 @@ class LedgerView:
         await self._prover.aclose()
 
     async def state(self, keys: tuple[str, ...]) -> ProvenState:
-        """What is proven about these keys now."""
-        return (await self.proven(keys))[1]
+        """What is proven about these keys, asked within the last `reuse_s` seconds."""
+        since = self._elapsed() - self._reuse_s
+        held = {key: self._kept[key] for key in keys if key in self._kept and self._kept[key][0] > since}
+        parts = [state for _, state in held.values()]
+        missing = [key for key in dict.fromkeys(keys) if key not in held]
+        if missing:
+            parts.append(await self._asked(missing))
+        return together(parts)
 
     async def bundle(self, keys: tuple[str, ...]) -> bytes:
         """A bundle about these keys, for somebody else to verify."""
         return (await self.proven(keys))[0]
+
+    async def own_bundle(self, keys: tuple[str, ...]) -> bytes:
+        """As `bundle`, and the same one for a while: for what this broker shows to everybody."""
+        kept = self._bundles.get(keys)
+        if kept is None or kept[0] <= self._elapsed() - _BUNDLES * self._reuse_s:
+            asked = self._elapsed()
+            kept = self._bundles[keys] = (asked, await self.bundle(keys))
+        return kept[1]
+
+    async def _asked(self, keys: list[str]) -> ProvenState:
+        if len(self._wanted) + len(keys) > _ASKED_MAX:
+            return (await self.proven(tuple(keys)))[1]
+        self._wanted.update(keys)
+        if self._next is None:
+            self._next = asyncio.ensure_future(self._ask_next())
+        return await asyncio.shield(self._next)
+
+    async def _ask_next(self) -> ProvenState:
+        async with self._turn:
+            keys, self._wanted, self._next = tuple(sorted(self._wanted)), set(), None
+            asked = self._elapsed()
+            _, state = await self.proven(keys)
+        if self._reuse_s > 0:
+            if len(self._kept) > _KEPT_MAX:
+                self._kept.clear()
+            self._kept.update(dict.fromkeys(keys, (asked, state)))
+        return state

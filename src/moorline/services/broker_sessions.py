@@ -87,7 +87,7 @@ async def serve(broker: Broker) -> SessionServer:
     settings = broker.settings
 
     async def bundle() -> bytes:
-        return await broker.ledger.bundle(standing.hsm_keys(settings.provider, settings.hsm))
+        return await broker.ledger.own_bundle(standing.hsm_keys(settings.provider, settings.hsm))
 
     server = await serve_sessions(
         settings.listen_sessions,

@@ -1,0 +1,119 @@
+"""The broker's view of the ledger: asked once for many, used again for a moment, never beyond it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from moorline.errors import Unavailable
+from moorline.services import broker_ledger
+from moorline.services.broker_ledger import LedgerView
+
+
+class Point:
+    def __init__(self, height):
+        self.height = height
+
+    def body(self):
+        return str(self.height)
+
+
+class State:
+    """Stands for what `verify_bundle` proves; light clients have suites of their own."""
+
+    def __init__(self, bundle):
+        self.height, self._records = bundle
+        self.checkpoint = Point(self.height)
+
+
+class Authorities:
+    def __init__(self):
+        self.asked, self.records, self.height, self.gone = [], {}, 1, False
+        self.open, self.waiting = asyncio.Event(), asyncio.Event()
+        self.open.set()
+
+    async def prove(self, keys):
+        self.asked.append(keys)
+        self.waiting.set()
+        await self.open.wait()
+        if self.gone:
+            raise Unavailable("ledger.unreachable", "nobody answers")
+        return self.height, {key: self.records.get(key) for key in keys}
+
+
+class Kept:
+    def __init__(self):
+        self.documents = {}
+
+    def document(self, name):
+        return self.documents.get(name)
+
+    def set_document(self, name, value):
+        self.documents[name] = value
+
+
+class Fixed:
+    def now(self):
+        return 0
+
+
+@pytest.fixture
+def ledger(monkeypatch):
+    """Authorities, a view that reuses for a second, and its clock."""
+    monkeypatch.setattr(broker_ledger, "verify_bundle", lambda bundle, *_, **__: State(bundle))
+    monkeypatch.setattr(broker_ledger, "together", lambda states: {k: v for one in states for k, v in one._records.items()})
+    authorities, passed = Authorities(), [0.0]
+    view = LedgerView(authorities, None, Kept(), Fixed(), reuse_s=1.0, elapsed=lambda: passed[0])
+    return authorities, view, passed
+
+
+@pytest.mark.asyncio
+async def test_what_was_proven_is_used_for_a_moment_and_then_asked_again(ledger):
+    """verifies that: within reuse_s nobody is asked twice; after it a revocation counts."""
+    authorities, view, passed = ledger
+    for _ in range(3):
+        assert (await view.state(("a", "b")))["a"] is None
+    assert authorities.asked == [("a", "b")]
+    authorities.records["a"] = b"revoked"
+    passed[0] = 0.9
+    assert (await view.state(("a",)))["a"] is None
+    passed[0] = 1.0
+    assert (await view.state(("a", "c")))["a"] == b"revoked"
+    assert authorities.asked[1:] == [("a", "c")]
+
+
+@pytest.mark.asyncio
+async def test_who_asks_meanwhile_is_one_question(ledger):
+    """verifies that: while one proof is on its way, all further keys gather into the next, which nobody missed."""
+    authorities, view, _ = ledger
+    authorities.open.clear()
+    first = asyncio.ensure_future(view.state(("a",)))
+    await authorities.waiting.wait()
+    others = [asyncio.ensure_future(view.state(("a", f"k{number}"))) for number in range(10)]
+    await asyncio.sleep(0)
+    authorities.records["a"] = b"written meanwhile"
+    authorities.open.set()
+    await first
+    assert {(await one)["a"] for one in others} == {b"written meanwhile"}
+    assert len(authorities.asked) == 2
+
+
+@pytest.mark.asyncio
+async def test_a_ledger_that_is_gone_is_told_to_all_and_asked_again(ledger):
+    """verifies that: a failed question fails for who waited for it, is not kept, and the next asks anew."""
+    authorities, view, _ = ledger
+    authorities.gone = True
+    for outcome in await asyncio.gather(*(view.state((key,)) for key in "abc"), return_exceptions=True):
+        assert isinstance(outcome, Unavailable)
+    authorities.gone = False
+    assert await view.state(("a",)) == {"a": None}
+
+
+@pytest.mark.asyncio
+async def test_without_reuse_every_session_asks(ledger):
+    authorities, view, _ = ledger
+    view._reuse_s = 0.0
+    for _ in range(3):
+        await view.state(("a",))
+    assert len(authorities.asked) == 3
