@@ -105,6 +105,7 @@ class Pair:
             if isinstance(effect, Send):
                 return effect.body
             if isinstance(effect, JudgeBroker):
+                self.attester.judged(None)
                 return self.attester_does(self.attester.proven(self.proof))
             if isinstance(effect, Collect):
                 self.collected_over = effect.binding
@@ -303,7 +304,7 @@ def test_the_challenge_is_good_for_its_time():
     ("change", "code"),
     [
         ({"version": 2}, "session.version"),
-        ({"profile": ChannelProfile.HPKE_ONLY}, "session.profile_not_offered"),
+        ({"profile": ChannelProfile.HPKE_ONLY, "role": SessionRole.LAUNCHER}, "session.profile_not_offered"),
         ({"formats": ()}, "session.format"),
         ({"kem_public": b""}, "session.kem"),
         ({"kem_public": b"\4" + bytes(64)}, "session.kem"),
@@ -384,9 +385,10 @@ def test_an_attester_that_owes_a_proof_cannot_go_on_without():
     assert pair.attester.state is State.ENDED
 
 
-def test_the_attester_offers_no_hpke_only_profile():
+@pytest.mark.parametrize("role", [SessionRole.LAUNCHER, SessionRole.HOST, SessionRole.PEER_HSM])
+def test_who_has_no_launch_fields_offers_no_hpke_only_profile(role):
     with pytest.raises(Refused) as caught:
-        Initiator(hello=hello(profile=ChannelProfile.HPKE_ONLY), kem=KEM, export=exporter(b"c"))
+        Initiator(hello=hello(profile=ChannelProfile.HPKE_ONLY, role=role), kem=KEM, export=exporter(b"c"))
     assert caught.value.code == "session.profile_not_offered"
 
 

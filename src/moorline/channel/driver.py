@@ -35,11 +35,13 @@ from moorline.channel.session import (
     Responder,
     Send,
     SessionFacts,
+    Sign,
     State,
 )
 from moorline.clock import Clock, Instant, SystemClock
-from moorline.errors import MoorlineError, NotAuthentic, Unavailable
+from moorline.errors import MoorlineError, NotAuthentic, Refused, Unavailable
 from moorline.wire.frames import read_frame, write_frame
+from moorline.wire.keys import PublicKey
 from moorline.wire.launch import ChannelProfile
 from moorline.wire.session import Activation, Call, Challenge, EvidenceFormat, Hello, Reply, SessionRole
 
@@ -63,6 +65,8 @@ _CALL_DEADLINE_S: Final = 30.0
 _IDLE_DEADLINE_S: Final = 24 * 3600.0
 _PROBLEM_DEADLINE_S: Final = 1.0
 _ASK_AGAIN_S: Final = 0.5
+LAST_WORD: Final = (1 << 32) - 1
+"""The id of the reply that ends an HPKE-only session; no call has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +78,11 @@ class Collected:
     endorsements: bytes
 
 
-VerifyBroker = Callable[[Challenge, tuple[bytes, ...]], Awaitable[None]]
-"""Judges the broker by its challenge (with ledger proof) and its TLS certificates (DER, leaf first); raises to refuse."""
+VerifyBroker = Callable[[Challenge, tuple[bytes, ...]], Awaitable[PublicKey | None]]
+"""Judges the broker by its challenge (with ledger proof) and its TLS certificates (DER, leaf first); raises to refuse.
+
+For the HPKE-only profile the certificates are a proxy's and say nothing: what it returns is the HSM key on the ledger.
+"""
 Prove = Callable[[Challenge, bytes], Awaitable[bytes | None]]
 """The role's proof over H(message 2)."""
 CollectEvidence = Callable[[bytes, Challenge], Awaitable[Collected]]
@@ -147,11 +154,16 @@ class ClientSession:
                 body = await read_frame(self._stream, cap=RECORD_CAP, deadline_s=_IDLE_DEADLINE_S)
                 reply = self._machine.open(Reply, body)
                 assert isinstance(reply, Reply)
+                if reply.id == LAST_WORD and reply.problem is not None:
+                    why = reported(reply.problem)
+                    break
                 if self._awaited is None or self._awaited.done():
                     raise NotAuthentic("session.record_invalid", "an answer came that nobody asked for", got=reply.id)
                 self._awaited.set_result(reply)
         except MoorlineError as error:
-            why = _closed() if error.code == "frame.truncated" else error
+            # Without TLS of the broker, whatever is no record of this session is a word of whoever carries it.
+            unsaid = error.code == "frame.truncated" or self._machine.hpke_only
+            why = _closed() if unsaid else error
         except asyncio.CancelledError:
             pass  # closed from this end, and this task ends with it
         self._machine.end()
@@ -281,7 +293,7 @@ class _Attester:
             if isinstance(effect, Send):
                 await write_frame(self.stream, effect.body, deadline_s=self.deadline_s)
             elif isinstance(effect, JudgeBroker):
-                await self.verify_broker(effect.challenge, self.stream.peer_certificates)
+                self.machine.judged(await self.verify_broker(effect.challenge, self.stream.peer_certificates))
                 proof = await self.prove(effect.challenge, effect.digest)
                 await self.run(self.machine.proven(proof))
             elif isinstance(effect, Collect):
@@ -309,6 +321,7 @@ class _Broker:
     appraise: Callable[[Claim], Awaitable[bytes]]
     activate: Callable[[Claim], Awaitable[Activation]]
     call: Callable[[Claim, str, bytes], Awaitable[bytes]]
+    sign: Callable[[str, bytes], Awaitable[bytes]] | None
     ended: Callable[[Claim], Awaitable[None]] | None
     clock: Clock
     max_handshakes: int
@@ -352,6 +365,7 @@ async def serve_sessions(  # noqa: PLR0913 - one port, and everything that a bro
     appraise: Callable[[Claim], Awaitable[bytes]],
     activate: Callable[[Claim], Awaitable[Activation]],
     call: Callable[[Claim, str, bytes], Awaitable[bytes]],
+    sign: Callable[[str, bytes], Awaitable[bytes]] | None = None,
     ended: Callable[[Claim], Awaitable[None]] | None = None,
     clock: Clock | None = None,
     max_sessions: int = 256,
@@ -363,7 +377,8 @@ async def serve_sessions(  # noqa: PLR0913 - one port, and everything that a bro
 
     `appraise` decides about a claim and returns the role's secrets; `activate` is called once, after message 5 verified;
     `call` answers requests of an active session. A MoorlineError from `bundle`, `appraise` or `activate` goes to the peer
-    and ends its session; one from `call` goes to the peer and the session goes on. `ended` is called once for each session
+    and ends its session; one from `call` goes to the peer and the session goes on. `sign` makes COSE_Sign1 (purpose,
+    payload) by the HSM key; without it the HPKE-only profile is refused. `ended` is called once for each session
     that reached `appraise`, when its connection is gone.
     """
     broker = _Broker(
@@ -372,6 +387,7 @@ async def serve_sessions(  # noqa: PLR0913 - one port, and everything that a bro
         appraise=appraise,
         activate=activate,
         call=call,
+        sign=sign,
         ended=ended,
         clock=clock or SystemClock(),
         max_handshakes=max_handshakes,
@@ -462,7 +478,10 @@ class _Reception:
         except MoorlineError as error:
             code, role = error.code, machine.claim.role.value if machine.claim else None
             _LOG.info("session ended", extra={"code": code, "role": role, "peer": stream.peer_address})
-            await _tell(stream, error)
+            if machine.hpke_only and machine.state is State.ACTIVE:
+                await _tell_sealed(stream, machine, error)
+            else:
+                await _tell(stream, error)
         except Exception:  # the top of this session: the peer learns that it failed, never why; the log does
             _LOG.exception("session failed")
             await _tell(stream, Unavailable("session.internal", "the broker could not go on with this session"))
@@ -515,12 +534,19 @@ class _ServedSession:
                 proof = await _bounded(broker.bundle(), _CALL_DEADLINE_S)
                 expires = Instant(broker.clock.now() + broker.challenge_life_s)
                 await self._run(machine.challenged(nonce=randomness.token_bytes(32), expires=expires, bundle=proof))
+            elif isinstance(effect, Sign):
+                await self._run(machine.signed(await self._signature(effect)))
             elif isinstance(effect, Appraise):
                 secrets = await _bounded(broker.appraise(effect.claim), _CALL_DEADLINE_S)
                 await self._run(machine.accepted(key=randomness.token_bytes(32), secrets=secrets))
             elif isinstance(effect, Activate):
                 activation = await _bounded(broker.activate(effect.claim), _CALL_DEADLINE_S)
                 await self._run(machine.activated(activation))
+
+    async def _signature(self, wanted: Sign) -> bytes:
+        if self.broker.sign is None:
+            raise Refused("session.profile_not_offered", "this broker signs no messages", expected=ChannelProfile.TLS.value)
+        return await _bounded(self.broker.sign(wanted.purpose, wanted.payload), _CALL_DEADLINE_S)
 
 
 async def _bounded(work: Awaitable[T], deadline_s: float) -> T:
@@ -529,6 +555,14 @@ async def _bounded(work: Awaitable[T], deadline_s: float) -> T:
             return await work
     except TimeoutError:
         raise Unavailable("session.timeout", "the broker did not decide in time", expected=f"{deadline_s} s") from None
+
+
+async def _tell_sealed(stream: tls.TlsStream, machine: Responder, error: MoorlineError) -> None:
+    """The last word of an HPKE-only session, as a record: a proxy must not be able to speak it."""
+    with suppress(MoorlineError):
+        last = Reply(id=LAST_WORD, body=b"", problem=encode_problem(error))
+        await write_frame(stream, machine.seal(last), deadline_s=_PROBLEM_DEADLINE_S)
+        await stream.linger()
 
 
 async def _tell(stream: tls.TlsStream, error: MoorlineError) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Final, TypeVar
 
-from moorline.errors import Malformed, MoorlineError, from_problem
+from moorline.errors import Malformed, MoorlineError, Refused, from_problem
 from moorline.wire import cbor, schema
 from moorline.wire.session import Problem
 
@@ -37,6 +37,22 @@ def unpack(kind: type[T], body: bytes, *, max_bytes: int = cbor.MAX_BYTES) -> T:
     if name == "problem":
         raise reported(schema.from_item(Problem, item).problem)
     raise Malformed("session.unexpected_message", "this message has no place here", expected=kind.__name__.lower(), got=name)
+
+
+def require_no_problem(body: bytes) -> None:
+    """Where nobody vouches for a `Problem`, it is not the broker's word: raises Refused("session.unsigned_problem").
+
+    `got` is what it says. It ends the attempt, and no function gives up its identity for it.
+    """
+    name, item = unpack_any(body)
+    if name == "problem":
+        said = reported(schema.from_item(Problem, item).problem)
+        raise Refused(
+            "session.unsigned_problem",
+            "the session was refused by the broker, or by somebody on the way to it",
+            got=f"{said.code}: {said.says}",
+            remedy="see the broker's log",
+        )
 
 
 def unpack_any(body: bytes, *, max_bytes: int = cbor.MAX_BYTES) -> tuple[str, object]:

@@ -15,6 +15,9 @@ It holds no socket, clock or randomness. Rules that hold at every step:
 - nothing is active, and no record is sealed or opened, before message 5 was verified (broker) or message 6 came (attester);
 - the binding holds the exporter of this very TLS connection, so evidence relayed from another connection does not bind;
 - each direction has its own record key and counter, so nothing can be reflected, dropped, repeated or reordered.
+
+In the HPKE-only profile the exporter is empty, messages 2 and 4 are signed by the HSM key (channel.signed), and message 6 is
+the broker's first record: whoever ends TLS on the way sees ciphertext and public facts, and can change nothing unnoticed.
 """
 
 from __future__ import annotations
@@ -33,12 +36,14 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from moorline.channel.messages import RECORD_CAP, pack, unpack
+from moorline.channel import signed
+from moorline.channel.messages import RECORD_CAP, pack, require_no_problem, unpack
+from moorline.channel.signed import SignedMessage
 from moorline.clock import Instant
 from moorline.digest import Digest256, Digest512, same, tagged, tagged_hash, tagged_hash512, tagged_mac
 from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused
 from moorline.wire import schema
-from moorline.wire.keys import parse_public
+from moorline.wire.keys import PublicKey, parse_public
 from moorline.wire.launch import ChannelProfile
 from moorline.wire.session import (
     Activation,
@@ -64,6 +69,9 @@ _COUNTER_LIMIT: Final = 1 << 32
 
 PROOF_ROLES: Final = frozenset({SessionRole.FUNCTION, SessionRole.RESUME, SessionRole.PEER_HSM})
 """Roles that owe a proof (PROTOCOLS.md 4, table); the others must not send one."""
+
+LAUNCH_ROLES: Final = frozenset({SessionRole.FUNCTION, SessionRole.RESUME})
+"""Roles whose fields are launch fields."""
 
 Exporter = Callable[[str, bytes], bytes]
 """(label, context) -> 32 bytes of keying material of this TLS connection."""
@@ -136,10 +144,21 @@ class Send:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeBroker:
-    """Attester: judge TLS certificates and `challenge.bundle`, make the role's proof over `digest`; then `proven()`."""
+    """Attester: judge TLS certificates and `challenge.bundle`, then `judged()`; make the proof over `digest`; `proven()`.
+
+    In the HPKE-only profile there is no TLS certificate of the broker: the bundle says its HSM key.
+    """
 
     challenge: Challenge
     digest: Digest256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sign:
+    """Broker, HPKE-only profile: sign `payload` for `purpose` with the HSM key; then `signed()`."""
+
+    purpose: str
+    payload: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +194,7 @@ class Active:
     """The session carries records from now on."""
 
 
-Effect = Send | JudgeBroker | Collect | MakeChallenge | Appraise | Activate | Active
+Effect = Send | JudgeBroker | Sign | Collect | MakeChallenge | Appraise | Activate | Active
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,11 +235,14 @@ class State(Enum):
     START = "start"  # attester: start()
     HELLO = "hello"  # broker: message 1
     MAKE_CHALLENGE = "make-challenge"  # broker: challenged()
+    SIGN_CHALLENGE = "sign-challenge"  # broker, HPKE-only: signed()
     CHALLENGE = "challenge"  # attester: message 2
-    JUDGE_BROKER = "judge-broker"  # attester: proven()
+    JUDGE_BROKER = "judge-broker"  # attester: judged()
+    PROVE = "prove"  # attester: proven()
     COLLECT = "collect"  # attester: collected()
     EVIDENCE = "evidence"  # broker: message 3
     APPRAISE = "appraise"  # broker: accepted()
+    SIGN_ANSWER = "sign-answer"  # broker, HPKE-only: signed()
     ANSWER = "answer"  # attester: message 4
     CONFIRM = "confirm"  # broker: message 5
     ACTIVATE = "activate"  # broker: activated()
@@ -328,18 +350,25 @@ class Initiator(_End):
 
     def __init__(self, *, hello: Hello, kem: KemKey, export: Exporter) -> None:
         super().__init__()
-        if hello.profile is not ChannelProfile.TLS:
-            raise _profile(hello.profile)
+        _require_offered(hello)
         self._hello = pack(hello)
         self._role = hello.role
         self._kem = kem
-        self._export = export
+        self._export = _no_exporter if hello.profile is ChannelProfile.HPKE_ONLY else export
+        self._hpke_only = hello.profile is ChannelProfile.HPKE_ONLY
+        self._shown: SignedMessage | None = None
+        self._hsm_key: PublicKey | None = None
         self._challenge = self._evidence = self._answer = b""
         self._proof: bytes | None = None
         self._key = b""
         self.secrets = b""
         self.challenge: Challenge | None = None
         self.activation: Activation | None = None
+
+    @property
+    def hpke_only(self) -> bool:
+        """Whether this session is of the HPKE-only profile."""
+        return self._hpke_only
 
     def start(self) -> list[Effect]:
         """Message 1."""
@@ -350,6 +379,8 @@ class Initiator(_End):
     def receive(self, body: bytes) -> list[Effect]:
         """The next message of the broker. On any error the machine has ended."""
         try:
+            if self._hpke_only and self.state is not State.ACTIVE:
+                require_no_problem(body)
             if self.state is State.CHALLENGE:
                 return self._challenged(body)
             if self.state is State.ANSWER:
@@ -361,9 +392,29 @@ class Initiator(_End):
             raise
         raise self._out_of_turn()
 
-    def proven(self, proof: bytes | None) -> list[Effect]:
-        """The broker was judged and the proof made: the binding follows."""
+    def judged(self, hsm_key: PublicKey | None) -> None:
+        """The broker was judged: its ledger proof holds, and `hsm_key` is what the ledger has for it.
+
+        In the HPKE-only profile message 2 must be signed by that key, for this message 1, before anything of ours is made
+        over it. Raises NotAuthentic (`session.not_signed_by_hsm`, `session.signed_for_another`).
+        """
         self._go(State.JUDGE_BROKER)
+        self.state = State.PROVE
+        if not self._hpke_only:
+            return
+        assert self._shown is not None
+        try:
+            if hsm_key is None:
+                raise NotAuthentic("session.not_signed_by_hsm", "nothing says which key the broker signs with")
+            self._shown.require_signed(hsm_key, message_digest(self._hello))
+        except MoorlineError:
+            self.end()
+            raise
+        self._hsm_key = hsm_key
+
+    def proven(self, proof: bytes | None) -> list[Effect]:
+        """The proof was made: the binding follows."""
+        self._go(State.PROVE)
         if (proof is not None) != (self._role in PROOF_ROLES):
             self.end()
             raise Refused("session.proof_missing", "the proof does not fit the role", got=self._role.value)
@@ -381,14 +432,18 @@ class Initiator(_End):
         return [Send(body=self._evidence)]
 
     def _challenged(self, body: bytes) -> list[Effect]:
-        self.challenge = unpack(Challenge, body)
+        if self._hpke_only:
+            self._shown = SignedMessage(signed.CHALLENGE, body)
+            self.challenge = self._shown.challenge()
+        else:
+            self.challenge = unpack(Challenge, body)
         self._challenge = body
         self.state = State.JUDGE_BROKER
         return [JudgeBroker(challenge=self.challenge, digest=message_digest(body))]
 
     def _answered(self, body: bytes) -> list[Effect]:
-        answer = unpack(Answer, body)
         info = transcript(self._hello, self._challenge, self._evidence)
+        answer = self._signed_answer(body, info) if self._hpke_only else unpack(Answer, body)
         suite, _ = _suite(self._kem.public)
         try:
             plaintext = suite.decrypt(answer.sealed, self._kem.private, info=info)
@@ -400,9 +455,17 @@ class Initiator(_End):
         self.state = State.ACTIVATION
         return [Send(body=pack(Confirm(mac=_confirm_mac(self._key, self._so_far()))))]
 
+    def _signed_answer(self, body: bytes, info: Digest256) -> Answer:
+        assert self._hsm_key is not None
+        shown = SignedMessage(signed.ANSWER, body)
+        shown.require_signed(self._hsm_key, info)
+        return shown.answer()
+
     def _activated(self, body: bytes) -> list[Effect]:
-        self.activation = unpack(Activation, body)
         self._keys(self._key, self._so_far(), _ATTESTER, _BROKER)
+        assert self._receiving is not None
+        # Without TLS the activation (time, above all) is only as good as what K protects: it is the broker's record 0.
+        self.activation = unpack(Activation, self._receiving.open(body) if self._hpke_only else body)
         self._key = b""
         self.state = State.ACTIVE
         return [Active()]
@@ -443,8 +506,13 @@ class Responder(_End):
             raise
         raise self._out_of_turn()
 
+    @property
+    def hpke_only(self) -> bool:
+        """Whether this session is of the HPKE-only profile; known from message 1 on."""
+        return self._said is not None and self._said.profile is ChannelProfile.HPKE_ONLY
+
     def challenged(self, *, nonce: bytes, expires: Instant, bundle: bytes) -> list[Effect]:
-        """Message 2."""
+        """Message 2, or in the HPKE-only profile what to sign for it."""
         self._go(State.MAKE_CHALLENGE)
         facts = self._facts
         self._asked = Challenge(
@@ -455,27 +523,48 @@ class Responder(_End):
             hsm=facts.hsm,
             bundle=bundle,
         )
+        if self.hpke_only:
+            self.state = State.SIGN_CHALLENGE
+            return [
+                Sign(purpose=signed.CHALLENGE, payload=signed.payload(message_digest(self._hello), self._asked)),
+            ]
         self._challenge = pack(self._asked)
         self.state = State.EVIDENCE
         return [Send(body=self._challenge)]
 
+    def signed(self, signature: bytes) -> list[Effect]:
+        """Message 2 or 4 of the HPKE-only profile, from its COSE_Sign1."""
+        body = signed.framed(signature)
+        if self.state is State.SIGN_CHALLENGE:
+            self._challenge, self.state = body, State.EVIDENCE
+        elif self.state is State.SIGN_ANSWER:
+            self._answer, self.state = body, State.CONFIRM
+        else:
+            raise self._out_of_turn()
+        return [Send(body=body)]
+
     def accepted(self, *, key: bytes, secrets: bytes) -> list[Effect]:
-        """Message 4. `key` is K: 32 bytes drawn for this session alone."""
+        """Message 4, or what to sign for it. `key` is K: 32 bytes drawn for this session alone."""
         self._go(State.APPRAISE)
         assert self._said is not None
         suite, public = _suite(self._said.kem_public)
         plaintext = schema.encode(Sealed(key=key, secrets=secrets))
         info = transcript(self._hello, self._challenge, self._evidence)
         self._key = key
-        self._answer = pack(Answer(sealed=suite.encrypt(plaintext, public, info=info)))
+        answer = Answer(sealed=suite.encrypt(plaintext, public, info=info))
+        if self.hpke_only:
+            self.state = State.SIGN_ANSWER
+            return [Sign(purpose=signed.ANSWER, payload=signed.payload(info, answer))]
+        self._answer = pack(answer)
         self.state = State.CONFIRM
         return [Send(body=self._answer)]
 
     def activated(self, activation: Activation) -> list[Effect]:
         """Message 6."""
         self._go(State.ACTIVATE)
-        self._activation = pack(activation)
         self._keys(self._key, self._so_far(), _BROKER, _ATTESTER)
+        assert self._sending is not None
+        self._activation = self._sending.seal(pack(activation)) if self.hpke_only else pack(activation)
         self._key = b""
         self.state = State.ACTIVE
         return [Send(body=self._activation), Active()]
@@ -490,8 +579,7 @@ class Responder(_End):
         hello = unpack(Hello, body)
         if hello.version != VERSION:
             raise Refused("session.version", "another version of the session", expected=VERSION, got=hello.version)
-        if hello.profile is not ChannelProfile.TLS:
-            raise _profile(hello.profile)
+        _require_offered(hello)
         if not hello.formats:
             raise Refused("session.format", "the hello offers no evidence format")
         _suite(hello.kem_public)
@@ -511,7 +599,8 @@ class Responder(_End):
         self._fits(shown, self._said)
         self._evidence = body
         digest = message_digest(self._challenge)
-        exporter = self._export(exporter_label(self._said.role), digest)
+        export = _no_exporter if self.hpke_only else self._export
+        exporter = export(exporter_label(self._said.role), digest)
         self.claim = Claim(
             role=self._said.role,
             profile=self._said.profile,
@@ -558,13 +647,19 @@ class Responder(_End):
         return transcript(self._hello, self._challenge, self._evidence, self._answer)
 
 
-def _profile(got: ChannelProfile) -> Refused:
-    return Refused(
-        "session.profile_not_offered",
-        "only the TLS profile of the attested session is offered here",
-        expected=ChannelProfile.TLS.value,
-        got=got.value,
-    )
+def _require_offered(hello: Hello) -> None:
+    # Only launch fields can permit the HPKE-only profile (PROTOCOLS.md 4), and only functions have some.
+    if hello.profile is ChannelProfile.HPKE_ONLY and hello.role not in LAUNCH_ROLES:
+        raise Refused(
+            "session.profile_not_offered",
+            "this role has no launch fields that could permit a session without TLS of the broker",
+            expected=ChannelProfile.TLS.value,
+            got=f"{hello.profile.value} from {hello.role.value}",
+        )
+
+
+def _no_exporter(_label: str, _context: bytes) -> bytes:
+    return b""  # TLS ends at a proxy: there is no connection that both ends share
 
 
 def p256_raw(public: ec.EllipticCurvePublicKey) -> bytes:

@@ -139,7 +139,8 @@ def _decided(request: ReleaseRequest, rules: tuple[_Rule, ...]) -> ReleaseDecisi
                 )
             )
         else:
-            findings.append(Finding(code=name, outcome=Outcome.MET, claim="instance-identity", says="met"))
+            says = _HPKE_ONLY if name == "launch.profile" and request.profile is ChannelProfile.HPKE_ONLY else "met"
+            findings.append(Finding(code=name, outcome=Outcome.MET, claim="instance-identity", says=says))
     return ReleaseDecision(findings=tuple(findings), refusal=first)
 
 
@@ -359,6 +360,7 @@ def _host_profile(request: ReleaseRequest) -> None:
 
 _Rule = tuple[str, Callable[[ReleaseRequest], None]]
 
+_HPKE_ONLY: Final = "met, by a session of the HPKE-only profile: TLS may have ended at a proxy, as the launch permits"
 _LAUNCH_ONLY: Final = frozenset({"launch.token", "launch.expiry", "launch.epoch", "launch.lease"})
 
 _RULES: Final[tuple[_Rule, ...]] = (

@@ -228,6 +228,7 @@ def _launches(broker: Broker) -> list[dict[str, object]]:
             "instance": row.launch.instance,
             "generation": row.launch.generation,
             "tenant": row.launch.tenant,
+            "channel": row.launch.profile,
             "host": row.launch.host,
             "launcher": row.launch.launcher.hex(),
             "epoch": row.launch.epoch,

@@ -45,7 +45,7 @@ from moorline.storage.broker_store import Epoch, Launch, Lease, Taken
 from moorline.verification.snp import SnpClaims
 from moorline.verification.verified import Verified
 from moorline.wire import keys, launch, schema
-from moorline.wire.launch import LaunchFields
+from moorline.wire.launch import ChannelProfile, LaunchFields
 from moorline.wire.session import Activation, AuthoriseDeviceCall, FunctionFields, FunctionSecrets, resume_message
 
 _GENERATION_END: Final = 1 << 31
@@ -275,6 +275,7 @@ class ResumedSession(FunctionSession):
         if not same(confirmed.commitment, launch.commitment(fields)):  # 1
             raise Refused("renewal.not_known", "this broker confirmed another launch under this number")
         _require_identity_key(self.claim, confirmed.public)  # 2
+        _require_fresh_kem(self.claim, confirmed.launch.kem_digest)
         enclave = await asyncio.to_thread(appraise_enclave, broker, self.claim)  # 3
         await asyncio.to_thread(broker.instances.require_live, fields.instance, fields.generation)  # 4
         await self._require_renewable(fields)  # 5
@@ -315,6 +316,12 @@ def _require_identity_key(claim: Claim, public: bytes) -> None:
             got=error.code,
             remedy="launch the function again",
         ) from None
+
+
+def _require_fresh_kem(claim: Claim, launched: bytes) -> None:
+    """Without TLS of ours the KEM key is all that keeps a recorded session shut: it serves one session (PROTOCOLS.md 4)."""
+    if claim.profile is ChannelProfile.HPKE_ONLY and same(hashlib.sha256(claim.kem_public).digest(), launched):
+        raise Refused("session.kem_reused", "the KEM key of the launch came again", remedy="make a new one for each session")
 
 
 def _as_renewal(refusal: Refused) -> Refused:

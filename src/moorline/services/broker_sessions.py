@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Final
 
@@ -16,7 +17,7 @@ from moorline.services.broker_host_sessions import HostSession
 from moorline.services.broker_launchers import LauncherSession
 from moorline.services.broker_peers import PeerSession
 from moorline.services.broker_role import SessionOfRole, session_name
-from moorline.wire import cbor, schema
+from moorline.wire import cbor, cose, schema
 from moorline.wire.session import Activation, ProveCall, SessionRole
 
 _KEYS_CAP: Final = 64
@@ -89,6 +90,9 @@ async def serve(broker: Broker) -> SessionServer:
     async def bundle() -> bytes:
         return await broker.ledger.own_bundle(standing.hsm_keys(settings.provider, settings.hsm))
 
+    async def sign(purpose: str, payload: bytes) -> bytes:
+        return await asyncio.to_thread(cose.sign, purpose, payload, broker.identity.signer)
+
     server = await serve_sessions(
         settings.listen_sessions,
         identity=broker.tls.for_sessions,
@@ -97,6 +101,7 @@ async def serve(broker: Broker) -> SessionServer:
         appraise=sessions.appraise,
         activate=sessions.activate,
         call=sessions.call,
+        sign=sign,
         ended=sessions.ended,
         clock=broker.clock,
     )

@@ -648,7 +648,7 @@ def _consume(c: sa.Connection, launch: Launch, at: Instant, fresh: _Fresh) -> Ta
         "sequence": launch.sequence,
         "instance": launch.instance,
     }
-    _append(c, at, "launch-consumed", {**body, "host": launch.host, "session": launch.session})
+    _append(c, at, "launch-consumed", {**body, "host": launch.host, "session": launch.session, "channel": launch.profile})
     _begin_generation(c, launch, at, fresh)
     return Taken(public=entry.public, wrapped=entry.wrapped, again=False, storage=fresh.storage)
 

@@ -84,6 +84,13 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Signed:
+    """Messages 2 and 4 of the HPKE-only profile: a COSE_Sign1 by the HSM key around the message (channel.signed)."""
+
+    cose: Annotated[bytes, Size(at_most=192 * 1024)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sealed:
     """Plaintext of message 4: K, and the role's secrets (`FunctionSecrets`, `LauncherSecrets`, or empty)."""
 
@@ -147,7 +154,10 @@ class Problem:
     problem: Annotated[bytes, Size(at_most=4096)]
 
 
-KINDS = {kind.__name__.lower(): kind for kind in (Hello, Challenge, Evidence, Answer, Confirm, Activation, Record, Problem)}
+KINDS = {
+    kind.__name__.lower(): kind
+    for kind in (Hello, Challenge, Evidence, Answer, Signed, Confirm, Activation, Record, Problem)
+}
 
 
 # What each role puts into Hello.fields, and finds in Sealed.secrets ---------------------------------------------------

@@ -21,12 +21,12 @@ from moorline.channel.driver import ClientSession, Collected, VerifyBroker, answ
 from moorline.channel.tls import TlsIdentity
 from moorline.clock import Instant, SystemClock
 from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused, Unavailable
-from moorline.ledger import peers
+from moorline.ledger import peers, standing
 from moorline.ledger.light_client import LedgerTrust, ProvenState, verify_bundle
 from moorline.nfv import Role, SpiffeId
 from moorline.verification.chains import VerifiedChain, verify_chain
 from moorline.wire import cbor, keys, schema
-from moorline.wire.launch import identity_name, token_proof
+from moorline.wire.launch import ChannelProfile, identity_name, token_proof
 from moorline.wire.session import (
     Activation,
     AuthoriseDeviceCall,
@@ -147,8 +147,8 @@ class BrokerLink:
         that `attest` raises but the token's refusals; Unavailable("workload.no_time") when that time is too long ago.
         """
 
-        async def verify_broker(challenge: Challenge, certificates: tuple[bytes, ...]) -> None:
-            judge_broker(challenge, certificates, self._launch, self._trust, self.clock.now())
+        async def verify_broker(challenge: Challenge, certificates: tuple[bytes, ...]) -> keys.PublicKey:
+            return judge_broker(challenge, certificates, self._launch, self._trust, self.clock.now())
 
         session = await _resume(address, self._launch, reports, verify_broker, self._key)
         try:
@@ -231,8 +231,8 @@ async def attest(address: str, launch: Launch, reports: ReportSource) -> BrokerL
     """
     trust = trust_of(launch)
 
-    async def verify_broker(challenge: Challenge, certificates: tuple[bytes, ...]) -> None:
-        judge_broker(challenge, certificates, launch, trust, SystemClock().now())
+    async def verify_broker(challenge: Challenge, certificates: tuple[bytes, ...]) -> keys.PublicKey:
+        return judge_broker(challenge, certificates, launch, trust, SystemClock().now())
 
     async def prove(_challenge: Challenge, digest: bytes) -> bytes:
         return token_proof(launch.token, digest)
@@ -257,6 +257,7 @@ async def attest(address: str, launch: Launch, reports: ReportSource) -> BrokerL
             verify_broker=verify_broker,
             prove=prove,
             collect=_collector(reports),
+            profile=launch.fields.profile,
             kem=kem,
             learned=held.append,
         )
@@ -295,6 +296,7 @@ async def _resume(
         verify_broker=verify_broker,
         prove=prove,
         collect=_collector(reports),
+        profile=launch.fields.profile,
     )
 
 
@@ -312,9 +314,11 @@ def _collector(reports: ReportSource) -> Callable[[bytes, Challenge], Awaitable[
 
 def judge_broker(
     challenge: Challenge, certificates: tuple[bytes, ...], launch: Launch, trust: LedgerTrust, now: Instant
-) -> None:
-    """Raises unless this is the broker the launch names, certified, registered and active (PROTOCOLS.md 4).
+) -> keys.PublicKey:
+    """Raises unless this is the broker the launch names, certified, registered and active; its HSM key (PROTOCOLS.md 4).
 
+    Of a launch for the HPKE-only profile the certificates are not looked at, for they may be a proxy's: there messages 2 and
+    4 must be signed by the key that comes back.
     Raises NotAuthentic("workload.broker_not_trusted"), `chain.*`, `ledger.*`.
     """
     fields = launch.fields
@@ -326,9 +330,12 @@ def judge_broker(
             expected=f"{fields.provider}/{fields.hsm}",
             got=f"{challenge.provider}/{challenge.hsm}",
         )
-    chain = verify_chain(certificates[0], certificates[1:], trust.roots, now)
     state = verify_bundle(challenge.bundle, trust, now=now)
-    peers.hsm_peer(state, chain, provider=fields.provider, hsm=fields.hsm)
+    if fields.profile is ChannelProfile.HPKE_ONLY:
+        return keys.parse_public(standing.active_hsm(state, fields.provider, fields.hsm).signing_public)
+    chain = verify_chain(certificates[0], certificates[1:], trust.roots, now)
+    record = peers.hsm_peer(state, chain, provider=fields.provider, hsm=fields.hsm)
+    return keys.parse_public(record.signing_public)
 
 
 def spiffe_id(link: BrokerLink) -> SpiffeId:
