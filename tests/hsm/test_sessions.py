@@ -10,6 +10,7 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -402,6 +403,34 @@ async def test_a_ticket_by_a_stranger(world, tmp_path):
 
 
 # Functions -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_provider_learns_which_rule_decided(world):
+    """verifies that: `moor hsm explain` says of a function that got its keys, and of one that did not, which rule it was."""
+    good, late = world.fields(), world.fields(measurement=b"\x23" * 48)
+    async with await world.function(good) as session:
+        await session.call("renew", b"")
+    assert await world.refused(world.function(late)) == "launch.package_not_registered"
+
+    async def explained(name):
+        running = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-c", "import sys; from moorline.cli import main; main()"),
+            *("hsm", "explain", name, "--broker", str(world.alpha.directory), "--json"),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        out, _ = await running.communicate()
+        return running.returncode, json.loads(out)["decisions"]
+
+    status, (renewed,) = await explained(good.instance)
+    assert (status, renewed["allowed"], renewed["action"]) == (0, True, "renew")
+    assert renewed["decided_by"] == "permit-confirmed"
+    status, (refused,) = await explained(late.instance)
+    assert (status, refused["allowed"], refused["decided_by"]) == (1, False, "launch.package_not_registered")
+    assert "forbid-other-code" in refused["policy"]["rules"]
+    facts = world.alpha.directory / "facts.json"
+    facts.write_text(json.dumps({**refused["facts"], "action": "renew"}))
+    assert (await explained(str(facts)))[0] == 1
 
 
 async def test_a_launched_function_gets_its_identity(world):

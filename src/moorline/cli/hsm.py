@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from moorline.cli import acting, hsm_token, render
+from moorline.cli import acting, hsm_explain, hsm_token, render
 from moorline.nfv import Role
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ app = typer.Typer(no_args_is_help=True)
 shown = typer.Typer(no_args_is_help=True, help="Show what the broker keeps.")
 app.add_typer(shown, name="show")
 hsm_token.register(app)
+hsm_explain.register(app)
 
 _YEAR_S: Final = 365 * 24 * 3600
 

@@ -255,7 +255,8 @@ class Launches:
                 )
             )
         )
-        rule = permitted_package(standing.active_service(state, me.provider, row.service), package)
+        service = standing.active_service(state, me.provider, row.service)
+        rule = permitted_package(service, package)
         broker = standing.active_hsm(state, me.provider, row.hsm)
         demand = Demand(
             use_case=package.use_case, jurisdiction=package.jurisdiction, simulated_allowed=me.trust.simulated_allowed
@@ -280,7 +281,7 @@ class Launches:
             host=placement.chosen,
             chip=platform.chip_id,
             hsm=row.hsm,
-            profile=ChannelProfile.TLS,
+            profile=channel_profile(service),
             not_after=now + me.launch_life_s,
             reply_key=reply_key.public_key().public_bytes_raw(),
         )
@@ -472,6 +473,12 @@ def permitted_package(service: ServiceRecord, package: PackageRow) -> PackageRul
         got=package.digest,
         remedy="register the package for the service (UpdateService)",
     )
+
+
+def channel_profile(service: ServiceRecord) -> ChannelProfile:
+    """How a function of the service opens its session: by TLS of the broker, unless the record has only HPKE-only."""
+    only = service.profiles == (ChannelProfile.HPKE_ONLY.value,)
+    return ChannelProfile.HPKE_ONLY if only else ChannelProfile.TLS
 
 
 def origin_of(url: str) -> str:

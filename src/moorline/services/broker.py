@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Final
 
@@ -27,11 +28,13 @@ from moorline.hsm.issuing import HsmIdentity, IssuingCa, TlsKey
 from moorline.hsm.keys import VERIFIER, TokenEcKey
 from moorline.hsm.launch_keys import LaunchKeys, Terms
 from moorline.hsm.pool import KeyPool, Watermarks
+from moorline.hsm.release_policy import ReleasePolicy
 from moorline.hsm.token import RemoteToken, Token, TokenLocation, open_token
 from moorline.ledger.client import Endpoint, LedgerClient
 from moorline.ledger.light_client import LedgerTrust
 from moorline.nfv import Role, SpiffeId
 from moorline.services.broker_clock import RisingClock, keep_marking
+from moorline.services.broker_explain import Decisions
 from moorline.services.broker_hosts import HostAuthority
 from moorline.services.broker_ledger import LedgerView
 from moorline.services.broker_open import OpenFunctions
@@ -115,6 +118,8 @@ class BrokerSettings:
     """Socket of the process that owns the token (moor hsm serve), for several brokers on one machine. Module, label and
     PIN are the owner's then.
     """
+    release_policy: Path | None = None
+    """The provider's release policy, in Cedar; left out, the shipped one, which demands what the protocol demands."""
     softhsm_conf: Path | None = None
     """SoftHSM's configuration file; left out for another token."""
     verifier: str | None = None
@@ -226,6 +231,7 @@ class Broker:
     revoking: asyncio.Event
     revoked: asyncio.Event
     anchoring: asyncio.Lock
+    decisions: Decisions
     revocations: RevocationStore
     enrolments: EnrolmentStore
     manufacturer_roots: bytes | None
@@ -322,6 +328,7 @@ def _assembled(
         revocations=revocations,
         enrolments=EnrolmentStore(store, revocations, quota=settings.device_certificates),
         manufacturer_roots=_manufacturer_roots(settings),
+        decisions=Decisions(_release_policy(settings)),
     )
 
 
@@ -419,6 +426,13 @@ def _require_sane(settings: BrokerSettings) -> None:
         )
     if not 0 < settings.pool_low <= settings.pool_high:
         raise Misconfigured("broker.settings", "pool_low and pool_high are out of order", got=settings.pool_low)
+
+
+def _release_policy(settings: BrokerSettings) -> ReleasePolicy:
+    if settings.release_policy is not None:
+        return ReleasePolicy(_read(settings.release_policy).decode("utf-8", "replace"), name=str(settings.release_policy))
+    shipped = resources.files("moorline.services.defaults") / "release.cedar"
+    return ReleasePolicy(shipped.read_text("utf-8"), name="the shipped release policy")
 
 
 def token_of(settings: BrokerSettings) -> Token:

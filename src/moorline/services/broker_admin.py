@@ -23,7 +23,15 @@ from moorline.errors import Malformed
 from moorline.hsm.ceremony import public_keys
 from moorline.hsm.token.inspection import report_of
 from moorline.nfv import Role, SpiffeId, parse_name
-from moorline.services import broker_admin_audit, broker_admin_devices, broker_enrolment, broker_peers, http, metrics
+from moorline.services import (
+    broker_admin_audit,
+    broker_admin_devices,
+    broker_enrolment,
+    broker_explain,
+    broker_peers,
+    http,
+    metrics,
+)
 from moorline.services.broker import Broker
 from moorline.services.broker_revocation import Lists
 from moorline.services.broker_role import issued
@@ -80,6 +88,7 @@ def application(broker: Broker, lists: Lists) -> FastAPI:
     _launch_routes(app, broker)
     _reading_routes(app, broker)
     broker_admin_audit.add_routes(app, broker)
+    broker_explain.add_routes(app, broker)
     broker_admin_devices.add_routes(app, broker, lists)
     return app
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from moorline.channel.driver import Claim
@@ -21,7 +21,8 @@ from moorline.clock import Instant
 from moorline.digest import same
 from moorline.errors import Conflict, Malformed, NotAuthentic, Refused
 from moorline.hsm import release
-from moorline.hsm.release import EnclaveFacts, HostFacts, Place, ReleaseRequest, ServiceRule
+from moorline.hsm.release import EnclaveFacts, HostFacts, Place, ReleaseDecision, ReleaseRequest, ServiceRule
+from moorline.hsm.release_policy import RecordFacts, ReleaseAction
 from moorline.ledger import standing
 from moorline.ledger.records import PlatformRecord, RevocationKind, ServiceRecord
 from moorline.nfv import Role, SpiffeId, parse_name
@@ -61,6 +62,8 @@ class FunctionSession:
     fields: LaunchFields | None = None
     taken: Taken | None = None
     verdicts_seen: int = 0
+    asked: ReleaseRequest | None = None
+    record: RecordFacts | None = None
 
     async def appraise(self) -> bytes:
         """Numbers are those of the module's docstring."""
@@ -71,7 +74,7 @@ class FunctionSession:
         release.require_token(expected, self.claim.proof, self.claim.challenge_digest)  # 1
         enclave = await asyncio.to_thread(appraise_enclave, broker, self.claim)  # 2
         request = await self._request(fields, expected, enclave)  # 3
-        release.decide(request).require()
+        self._decide(ReleaseAction.RELEASE, request, release.decide(request))
         secrets = await asyncio.to_thread(self._consume, fields)  # 4
         broker.refill.set()
         self._opened(fields)
@@ -109,6 +112,7 @@ class FunctionSession:
         service = standing.active_service(state, provider, fields.service)
         platform = standing.active_platform(state, provider, fields.host)
         require_not_revoked(state, revocable)
+        self.record = _record(service)
         # Before the look at the host: a loss the broker acts on from here on stops the consumption.
         self.verdicts_seen = await asyncio.to_thread(broker.instances.cursor)
         said = await broker.require_hosts().standing(fields.host)
@@ -137,6 +141,11 @@ class FunctionSession:
             host=_host_facts(said, service, platform),
             now=broker.clock.now(),
         )
+
+    def _decide(self, action: ReleaseAction, request: ReleaseRequest, floor: ReleaseDecision) -> None:
+        assert self.record is not None
+        self.broker.decisions.decide(action, request, floor, self.record, session=session_name(self.claim))
+        self.asked = request
 
     def _epoch_and_leases(self, fields: LaunchFields) -> tuple[Epoch | None, tuple[Lease, ...]]:
         return self.broker.launch_keys.epoch_of(fields), self.broker.launch_keys.leases_of(fields)
@@ -215,14 +224,29 @@ class FunctionSession:
         provider = self.broker.settings.provider
         revocable = self._revocable(fields)
         state = await self.broker.ledger.state(
-            (*standing.service_keys(provider, fields.service), *revocable_keys(revocable))
+            (
+                *standing.service_keys(provider, fields.service),
+                *standing.platform_keys(provider, fields.host),
+                *revocable_keys(revocable),
+            )
         )
         try:
-            standing.active_service(state, provider, fields.service)
+            service = standing.active_service(state, provider, fields.service)
+            platform = standing.active_platform(state, provider, fields.host)
             require_not_revoked(state, revocable)
         except Refused as refusal:
             raise _as_renewal(refusal) from None
-        _require_standing_host(await self.broker.require_hosts().standing(fields.host), fields.host)
+        said = await self.broker.require_hosts().standing(fields.host)
+        _require_standing_host(said, fields.host)
+        if self.asked is None:
+            return  # on the way to a resumption, which is decided as a whole
+        now = self.broker.clock.now()
+        request = replace(self.asked, service=_rule(service), host=_host_facts(said, service, platform), now=now)
+        self.record = _record(service)
+        try:
+            self._decide(ReleaseAction.RENEW, request, release.decide_resumption(request))
+        except Refused as refusal:
+            raise _as_renewal(refusal) from None
 
     def _renewed(self, fields: LaunchFields, taken: Taken, kind: str) -> Activation:
         public, now = keys.parse_public(taken.public), self.broker.clock.now()
@@ -280,7 +304,8 @@ class ResumedSession(FunctionSession):
         await asyncio.to_thread(broker.instances.require_live, fields.instance, fields.generation)  # 4
         await self._require_renewable(fields)  # 5
         try:
-            release.decide_resumption(await self._request(fields, None, enclave)).require()
+            request = await self._request(fields, None, enclave)
+            self._decide(ReleaseAction.RESUME, request, release.decide_resumption(request))
         except Refused as refusal:
             raise _as_renewal(refusal) from None
         self.fields, self.taken = fields, Taken(public=confirmed.public, wrapped=b"", again=True)
@@ -333,6 +358,10 @@ def _as_renewal(refusal: Refused) -> Refused:
     if refusal.code in ("ledger.platform_not_active", "launch.host_not_standing", "launch.host_below_profile"):
         return Refused("renewal.host_not_standing", "the host does not stand any more", got=refusal.got or refusal.code)
     return refusal
+
+
+def _record(service: ServiceRecord) -> RecordFacts:
+    return RecordFacts(use_case=service.use_case, profiles=service.profiles, callers=service.callers)
 
 
 def _rule(service: ServiceRecord) -> ServiceRule:

@@ -1,0 +1,130 @@
+"""Why keys were released or withheld: the last decisions of this process, rule by rule, for `moor hsm explain`.
+
+They are kept in memory, the newest thousand of each broker process; what was consumed and refused for good stands in the
+secure log. A request that somebody writes down (facts as `hsm.release_policy.facts_of` makes them) is decided by the policy
+alone: what the protocol demands is then what the facts claim.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from fastapi import FastAPI
+
+from moorline.clock import Instant
+from moorline.errors import Malformed, MoorlineError, Refused
+from moorline.hsm.release import ReleaseDecision, ReleaseRequest
+from moorline.hsm.release_policy import PolicyDecision, RecordFacts, ReleaseAction, ReleasePolicy, facts_of
+from moorline.wire.launch import identity_name
+
+if TYPE_CHECKING:
+    from moorline.services.broker import Broker
+
+_KEPT: Final = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decided:
+    """One decision. `refusal` is what the function was told, None if it got what it asked for."""
+
+    at: Instant
+    session: str
+    identity: str
+    facts: dict[str, Any]
+    floor: ReleaseDecision
+    policy: PolicyDecision
+    refusal: MoorlineError | None
+
+    def as_json(self) -> dict[str, object]:
+        """As `moor hsm explain` shows it."""
+        rules = [
+            {"rule": one.code, "outcome": one.outcome.value, "says": one.says, "expected": one.expected, "got": one.got}
+            for one in self.floor.findings
+        ]
+        decisive = self.floor.refusal.code if self.floor.refusal is not None else ", ".join(self.policy.rules)
+        return {
+            "at": self.at,
+            "session": self.session,
+            "identity": self.identity,
+            "action": self.facts["action"],
+            "allowed": self.refusal is None,
+            "decided_by": decisive,
+            "rules": rules,
+            "policy": {"allowed": self.policy.allowed, "rules": list(self.policy.rules)},
+            "facts": self.facts,
+        }
+
+
+class Decisions:
+    """Makes decisions, and remembers them. Safe for threads."""
+
+    def __init__(self, policy: ReleasePolicy) -> None:
+        self.policy = policy
+        self._kept: OrderedDict[tuple[str, str], Decided] = OrderedDict()
+        self._turn = threading.Lock()
+
+    def decide(
+        self, action: ReleaseAction, request: ReleaseRequest, floor: ReleaseDecision, record: RecordFacts, *, session: str
+    ) -> None:
+        """Floor and policy must both allow. Raises the floor's refusal, or Refused("release.policy_denied")."""
+        facts = facts_of(action, request, floor, record)
+        policy = self.policy.decide(facts)
+        refusal: MoorlineError | None = floor.refusal
+        if refusal is None:
+            try:
+                policy.require()
+            except Refused as denied:
+                refusal = denied
+        identity = identity_name(request.fields.instance, request.fields.generation)
+        made = Decided(
+            at=request.now,
+            session=session,
+            identity=identity,
+            facts=facts,
+            floor=floor,
+            policy=policy,
+            refusal=refusal,
+        )
+        with self._turn:
+            self._kept[identity, session] = made
+            self._kept.move_to_end((identity, session))
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        if refusal is not None:
+            raise refusal
+
+    def about(self, name: str) -> tuple[Decided, ...]:
+        """Decisions about an instance, an identity or a session (or the start of its name), newest first."""
+        with self._turn:
+            kept = list(reversed(self._kept.values()))
+        return tuple(
+            one
+            for one in kept
+            if name in (one.identity, one.facts["principal"]["instance"]) or (name and name in one.session)
+        )
+
+
+def add_routes(app: FastAPI, broker: Broker) -> None:
+    """Explanations at the provider's own door."""
+
+    @app.get("/v1/decisions/{name}")
+    async def decisions(name: str) -> dict[str, list[dict[str, object]]]:
+        """What this process decided about an instance, an identity or a session, newest first."""
+        return {"decisions": [one.as_json() for one in broker.decisions.about(name)]}
+
+    @app.post("/v1/decisions/explain")
+    async def explain(facts: dict[str, Any]) -> dict[str, object]:
+        """What the policy says about facts somebody wrote down."""
+        if set(facts) != {"action", "principal", "context"} or facts["action"] not in set(ReleaseAction):
+            raise Malformed(
+                "release.facts_malformed",
+                "a request has action, principal and context",
+                expected="/".join(ReleaseAction),
+                got=", ".join(sorted(facts)),
+                remedy="see docs/spec/release.md, or take `facts` of another explanation",
+            )
+        said = broker.decisions.policy.decide(facts)
+        return {"allowed": said.allowed, "decided_by": ", ".join(said.rules), "facts": facts}
