@@ -34,9 +34,11 @@ from moorline.evidence.tpm_quote import ClockInfo, Quote, serialize_quote
 from moorline.ledger.records import PlatformRecord, Status
 from moorline.policy import ear, host, reference_values
 from moorline.rats import EvidenceRoot
-from moorline.services.attestation_authority import AttestationAuthority, Parts, Terms
+from moorline.services.attestation_authority import AttestationAuthority, Parts
+from moorline.services.host_appraisal import Terms
 from moorline.simulators import firmware
-from moorline.storage.verifier_store import EnrolledHost, VerifierStore
+from moorline.storage.verifier_rounds import EnrolledHost
+from moorline.storage.verifier_store import VerifierStore
 from moorline.verification import ima, tpm_quote
 from moorline.verification.eventlog import replay, verify_boot
 from moorline.verification.tpm_revocation import Revocation
@@ -57,8 +59,8 @@ class SetClock:
 class Machine:
     """A host with a signing TPM in software, its boot log and its IMA list."""
 
-    def __init__(self) -> None:
-        self.key = ec.generate_private_key(ec.SECP256R1())
+    def __init__(self, *, extra: tuple[str, bytes] | None = None, key: ec.EllipticCurvePrivateKey | None = None) -> None:
+        self.key = key or ec.generate_private_key(ec.SECP256R1())
         numbers = self.key.public_key().public_numbers()
         parameters = tpm.EccParameters(
             symmetric=(tpm.ALG_NULL, 0, 0),
@@ -79,7 +81,8 @@ class Machine:
         self.pcrs = {index: values.get(index, bytes(32)) for index in range(10)}
         aggregate = ima.boot_aggregate(self.pcrs)
         entries = [_entry("boot_aggregate", aggregate)]
-        entries += [_entry(path, hashlib.sha256(content).digest()) for path, content in firmware.GOOD.files]
+        files = (*firmware.GOOD.files, *(() if extra is None else (extra,)))
+        entries += [_entry(path, hashlib.sha256(content).digest()) for path, content in files]
         self.ima = b"".join(lists.serialize_line(one) + b"\n" for one in entries)
         self.pcrs[10] = ima.replay(entries, tpm.ALG_SHA256)
         self.clock = 1000
@@ -169,22 +172,33 @@ class Core:
         return ear.signing_input(result, audience="alpha.test")
 
 
-def authority(directory: Path, reference: reference_values.Reference) -> tuple[AttestationAuthority, VerifierStore]:
-    async def platform(name: str) -> PlatformRecord:
-        return PlatformRecord(
-            provider="alpha",
-            id=name,
-            status=Status.ACTIVE,
-            chip_id=bytes(64),
-            product="Milan",
-            ek_digest=hashlib.sha256(name.encode()).digest(),
-            location="EU/DE",
-            tag_digest=bytes(32),
-            simulated=True,
-        )
+def reference_of() -> reference_values.Reference:
+    """What the machines of this benchmark are allowed to boot and run."""
+    values = firmware.reference_values(
+        firmware.GOOD, name="good", not_before=Instant(NOW - 1000), not_after=Instant(NOW + 10**6)
+    )
+    return reference_values.merge([values])
 
-    async def sign(message: bytes) -> bytes:  # the broker's key signs elsewhere: not the verifier's CPU
-        return bytes(64) if message else b""
+
+def authority(directory: Path, reference: reference_values.Reference) -> tuple[AttestationAuthority, VerifierStore]:
+    async def platforms(names: tuple[str, ...]) -> dict[str, PlatformRecord]:
+        return {
+            name: PlatformRecord(
+                provider="alpha",
+                id=name,
+                status=Status.ACTIVE,
+                chip_id=bytes(64),
+                product="Milan",
+                ek_digest=hashlib.sha256(name.encode()).digest(),
+                location="EU/DE",
+                tag_digest=bytes(32),
+                simulated=True,
+            )
+            for name in names
+        }
+
+    async def sign(messages: tuple[bytes, ...]) -> tuple[bytes, ...]:  # the broker's key signs: not the verifier's CPU
+        return (bytes(64),) * len(messages)
 
     store = VerifierStore.open(directory / "verifier.db")
     parts = Parts(
@@ -196,7 +210,7 @@ def authority(directory: Path, reference: reference_values.Reference) -> tuple[A
         simulated_allowed=True,
         reference=reference,
         signers=(),
-        platform=platform,
+        platforms=platforms,
         sign=sign,
         store=store,
         clock=SetClock(),
@@ -292,10 +306,7 @@ async def polls(served: AttestationAuthority, machine: Machine) -> tuple[float, 
 
 def main() -> int:
     machine = Machine()
-    values = firmware.reference_values(
-        firmware.GOOD, name="good", not_before=Instant(NOW - 1000), not_after=Instant(NOW + 10**6)
-    )
-    reference = reference_values.merge([values])
+    reference = reference_of()
     core = Core(machine, reference)
     message, signature = machine.quote(bytes(range(32)))
     der, scheme = machine.key.sign(message, ec.ECDSA(hashes.SHA256())), ec.ECDSA(hashes.SHA256())

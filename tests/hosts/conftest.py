@@ -18,7 +18,8 @@ from moorline.errors import Refused
 from moorline.ledger.records import PlatformRecord, Status
 from moorline.policy import reference_values
 from moorline.rats import EvidenceRoot
-from moorline.services.attestation_authority import AttestationAuthority, Parts, Terms
+from moorline.services.attestation_authority import AttestationAuthority, Parts
+from moorline.services.host_appraisal import Terms
 from moorline.simulators import firmware
 from moorline.simulators.tpm import SimulatedTpm, SimulatedTpmManufacturer
 from moorline.storage.verifier_store import VerifierStore
@@ -95,13 +96,12 @@ class World:
         return reference_values.sign_tag(made, keys.KeySigner(self.reference_key))
 
     def authority(self):
-        async def platform(host):
-            if host not in self.platforms:
-                raise Refused("ledger.platform_not_active", "no such platform")
-            return self.platforms[host]
+        async def platforms(hosts):
+            missing = Refused("ledger.platform_not_active", "no such platform")
+            return {host: self.platforms.get(host, missing) for host in hosts}
 
-        async def sign(message):
-            return keys.KeySigner(self.ear_key).sign(message)
+        async def sign(messages):
+            return tuple(keys.KeySigner(self.ear_key).sign(message) for message in messages)
 
         values = firmware.reference_values(
             self.profile,
@@ -120,7 +120,7 @@ class World:
                 simulated_allowed=True,
                 reference=reference_values.merge([values]),
                 signers=(self.reference_key.public_key(),),
-                platform=platform,
+                platforms=platforms,
                 sign=sign,
                 store=VerifierStore.open(self.directory / "verifier.db"),
                 clock=self.clock,

@@ -15,7 +15,8 @@ from moorline.errors import Conflict, Malformed, NotAuthentic, Refused
 from moorline.evidence.tpm_quote import ClockInfo
 from moorline.rats import EvidenceRoot
 from moorline.simulators import firmware
-from moorline.storage.verifier_store import EnrolledHost, Progress, StoredResult, VerifierStore
+from moorline.storage.verifier_rounds import Change, EnrolledHost, Progress, StoredResult
+from moorline.storage.verifier_store import VerifierStore
 
 NOW = Instant(1_790_000_000)
 LONG_AGO = Instant(0)
@@ -35,8 +36,24 @@ def result(host="h1", *, at=NOW, life=60, status="affirming", code=None):
 
 def progress():
     return Progress(
-        clock=ClockInfo(0, 1, 1, safe=True), ima_count=0, ima_running=b"", reference=b"", standing=b"", event_log=b""
+        clock=ClockInfo(0, 1, 1, safe=True), ima_count=0, ima_running=b"", reference=b"", standing=b"", boot_log=b""
     )
+
+
+def advance(store, host, *, withdraw, at):
+    """A round in which one host answered its challenge and lost its verdict."""
+    nonce = os.urandom(32)
+    store.open_challenge(host, nonce, Instant(at + 30))
+    change = Change(
+        host=host,
+        nonce=nonce,
+        progress=progress(),
+        boot_log=b"a boot log",
+        withdraw=withdraw,
+        result=None,
+        next_nonce=None,
+    )
+    return store.settle((change,), at=at, next_expires=Instant(at + 30), patience_until=LONG_AGO)
 
 
 def told(store, *, after=0):
@@ -49,7 +66,7 @@ def test_each_change_of_a_verdict_is_told_once(store):
     for step in range(3):
         store.put_result(result(at=Instant(NOW + 10 * step)), patience_until=LONG_AGO)
     assert told(store) == [("h1", "verdict_gained", "")]
-    store.advance("h1", progress(), withdraw="ima.unknown_file", at=Instant(NOW + 40))
+    advance(store, "h1", withdraw="ima.unknown_file", at=Instant(NOW + 40))
     store.put_result(
         result(at=Instant(NOW + 40), status="contraindicated", code="ima.unknown_file"), patience_until=LONG_AGO
     )
@@ -125,7 +142,7 @@ def _die_at(url, step):
 
         sa.event.listen(other._engine, "before_cursor_execute", count)
         sa.event.listen(other._engine, "commit", count)
-        other.advance("h1", progress(), withdraw="ima.unknown_file", at=NOW)
+        advance(other, "h1", withdraw="ima.unknown_file", at=NOW)
         os._exit(0)
     return os.waitpid(pid, 0)[1]
 
@@ -140,7 +157,7 @@ def test_a_killed_verifier_has_both_verdict_and_event_or_neither(store, database
         lost = ("h1", "verdict_lost", "ima.unknown_file") in told(store)
         assert withdrawn == lost
     assert killed >= 5
-    store.advance("h1", progress(), withdraw="ima.unknown_file", at=NOW)
+    advance(store, "h1", withdraw="ima.unknown_file", at=NOW)
     assert told(store) == [("h1", "verdict_gained", ""), ("h1", "verdict_lost", "ima.unknown_file")]
 
 
@@ -149,12 +166,18 @@ def test_hosts_that_stood_before_there_were_events_are_not_forgotten(store, data
     store.put_result(result("h1"), patience_until=LONG_AGO)
     store.put_result(result("h2", status="contraindicated"), patience_until=LONG_AGO)
     with store._engine.begin() as c:
-        for table in ("deliveries", "events", "standings", "audit"):
+        for table in ("deliveries", "events", "standings", "audit", "boot_logs", "progress"):
             c.execute(sa.text(f"DROP TABLE {table}"))
+        numbers = [f"{name} BIGINT" for name in ("clock", "reset_count", "restart_count", "safe", "ima_count")]
+        columns = ", ".join([*numbers, *(f"{name} BLOB" for name in ("ima_running", "reference", "standing", "event_log"))])
+        c.execute(sa.text(f"CREATE TABLE progress (host VARCHAR(63) PRIMARY KEY, {columns})"))
+        c.execute(sa.text("INSERT INTO progress VALUES ('h1', 5, 1, 1, 1, 9, x'', x'', x'', x'aabb')"))
         c.execute(sa.text("UPDATE verifier_version SET version_num = '0001'"))
     again = VerifierStore.open(database_url)
     assert again.sweep(now=Instant(NOW + 60)) == ("h1",)
     assert told(again) == [("h1", "verdict_lost", "result.expired")]
+    read = again.progress("h1")
+    assert (read.ima_count, again.boot_log(read.boot_log)) == (9, b"\xaa\xbb")
 
 
 @pytest.mark.story

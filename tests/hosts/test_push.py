@@ -15,7 +15,8 @@ from moorline.nfv import SpiffeId
 from moorline.rats import EvidenceRoot
 from moorline.services import http, verifier_push
 from moorline.services.verifier_push import Pushing, ReceiverSettings
-from moorline.storage.verifier_store import EnrolledHost, VerifierStore
+from moorline.storage.verifier_rounds import EnrolledHost
+from moorline.storage.verifier_store import VerifierStore
 from moorline.wire import keys, security_event
 
 VERIFIER = "spiffe://alpha.test/verifier/v1"
@@ -127,8 +128,8 @@ def receiver(tmp_path, address, **changes):
 
 
 def pushing(store, key, *, slept, deliveries=None):
-    async def sign(message):
-        return keys.KeySigner(key).sign(message)
+    async def sign(messages):
+        return tuple(keys.KeySigner(key).sign(message) for message in messages)
 
     async def sleep(seconds):
         slept.append(seconds)

@@ -112,16 +112,15 @@ lease_s = 20
 
 
 def composed(configured, world, anchors):
-    async def platform(name):
-        if name not in world.platforms:
-            raise Refused("ledger.platform_not_active", "no such platform")
-        return world.platforms[name]
+    async def platforms(names):
+        missing = Refused("ledger.platform_not_active", "no such platform")
+        return {name: world.platforms.get(name, missing) for name in names}
 
     identity = verifier.require_identity(configured, configured.identity_chain.read_bytes())
     store = VerifierStore.open(configured.database)
     assert configured.ear_key is not None
     return verifier.compose(
-        configured, anchors, identity, store, platform, verifier.local_signer(configured.ear_key), SystemClock()
+        configured, anchors, identity, store, platforms, verifier.local_signer(configured.ear_key), SystemClock()
     )
 
 

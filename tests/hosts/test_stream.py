@@ -14,7 +14,8 @@ from moorline.clock import Instant, SystemClock
 from moorline.errors import Conflict, Malformed, NotAuthentic, Refused
 from moorline.rats import EvidenceRoot
 from moorline.services import http, verifier_events
-from moorline.storage.verifier_store import EnrolledHost, StoredResult, VerifierStore
+from moorline.storage.verifier_rounds import EnrolledHost, StoredResult
+from moorline.storage.verifier_store import VerifierStore
 from moorline.wire.http import load_identity
 
 NOW = SystemClock().now()

@@ -226,14 +226,18 @@ async def test_svids_and_the_verifiers_signature(consortium):
         return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=")
 
     message = part({"alg": "ES256", "typ": "JWT"}) + b"." + part({"sub": "host/h1"})
-    asked = {"key": "verifier", "message": base64.b64encode(message).decode()}
+    asked = {"key": "verifier", "messages": [base64.b64encode(message).decode()] * 2}
     async with alpha.https(verifier) as client:
         signed = await client.post_json("/v1/sign", asked)
-        keys.verify(alpha.hsm.keys.verifier, base64.b64decode(signed["signature"]), message)
+        assert len(signed["signatures"]) == 2
+        keys.verify(alpha.hsm.keys.verifier, base64.b64decode(signed["signatures"][1]), message)
         for wrong in (
             {**asked, "key": "hsm-identity"},
-            {**asked, "message": base64.b64encode(b"anything").decode()},
-            {**asked, "message": base64.b64encode(part({"alg": "none"}) + b"." + part({})).decode()},
+            {**asked, "messages": [*asked["messages"], base64.b64encode(b"anything").decode()]},
+            {**asked, "messages": [base64.b64encode(part({"alg": "none"}) + b"." + part({})).decode()]},
+            {**asked, "messages": []},
+            {**asked, "messages": asked["messages"] * 65},
+            {**asked, "messages": "text"},
             {"key": "verifier"},
             [],
         ):

@@ -36,7 +36,8 @@ from moorline.rats import AttestationResult, CapabilityLevel, EvidenceRoot, Find
 from moorline.services import http
 from moorline.simulators.manufacturer import create_manufacturer, open_chip
 from moorline.simulators.silicon import GuestContext, Silicon, guest_policy
-from moorline.storage.verifier_store import EnrolledHost, StoredResult, VerifierStore
+from moorline.storage.verifier_rounds import EnrolledHost, StoredResult
+from moorline.storage.verifier_store import VerifierStore
 from moorline.verification.chains import verify_chain
 from moorline.wire import cbor, keys, launch, schema
 from moorline.wire.guest import LauncherLaunch

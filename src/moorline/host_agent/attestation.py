@@ -23,6 +23,13 @@ from moorline.wire import schema
 from moorline.wire.http import HttpClient
 
 RETRY_S: Final = 2.0
+_ANSWER_S: Final = 2.0
+"""A challenge that is good for less than this is not answered: another is asked for."""
+
+
+_FROM_THE_BEGINNING: Final = frozenset({"ima.replay_mismatch", "ima.wrong_offset", "host.event_log_missing"})
+"""Refusals that the whole list may mend: the verifier knows less of this host than its challenge said."""
+_CHALLENGE_GONE: Final = "tpm.nonce_mismatch"
 
 
 class LogSource(Protocol):
@@ -76,6 +83,7 @@ class HostAttestation:
         self._host, self._verifier, self._tpm, self._logs = host, verifier, tpm, logs
         self._tag, self._period_s = tag, period_s
         self._enrolled = False
+        self._next: tuple[wire.HostChallenge, float] | None = None
 
     async def enrol(self) -> wire.Enrolled:
         """Bind this TPM to the host's name at the verifier; harmless to repeat. Raises what the verifier answers."""
@@ -98,9 +106,13 @@ class HostAttestation:
         try:
             return await self._attest_from(None)
         except MoorlineError as error:
-            if error.code not in {"ima.replay_mismatch", "ima.wrong_offset", "host.event_log_missing"}:
+            if error.code == _CHALLENGE_GONE:
+                offset = None
+            elif error.code in _FROM_THE_BEGINNING:
+                offset = 0
+            else:
                 raise
-        return await self._attest_from(0)
+        return await self._attest_from(offset)
 
     async def run(self, on_verdict: Callable[[wire.HostVerdict | MoorlineError], None]) -> None:
         """Enrol, then attest every period until cancelled. Errors are reported and tried again."""
@@ -121,13 +133,25 @@ class HostAttestation:
         return schema.encode(_evidence(quoted, ALG_SHA256))
 
     async def _attest_from(self, offset: int | None) -> wire.HostVerdict:
-        asked = schema.encode(wire.ChallengeRequest(host=self._host))
-        challenge = schema.decode(
-            wire.HostChallenge, await self._verifier.post_cbor(f"/v1/hosts/{self._host}/challenge", asked)
-        )
+        challenge = self._held() or await self._ask()
         evidence = await asyncio.to_thread(self._answer, challenge, offset)
         answer = await self._verifier.post_cbor(f"/v1/hosts/{self._host}/evidence", schema.encode(evidence))
-        return schema.decode(wire.HostVerdict, answer, max_bytes=wire.MAX_EVIDENCE)
+        verdict = schema.decode(wire.HostVerdict, answer, max_bytes=wire.MAX_EVIDENCE)
+        if verdict.next is not None:
+            self._next = (verdict.next, asyncio.get_running_loop().time())
+        return verdict
+
+    def _held(self) -> wire.HostChallenge | None:
+        """The challenge that came with the last verdict, once, while it is good."""
+        held, self._next = self._next, None
+        if held is None or asyncio.get_running_loop().time() - held[1] > held[0].good_s - _ANSWER_S:
+            return None
+        return held[0]
+
+    async def _ask(self) -> wire.HostChallenge:
+        asked = schema.encode(wire.ChallengeRequest(host=self._host))
+        answer = await self._verifier.post_cbor(f"/v1/hosts/{self._host}/challenge", asked)
+        return schema.decode(wire.HostChallenge, answer)
 
     def _answer(self, challenge: wire.HostChallenge, offset: int | None) -> wire.HostEvidence:
         quoted = self._tpm.quote(challenge.nonce, challenge.bank, challenge.selection)

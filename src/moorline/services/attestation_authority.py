@@ -11,10 +11,9 @@ Appraisal:
 1. the quote is by the enrolled key (verification.tpm_quote) and answers an open challenge of this verifier, which it uses
    up;
 2. counters of the TPM did not go back; 3. the boot log replays; 4. the IMA list replays from what is held here;
-5. the certified location tag is genuine; 6. policy.host judges; 7. how far the host was read is stored, and a result that
-   is no longer affirming is withdrawn, before anything is signed or answered; 8. the result is signed and stored. Where the
-   result affirms, nothing is to be withdrawn, and 7 is done with 8 in one transaction: if it is lost, the host is read again
-   from where it was read before, and its old result ends with its lease.
+5. the certified location tag is genuine; 6. policy.host judges; 7. the results of a round are signed; 8. challenge,
+   progress, withdrawal, result and next challenge of each host of the round are written in one transaction, and only then
+   is anybody answered. Where nothing signs, what was withdrawn is written all the same.
 
 A verdict gained or lost is an event with a cursor, stored with the verdict (storage.verifier_events); so is the silence of a
 host whose lease ran out, which `sweep` finds.
@@ -30,7 +29,6 @@ import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -38,46 +36,36 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from moorline.clock import Clock, Instant
 from moorline.digest import same
 from moorline.errors import MoorlineError, NotAuthentic, Refused, Unavailable
-from moorline.evidence.eventlog import parse_event_log
-from moorline.evidence.ima import PCR as IMA_PCR
 from moorline.evidence.tpm_quote import parse_quote
-from moorline.evidence.tpm_structures import LOCATION_NV, parse_public
+from moorline.evidence.tpm_structures import parse_public
 from moorline.ledger.records import PlatformRecord
 from moorline.nfv import parse_name
-from moorline.policy import ear, host, reference_values
+from moorline.policy import ear
 from moorline.policy.reference_values import Reference
 from moorline.rats import AttestationResult, EvidenceRoot, Tier
+from moorline.services.host_appraisal import Appraised, HostAppraisal, Terms, challenge_used, registered
+from moorline.services.verifier_queue import Entry, VerifierQueue
 from moorline.storage.verifier_events import VerdictEvent
-from moorline.storage.verifier_store import EnrolledHost, OpenEnrolment, Progress, StoredResult, VerifierStore
-from moorline.verification import ima, tpm_identity, tpm_quote
-from moorline.verification.eventlog import BootState, verify_boot
+from moorline.storage.verifier_rounds import Change, EnrolledHost, Held, Progress, StoredResult
+from moorline.storage.verifier_store import OpenEnrolment, VerifierStore
+from moorline.verification import tpm_identity, tpm_quote
 from moorline.verification.tpm_revocation import Revocation
 from moorline.verification.verified import Verified
 from moorline.wire import host as wire
-from moorline.wire import keys, schema
+from moorline.wire import keys
 
-PlatformLookup = Callable[[str], Awaitable[PlatformRecord]]
-"""The active platform record of a host of this provider; raises Refused (`ledger.*`) if there is none."""
+PlatformLookup = Callable[[tuple[str, ...]], Awaitable[Mapping[str, PlatformRecord | MoorlineError]]]
+"""The active platform record of each of these hosts of this provider, or why there is none (`ledger.*`)."""
 
-Sign = Callable[[bytes], Awaitable[bytes]]
-"""ES256 over a message with the verifier's key, wherever it is: 64 bytes, r | s."""
+Sign = Callable[[tuple[bytes, ...]], Awaitable[tuple[bytes, ...]]]
+"""ES256 over each message with the verifier's key, wherever it is: 64 bytes each, r | s."""
 
 EVENTS_PAGE: Final = 500
 """Events in one answer at most; the reader comes again for more."""
 _NONCE: Final = 32
 _SECRET: Final = 32
-_BOOT_LOGS: Final = 64
-_TEMPLATES: Final = ("ima-ng", "ima-sig")  # what distributions configure; lists of others are read the long way
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """How this authority appraises. `not_required` names fields of policy.host.HostPolicy, each with its reason."""
-
-    lease_s: int
-    challenge_s: int
-    pcrs: tuple[int, ...]
-    not_required: Mapping[str, str]
+_TURN: Final = 16
+"""Hosts appraised before others of the process get a turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,11 +83,22 @@ class Parts:
     simulated_allowed: bool
     reference: Reference
     signers: tuple[keys.PublicKey, ...]
-    platform: PlatformLookup
+    platforms: PlatformLookup
     sign: Sign
     store: VerifierStore
     clock: Clock
     random: Callable[[int], bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Judged:
+    """Evidence that is the host's own: its appraisal, or the problem found on the way; `code` is why it does not stand."""
+
+    entry: Entry
+    nonce: bytes
+    appraised: Appraised | None
+    error: MoorlineError | None
+    code: str | None
 
 
 class AttestationAuthority:
@@ -107,10 +106,15 @@ class AttestationAuthority:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._policy = host.strict_policy(parts.reference, not_required=parts.terms.not_required)
-        reference = parts.reference
-        self._allowed = ima.AllowedLines.load(reference.files, bank=reference.bank, templates=_TEMPLATES)
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._appraisal = HostAppraisal(
+            verifier=parts.verifier,
+            terms=parts.terms,
+            reference=parts.reference,
+            signers=parts.signers,
+            simulated_allowed=parts.simulated_allowed,
+            boot_log=parts.store.boot_log,
+        )
+        self._queue = VerifierQueue(self._round)
         self._changed = asyncio.Event()
         self._patience_until = Instant(parts.clock.now() + parts.terms.lease_s)
 
@@ -175,42 +179,137 @@ class AttestationAuthority:
         nonce = parts.random(_NONCE)
         expires = Instant(parts.clock.now() + parts.terms.challenge_s)
         parts.store.open_challenge(name, nonce, expires)
-        held = parts.store.progress(name)
+        return self._challenge(nonce, expires, parts.store.progress(name))
+
+    def _challenge(self, nonce: bytes, expires: Instant, held: Progress | None) -> wire.HostChallenge:
+        parts = self._parts
         judged_now = held is not None and same(held.reference, parts.reference.digest)
         return wire.HostChallenge(
             nonce=nonce,
             expires=expires,
+            good_s=parts.terms.challenge_s,
             bank=parts.reference.bank,
             selection=parts.terms.pcrs,
             reset_count=0 if held is None else held.clock.reset_count,
             ima_from=held.ima_count if held is not None and judged_now else 0,
-            event_log_digest=None if held is None else hashlib.sha256(held.event_log).digest(),
+            event_log_digest=None if held is None else held.boot_log,
             location="location" not in parts.terms.not_required,
         )
 
     async def appraise(self, name: str, evidence: wire.HostEvidence) -> wire.HostVerdict:
-        """The signed verdict about a host. Numbers are those of the module's docstring."""
-        enrolled = self.enrolled(name)
-        async with self._locks.setdefault(name, asyncio.Lock()):  # as many as there are enrolled hosts
-            quote = self._verify_quote(enrolled, evidence)  # 1
-            try:
-                platform = await self._registered(name, enrolled.ek_digest, enrolled.root)
-                facts, progress = self._verify_logs(enrolled, evidence, quote, platform)  # 2 to 5
-            except Unavailable:
-                raise  # nothing was found out about the host
-            except MoorlineError as error:
-                self._parts.store.withdraw(name, error.code, at=self._parts.clock.now())
-                self._tell_readers()
-                raise
-            result = self._judge(facts, parse_quote(evidence.quoted).extra_data)  # 6
-            refusal = result.first_refusal()
-            code = None if refusal is None else refusal.code
-            if result.status is Tier.AFFIRMING:
-                return await self._publish(name, result, code, progress)  # 7 and 8
-            withdraw = code or "result.not_affirming"
-            self._parts.store.advance(name, progress, withdraw=withdraw, at=self._parts.clock.now())  # 7
-            self._tell_readers()
-            return await self._publish(name, result, code, None)  # 8
+        """The signed verdict about a host, and its next challenge. Numbers are those of the module's docstring."""
+        return await self._queue.join(parse_name(name, "host"), evidence)
+
+    async def _round(self, entries: list[Entry]) -> None:
+        """Appraise, sign and write down a round, then answer it."""
+        parts = self._parts
+        asked = _asked(entries)
+        held = await asyncio.to_thread(parts.store.look, asked)
+        platforms = await parts.platforms(tuple(held))
+        judged: list[_Judged] = []
+        for number, entry in enumerate(entries):
+            if entry.host not in asked:
+                continue
+            found = self._appraised(entry, asked[entry.host], held.get(entry.host), platforms)
+            if isinstance(found, MoorlineError):
+                entry.tell(found)
+            else:
+                judged.append(found)
+            if number % _TURN == _TURN - 1:
+                await asyncio.sleep(0)  # others of this process wait too
+        signed, refusal = await self._signed(judged)  # 7
+        now = parts.clock.now()
+        next_expires = Instant(now + parts.terms.challenge_s)
+        changes = [self._change(one, signed.get(one.entry.host)) for one in judged]
+        settled = await asyncio.to_thread(  # 8
+            parts.store.settle, changes, at=now, next_expires=next_expires, patience_until=self._patience_until
+        )
+        self._tell_readers()
+        for one, change in zip(judged, changes, strict=True):
+            one.entry.tell(self._answer(one, change, settled, refusal, next_expires))
+
+    def _appraised(
+        self, entry: Entry, nonce: bytes, held: Held | None, platforms: Mapping[str, PlatformRecord | MoorlineError]
+    ) -> _Judged | MoorlineError:
+        if held is None:
+            return Refused("host.not_enrolled", "no such host is enrolled", got=entry.host, remedy="enrol the host first")
+        now = self._parts.clock.now()
+        try:
+            quote = self._appraisal.prove(held, entry.evidence, nonce=nonce, now=now)  # 1
+        except MoorlineError as error:
+            return error
+        try:
+            platform = platforms[entry.host]
+            if isinstance(platform, MoorlineError):
+                raise platform
+            appraised = self._appraisal.judge(held, entry.evidence, quote, platform, nonce=nonce, now=now)  # 2 to 6
+        except Unavailable as error:
+            return error  # nothing was found out about the host
+        except MoorlineError as error:
+            return _Judged(entry=entry, nonce=nonce, appraised=None, error=error, code=error.code)
+        refusal = appraised.result.first_refusal()
+        return _Judged(
+            entry=entry, nonce=nonce, appraised=appraised, error=None, code=None if refusal is None else refusal.code
+        )
+
+    async def _signed(self, judged: list[_Judged]) -> tuple[dict[str, str], MoorlineError | None]:
+        """Tokens by host, or why there are none."""
+        messages = {
+            one.entry.host: ear.signing_input(one.appraised.result, audience=self._parts.audience)
+            for one in judged
+            if one.appraised is not None
+        }
+        if not messages:
+            return {}, None
+        try:
+            signatures = await self._parts.sign(tuple(messages.values()))
+        except MoorlineError as error:
+            return {}, error
+        pairs = zip(messages.items(), signatures, strict=True)
+        return {name: ear.assemble(message, signature) for (name, message), signature in pairs}, None
+
+    def _change(self, one: _Judged, token: str | None) -> Change:
+        found = one.appraised
+        affirms = found is not None and found.result.status is Tier.AFFIRMING
+        withdraw = None if affirms else one.code or "result.not_affirming"
+        if found is None or (token is None and affirms):  # what nothing signed is read again from where it was read before
+            return Change(
+                host=one.entry.host,
+                nonce=one.nonce,
+                progress=None,
+                boot_log=None,
+                withdraw=withdraw,
+                result=None,
+                next_nonce=None,
+            )
+        result = None if token is None else _stored(one.entry.host, found.result, token, one.code)
+        return Change(
+            host=one.entry.host,
+            nonce=one.nonce,
+            progress=found.progress,
+            boot_log=found.boot_log,
+            withdraw=withdraw,
+            result=result,
+            next_nonce=None if token is None else self._parts.random(_NONCE),
+        )
+
+    def _answer(
+        self,
+        one: _Judged,
+        change: Change,
+        settled: frozenset[str],
+        refusal: MoorlineError | None,
+        next_expires: Instant,
+    ) -> wire.HostVerdict | MoorlineError:
+        if change.host not in settled:
+            return challenge_used(change.nonce)
+        if one.error is not None:
+            return one.error
+        if change.result is None or change.next_nonce is None:
+            assert refusal is not None
+            return refusal
+        following = self._challenge(change.next_nonce, next_expires, change.progress)
+        return wire.HostVerdict(ear=change.result.ear, status=change.result.status, code=one.code, next=following)
 
     def standing(self, name: str) -> StoredResult:
         """The result that holds now; raises Refused (`result.*`)."""
@@ -268,24 +367,11 @@ class AttestationAuthority:
         waiting, self._changed = self._changed, asyncio.Event()
         waiting.set()
 
-    async def _registered(self, name: str, ek_digest: bytes, root: EvidenceRoot) -> PlatformRecord:
-        platform = await self._parts.platform(parse_name(name, "host"))
-        if not same(platform.ek_digest, ek_digest):
-            raise Refused(
-                "host.platform_mismatch",
-                "the ledger registers another endorsement key for this host",
-                expected=platform.ek_digest,
-                got=ek_digest,
-                remedy="register the platform with its TPM, or enrol the host under its own name",
-            )
-        if platform.simulated != (root is EvidenceRoot.TEST):
-            raise Refused(
-                "host.simulation_undeclared",
-                "the platform record and the anchor disagree on whether this TPM is simulated",
-                expected=f"simulated = {root is EvidenceRoot.TEST}",
-                got=f"simulated = {platform.simulated}",
-            )
-        return platform
+    async def _registered(self, name: str, ek_digest: bytes, root: EvidenceRoot) -> None:
+        platform = (await self._parts.platforms((parse_name(name, "host"),)))[name]
+        if isinstance(platform, MoorlineError):
+            raise platform
+        registered(platform, ek_digest, root)
 
     def _credential(
         self, verified: Verified[tpm_identity.EndorsementKey], ak_name: bytes, secret: bytes
@@ -296,152 +382,25 @@ class AttestationAuthority:
         seed = self._parts.random(len(ek.name) - 2)  # a name is two bytes of algorithm and its digest
         return tpm_identity.make_credential(ek, ak_name, secret, seed=seed, ephemeral=ephemeral)
 
-    def _verify_quote(self, enrolled: EnrolledHost, evidence: wire.HostEvidence) -> Verified[tpm_quote.QuotedPcrs]:
-        parts = self._parts
-        nonce = parse_quote(evidence.quoted).extra_data
-        verified = tpm_quote.verify_quote(
-            evidence.quoted,
-            evidence.signature,
-            wire.pcr_map(evidence),
-            key=tpm_quote.attestation_key(enrolled.ak_public, enrolled.root),
-            qualifying=nonce,
-            bank=parts.reference.bank,
-            selection=parts.terms.pcrs,
-        )
-        # The nonce was read from the quote, so what makes it fresh is that it is open here, for this host, and only once.
-        parts.store.take_challenge(enrolled.host, nonce, now=parts.clock.now())
-        return verified
 
-    def _verify_logs(
-        self,
-        enrolled: EnrolledHost,
-        evidence: wire.HostEvidence,
-        quote: Verified[tpm_quote.QuotedPcrs],
-        platform: PlatformRecord,
-    ) -> tuple[host.HostFacts, Progress]:
-        parts = self._parts
-        reference = parts.reference
-        before = parts.store.progress(enrolled.host)
-        booted = tpm_quote.verify_progress(None if before is None else before.clock, quote.value.clock)  # 2
-        held = None if before is None or booted else before
-        data = evidence.event_log if evidence.event_log is not None else (held.event_log if held is not None else None)
-        if data is None:
-            raise Refused(
-                "host.event_log_missing", "the host booted and sent no boot log", remedy="send the log with the evidence"
-            )
-        pcrs = quote.value.pcrs
-        boot = _boot_of(data, reference.bank, tuple((pcr, pcrs[pcr]) for pcr in parts.terms.pcrs if pcr != IMA_PCR))  # 3
-        start, standing = self._ima_start(held, evidence.ima_from)
-        read = ima.verify_ima(  # 4
-            start, evidence.ima, bank=reference.bank, quoted=pcrs[IMA_PCR], allowed=self._allowed
-        )
-        standing = host.appraise_files(
-            standing, read.entries, reference=reference, aggregate=ima.boot_aggregate(pcrs), allowed=read.allowed
-        )
-        facts = host.HostFacts(
-            host=enrolled.host,
-            ek_digest=enrolled.ek_digest,
-            chip_id=platform.chip_id,
-            quote=quote,
-            boot=boot,
-            boot_digest=hashlib.sha256(data).digest(),
-            files=standing,
-            location=self._location(enrolled, evidence, platform),  # 5
-        )
-        progress = Progress(
-            clock=quote.value.clock,
-            ima_count=read.state.count,
-            ima_running=read.state.running,
-            reference=reference.digest,
-            standing=schema.encode(standing),
-            event_log=data,
-        )
-        return facts, progress
-
-    def _ima_start(self, held: Progress | None, offset: int) -> tuple[ima.ImaState, host.FileStanding]:
-        if offset == 0:
-            return ima.initial(self._parts.reference.bank), host.NO_FILES
-        known = held is not None and same(held.reference, self._parts.reference.digest)
-        if held is None or not known or held.ima_count != offset:
-            raise Refused(
-                "ima.wrong_offset",
-                "the IMA list does not go on where this verifier stopped",
-                expected=held.ima_count if held is not None and known else 0,
-                got=offset,
-                remedy="send the list from its beginning",
-            )
-        state = ima.ImaState(count=held.ima_count, running=held.ima_running)
-        return state, schema.decode(host.FileStanding, held.standing)
-
-    def _location(
-        self, enrolled: EnrolledHost, evidence: wire.HostEvidence, platform: PlatformRecord
-    ) -> host.ProvenLocation | None:
-        shown = evidence.location
-        if shown is None:
-            return None
-        certified = tpm_quote.verify_nv_certification(
-            shown.certified,
-            shown.signature,
-            key=tpm_quote.attestation_key(enrolled.ak_public, enrolled.root),
-            qualifying=parse_quote(evidence.quoted).extra_data,
-            index=LOCATION_NV,
-        )
-        tag = reference_values.parse_verified_tag(shown.tag, self._parts.signers)
-        digest = reference_values.tag_digest(shown.tag)
-        if not same(digest, certified.value.contents):
-            raise NotAuthentic(
-                "host.location_tag_mismatch",
-                "the location tag is not the one whose digest the TPM certifies",
-                expected=certified.value.contents,
-                got=digest,
-                remedy="write the tag's digest into the TPM",
-            )
-        return host.ProvenLocation(
-            tag=tag, digest=digest, registered_digest=platform.tag_digest, registered_location=platform.location
-        )
-
-    def _judge(self, facts: host.HostFacts, nonce: bytes) -> AttestationResult:
-        parts = self._parts
-        now = parts.clock.now()
-        if not parts.reference.valid.contains(now):
-            raise Unavailable(
-                "reference.not_valid_now",
-                "the reference values are not valid at this time",
-                expected=f"{parts.reference.valid.not_before} to {parts.reference.valid.not_after}",
-                got=now,
-                remedy="configure the newest sets and restart the verifier",
-            )
-        appraisal = host.Appraisal(
-            verifier=parts.verifier,
-            issued=now,
-            expires=Instant(now + parts.terms.lease_s),
-            nonce=nonce,
-            simulated_allowed=parts.simulated_allowed,
-        )
-        return host.appraise_host(facts, self._policy, reference=parts.reference, appraisal=appraisal)
-
-    async def _publish(
-        self, name: str, result: AttestationResult, code: str | None, progress: Progress | None
-    ) -> wire.HostVerdict:
-        message = ear.signing_input(result, audience=self._parts.audience)
-        token = ear.assemble(message, await self._parts.sign(message))
-        self._parts.store.put_result(
-            StoredResult(
-                host=name,
-                ear=token,
-                status=result.status.word,
-                code=code,
-                issued=result.issued,
-                expires=result.expires,
-                withdrawn=None,
-            ),
-            patience_until=self._patience_until,
-            progress=progress,
-        )
-        self._tell_readers()
-        return wire.HostVerdict(ear=token, status=result.status.word, code=code)
+def _stored(host: str, result: AttestationResult, token: str, code: str | None) -> StoredResult:
+    return StoredResult(
+        host=host,
+        ear=token,
+        status=result.status.word,
+        code=code,
+        issued=result.issued,
+        expires=result.expires,
+        withdrawn=None,
+    )
 
 
-@lru_cache(maxsize=_BOOT_LOGS)  # bounded: a standing host shows the same log with the same PCR values every time
-def _boot_of(data: bytes, bank: int, quoted: tuple[tuple[int, bytes], ...]) -> BootState:
-    return verify_boot(parse_event_log(data), bank=bank, quoted=dict(quoted), pcrs=tuple(pcr for pcr, _ in quoted))
+def _asked(entries: list[Entry]) -> dict[str, bytes]:
+    """The nonce that each host's quote says it answers; who sent no quote is told so."""
+    asked: dict[str, bytes] = {}
+    for entry in entries:
+        try:
+            asked[entry.host] = parse_quote(entry.evidence.quoted).extra_data
+        except MoorlineError as error:
+            entry.tell(error)
+    return asked

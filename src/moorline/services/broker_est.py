@@ -15,7 +15,6 @@ of its own so that a manufacturer's certificate is never looked at where identit
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -26,8 +25,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from moorline.errors import MoorlineError, NotAuthentic, Refused, Unavailable
-from moorline.nfv import Role
-from moorline.services import broker_audit_routes, broker_enrolment, broker_retire, http, metrics
+from moorline.services import broker_audit_routes, broker_enrolment, broker_retire, broker_sign, http, metrics
 from moorline.services.broker import Broker
 from moorline.services.broker_est_access import Attempts, Door
 from moorline.services.broker_revocation import Lists
@@ -39,8 +37,6 @@ ROTATE_S: Final = 1500.0
 """The HTTPS server is restarted with a fresh certificate this often; a certificate lives twice as long."""
 _BODY_CAP: Final = 128 * 1024
 _EST: Final = "/.well-known/est"
-_JWS_HEADER: Final = {"alg": "ES256", "typ": "JWT"}
-_JWS_CAP: Final = 96 * 1024
 _SLOW_DOWN: Final = frozenset({"est.quota", "est.too_many_attempts"})
 _BASIC: Final = frozenset({"est.unauthorised", "est.credentials", "est.code_invalid"})
 
@@ -101,16 +97,7 @@ def application(broker: Broker, lists: Lists) -> FastAPI:
         """The consortium roots, PEM."""
         return Response(broker.roots_pem, media_type="application/x-pem-file")
 
-    @app.post("/v1/sign")
-    async def sign(request: Request) -> dict[str, str]:
-        """The attestation authority only: a signature of the verifier key over a JWS signing input."""
-        caller = http.require(request, Role.VERIFIER, trust_domain=broker.settings.trust_domain)
-        if caller.segments != (broker.settings.verifier,):
-            raise Refused("http.not_authorised", "this verifier is not the one of this broker", got=str(caller))
-        message = _signing_input(await request.body())
-        signature = await asyncio.to_thread(broker.verifier_signer.sign, message)
-        return {"signature": base64.b64encode(signature).decode("ascii")}
-
+    broker_sign.add_routes(app, broker)
     return app
 
 
@@ -239,33 +226,6 @@ def _later(error: Unavailable, status: int) -> Response:
     response = _problem(error, status)
     response.headers["retry-after"] = str(max(1, round(error.retry_after_s)))
     return response
-
-
-def _signing_input(body: bytes) -> bytes:
-    """The message of `POST /v1/sign`: an EAR signing input and nothing else, so that the key serves no other purpose."""
-    try:
-        asked = json.loads(body)
-        message = base64.b64decode(asked["message"], validate=True)
-        if set(asked) != {"key", "message"} or asked["key"] != "verifier" or len(message) > _JWS_CAP:
-            raise _not_signed()
-        header, _, payload = message.partition(b".")
-        if json.loads(_base64url(header)) != _JWS_HEADER or not isinstance(json.loads(_base64url(payload)), dict):
-            raise _not_signed()
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise _not_signed() from None
-    return message
-
-
-def _not_signed() -> Refused:
-    return Refused(
-        "broker.sign_refused",
-        "the verifier key signs Attestation Results and nothing else",
-        expected='{"key": "verifier", "message": base64 of a JWS signing input, ES256}',
-    )
-
-
-def _base64url(text: bytes) -> bytes:
-    return base64.b64decode(text + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
 
 
 def _certificates(ders: tuple[bytes, ...]) -> Response:

@@ -55,10 +55,12 @@ class TlsIdentity:
 class _PeerProtocol(H11Protocol):
     """uvicorn's HTTP/1.1 protocol that remembers the DER of the client certificate TLS verified, and waits for nobody long.
 
-    Whoever connects and does not ask in time is told so and hung up on. When `ROOM` connections are open, the one that has
+    Whoever connects and does not ask in time is told so and hung up on. When `room` connections are open, the one that has
     asked nothing for longest makes room for the next, so that silent peers, however many, shut nobody out.
     """
 
+    room: int = ROOM
+    idle_s: float = IDLE_S
     _waiting_since: float = 0.0
     _patience: asyncio.TimerHandle | None = None
 
@@ -86,7 +88,7 @@ class _PeerProtocol(H11Protocol):
             self._wait(None)
 
     def on_response_complete(self) -> None:
-        self._wait(IDLE_S + HEADERS_S)
+        self._wait(self.idle_s + HEADERS_S)
         super().on_response_complete()
         if not self._waits():  # the next request was there already
             self._wait(None)
@@ -115,7 +117,7 @@ class _PeerProtocol(H11Protocol):
             self.loop.call_later(_LAST_WORD_S, self.transport.abort)  # also if the peer reads nothing
 
     def _make_room(self) -> None:
-        if len(self.connections) >= ROOM:
+        if len(self.connections) >= self.room:
             waiting = [one for one in self.connections if isinstance(one, _PeerProtocol) and one._waits()]  # noqa: SLF001
             if waiting:
                 min(waiting, key=lambda one: one._waiting_since).transport.abort()  # noqa: SLF001 - of the same class
@@ -282,6 +284,8 @@ async def serve(
     ready: Callable[[str], None],
     on_context: Callable[[ssl.SSLContext], None] = lambda _: None,
     without_tls: bool = False,
+    room: int = ROOM,
+    idle_s: int = IDLE_S,
 ) -> None:
     """Serve until cancelled. `listen` is "host:port" (port 0: the kernel chooses) or "unix:/path" (mode 0600).
 
@@ -289,18 +293,19 @@ async def serve(
     then chain to these roots; routes decide by `require` who must. `on_context` is handed the TLS context in use: whoever
     loads the next identity into it (wire.http.load_identity) renews it for new connections and disturbs none that is open.
     `without_tls` is for what proves itself and is secret to nobody: CRLs, OCSP, CA certificates, CMP messages.
+    `room` is how many connections may be open, `idle_s` how long one may ask nothing.
     """
     config = uvicorn.Config(
         app,
-        http=_PeerProtocol,
+        http=type("_Protocol", (_PeerProtocol,), {"room": room, "idle_s": idle_s}),
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=IDLE_S,
+        timeout_keep_alive=idle_s,
         h11_max_incomplete_event_size=32 * 1024,
-        limit_concurrency=512,
+        limit_concurrency=2 * room,
     )
     config.load()
     if identity is not None:
@@ -355,7 +360,7 @@ def _bind(listen: str) -> tuple[Any, str]:
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind((host, int(port)))
-    sock.listen(512)
+    sock.listen(4096)
     bound_host, bound_port = sock.getsockname()[:2]
     return sock, f"{bound_host}:{bound_port}"
 

@@ -29,7 +29,7 @@ from fastapi import Body, FastAPI, Request, Response
 
 from moorline.audit.checkpoint import log_name
 from moorline.clock import Clock, Instant, SystemClock
-from moorline.errors import Malformed, Misconfigured
+from moorline.errors import Malformed, Misconfigured, MoorlineError
 from moorline.evidence.ima import PCR as IMA_PCR
 from moorline.evidence.snp import parse_report
 from moorline.ledger import standing
@@ -42,10 +42,12 @@ from moorline.policy import host as policy_host
 from moorline.policy import reference_values
 from moorline.rats import EvidenceRoot
 from moorline.services import http, metrics, service_audit, settings, verifier_events, verifier_push
-from moorline.services.attestation_authority import AttestationAuthority, Parts, PlatformLookup, Sign, Terms
+from moorline.services.attestation_authority import AttestationAuthority, Parts, PlatformLookup, Sign
+from moorline.services.host_appraisal import Terms
 from moorline.services.process import announce_ready, serve_all
 from moorline.services.service_audit import ServiceLog
 from moorline.services.verifier_push import Pushing, ReceiverSettings
+from moorline.services.verifier_signer import BrokerSigner
 from moorline.storage.collateral_intake import tpm_crls
 from moorline.storage.collateral_store import open_collateral
 from moorline.storage.verifier_events import AUDIT_DOMAIN
@@ -61,6 +63,8 @@ from moorline.wire.http import CBOR_TYPE, ClientIdentity, HttpClient
 _VENDOR: Final = "vendor"
 _SIMULATED: Final = "simulated"
 _HIGHEST: Final = "highest-checkpoint"
+_IN_ONE_PROOF: Final = 16
+"""Hosts whose records are proven together: an authority answers for 64 keys at once."""
 _READERS: Final = (Role.ORCHESTRATOR, Role.HSM, Role.VERIFIER, Role.OPERATOR)
 _SPKI: Final = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 _ALL_BOOT: Final = tuple(range(11))
@@ -68,6 +72,8 @@ _SWEEP_EVERY_S: Final = 1.0
 IDENTITY_REREAD_S: Final = 1200.0
 """The certificate on disk is read again this often: it lives an hour at most, and whoever renews it replaces the files."""
 _NO_LISTS: Final = "makers of SIMULATED TPMs publish no revocation lists"
+HOST_IDLE_S: Final = 75
+"""A host that attests once a minute keeps its connection."""
 _CLOCK_REASON: Final = "a TPM that lost power says so until its clock is safe again; its counters are compared all the same"
 
 
@@ -136,6 +142,8 @@ class VerifierSettings:
     """The PCRs that hosts must quote."""
     not_required: dict[str, str] = field(default_factory=lambda: {"clock_safe": _CLOCK_REASON})
     """Fields of the appraisal policy that are not required, each with the reason."""
+    connections: int = 16384
+    """Connections at once: as many as there are hosts, and some more."""
     receivers: tuple[ReceiverSettings, ...] = ()
     """Somebody who is told of every verdict gained and lost, by signed events pushed over HTTPS."""
 
@@ -334,7 +342,7 @@ def appraise_evidence(body: dict[str, Any], anchors: Anchors, *, now: Instant) -
 
 
 class LedgerPlatforms:
-    """Platform records from the ledger, proven, kept no longer than the ledger's proofs may be old."""
+    """Platform records from the ledger, proven, kept no longer than the ledger's proofs may be old; many in one proof."""
 
     def __init__(
         self, client: LedgerClient, trust: LedgerTrust, store: VerifierStore, *, provider: str, clock: Clock
@@ -344,43 +352,51 @@ class LedgerPlatforms:
         self._highest: Checkpoint | None = None if kept is None else parse_body(kept.decode("ascii"))
         self._known: dict[str, tuple[Instant, PlatformRecord]] = {}
 
-    async def __call__(self, host: str) -> PlatformRecord:
-        """The active, unrevoked record. Raises Refused (`ledger.*`), or Unavailable if no authority answers."""
+    async def __call__(self, hosts: tuple[str, ...]) -> dict[str, PlatformRecord | MoorlineError]:
+        """The active, unrevoked record of each host, or Refused (`ledger.*`), or Unavailable if no authority answers."""
+        found: dict[str, PlatformRecord | MoorlineError] = {}
+        wanted: list[str] = []
         now = self._clock.now()
-        known = self._known.get(host)
-        if known is not None and now - known[0] <= self._trust.max_age_s:
-            return known[1]
-        self._known.pop(host, None)
-        wanted = (
-            *standing.platform_keys(self._provider, host),
-            *standing.revocation_keys(RevocationKind.HOST, self._provider, host),
-        )
+        for host in hosts:
+            known = self._known.get(host)
+            if known is not None and now - known[0] <= self._trust.max_age_s:
+                found[host] = known[1]
+            else:
+                self._known.pop(host, None)
+                wanted.append(host)
+        for start in range(0, len(wanted), _IN_ONE_PROOF):
+            chosen = wanted[start : start + _IN_ONE_PROOF]
+            try:
+                found |= await self._proven(chosen, now)
+            except MoorlineError as error:
+                found |= dict.fromkeys(chosen, error)
+        return found
+
+    async def _proven(self, hosts: list[str], now: Instant) -> dict[str, PlatformRecord | MoorlineError]:
+        keys_wanted = dict.fromkeys(key for host in hosts for key in self._keys(host))
         # What was seen before asking: answers to questions asked at the same time may come back in any order.
         highest = self._highest
-        state = verify_bundle(await self._client.prove(wanted), self._trust, now=now, highest=highest)
+        state = verify_bundle(await self._client.prove(tuple(keys_wanted)), self._trust, now=now, highest=highest)
         if self._highest is None or state.height > self._highest.height:
             self._store.set_fact(_HIGHEST, state.checkpoint.body().encode("ascii"))
             self._highest = state.checkpoint
-        standing.not_revoked(state, RevocationKind.HOST, self._provider, host)
-        record = standing.active_platform(state, self._provider, host)
-        self._known[host] = (state.time, record)  # as many as the provider registered; aged by block time
-        return record
+        found: dict[str, PlatformRecord | MoorlineError] = {}
+        for host in hosts:
+            try:
+                standing.not_revoked(state, RevocationKind.HOST, self._provider, host)
+                record = standing.active_platform(state, self._provider, host)
+            except MoorlineError as error:
+                found[host] = error
+            else:
+                found[host] = record
+                self._known[host] = (state.time, record)  # as many as the provider registered; aged by block time
+        return found
 
-
-def broker_signer(client: HttpClient) -> Sign:
-    """Signing at the broker, with the verifier key in its token."""
-
-    async def sign(message: bytes) -> bytes:
-        answer = await client.post_json(
-            "/v1/sign", {"key": "verifier", "message": base64.b64encode(message).decode("ascii")}
+    def _keys(self, host: str) -> tuple[str, ...]:
+        return (
+            *standing.platform_keys(self._provider, host),
+            *standing.revocation_keys(RevocationKind.HOST, self._provider, host),
         )
-        try:
-            assert isinstance(answer, dict)
-            return base64.b64decode(answer["signature"], validate=True)
-        except (AssertionError, KeyError, TypeError, binascii.Error):
-            raise Malformed("verifier.broker_answer", "the broker's answer has no signature") from None
-
-    return sign
 
 
 def local_signer(path: Path) -> Sign:
@@ -390,8 +406,8 @@ def local_signer(path: Path) -> Sign:
         raise Misconfigured("verifier.ear_key", "the EAR key is not an elliptic curve key", expected="P-256", got=path)
     signer = keys.KeySigner(key)
 
-    async def sign(message: bytes) -> bytes:
-        return signer.sign(message)
+    async def sign(messages: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        return tuple(signer.sign(message) for message in messages)
 
     return sign
 
@@ -409,7 +425,8 @@ async def run(configured: VerifierSettings, *, announce: Callable[..., None] = a
     endpoints = tuple(_endpoint(text) for text in configured.ledger_urls)
     async with LedgerClient(endpoints, roots_pem=roots_pem) as ledger:
         platforms = LedgerPlatforms(ledger, trust, store, provider=configured.provider, clock=clock)
-        authority = compose(configured, anchors, verifier, store, platforms, _signer(configured, roots_pem), clock)
+        signer = _signer(configured, roots_pem)
+        authority = compose(configured, anchors, verifier, store, platforms, signer, clock)
         app = application(authority, anchors, trust_domain=configured.trust_domain, clock=clock)
         secure_log = ServiceLog(
             name=log_name(AUDIT_DOMAIN, configured.id),
@@ -424,7 +441,7 @@ async def run(configured: VerifierSettings, *, announce: Callable[..., None] = a
             authority=authority,
             verifier=str(verifier),
             deliveries=deliveries,
-            sign=_signer(configured, roots_pem),
+            sign=signer,
             clock=clock,
             sleep=asyncio.sleep,
             jitter=random.random,
@@ -458,7 +475,15 @@ async def _serve(configured: VerifierSettings, app: FastAPI, roots_pem: bytes, a
         shown = http.TlsIdentity(chain_pem=identity.certificate_chain_pem, key_pem=identity.private_key_pem)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(IDENTITY_REREAD_S):
-                await http.serve(app, listen=listen, identity=shown, client_roots_pem=roots_pem, ready=ready)
+                await http.serve(
+                    app,
+                    listen=listen,
+                    identity=shown,
+                    client_roots_pem=roots_pem,
+                    ready=ready,
+                    room=configured.connections,
+                    idle_s=HOST_IDLE_S,
+                )
 
 
 async def _sweep(authority: AttestationAuthority) -> None:
@@ -473,7 +498,7 @@ def compose(
     anchors: Anchors,
     verifier: SpiffeId,
     store: VerifierStore,
-    platform: PlatformLookup,
+    platforms: PlatformLookup,
     sign: Sign,
     clock: Clock,
 ) -> AttestationAuthority:
@@ -508,7 +533,7 @@ def compose(
             simulated_allowed=anchors.simulated_allowed,
             reference=reference_values.merge(sets),
             signers=signers,
-            platform=platform,
+            platforms=platforms,
             sign=sign,
             store=store,
             clock=clock,
@@ -540,14 +565,7 @@ def _signer(configured: VerifierSettings, roots_pem: bytes) -> Sign:
         raise Misconfigured(
             "verifier.no_ear_key", "nothing signs the results", expected="broker_url and broker_name, or ear_key"
         )
-
-    async def sign(message: bytes) -> bytes:
-        # The identity is read each time: it lives an hour at most, and whoever renews it replaces the files.
-        identity = _identity(configured)
-        async with HttpClient(url, server_name=name, roots_pem=roots_pem, identity=identity) as client:
-            return await broker_signer(client)(message)
-
-    return sign
+    return BrokerSigner(lambda: HttpClient(url, server_name=name, roots_pem=roots_pem, identity=_identity(configured)))
 
 
 def _identity(configured: VerifierSettings) -> ClientIdentity:

@@ -150,7 +150,8 @@ async def _push(pushing: Pushing, receiver: Receiver, client: HttpClient, event:
         result_expires=event.result_expires,
     )
     message = security_event.signing_input(said, audience=receiver.audience, issued=pushing.clock.now())
-    token = security_event.assemble(message, await pushing.sign(message))
+    (signature,) = await pushing.sign((message,))
+    token = security_event.assemble(message, signature)
     headers = {"content-type": security_event.MEDIA_TYPE, "accept": "application/json"}
     answer = await client.answer("POST", receiver.path, content=token, headers=headers)
     if answer.status != _ACCEPTED:

@@ -2,11 +2,13 @@
 
 Every method is one transaction. A challenge and an enrolment are taken once: taking deletes the row, and only who deleted it
 has it. A name, once enrolled, keeps its endorsement key for good, and an endorsement key its name (unique in both
-directions). A result is a lease: reading one that ended, or was withdrawn, raises.
+directions). A result is a lease: reading one that ended, or was withdrawn, raises. What a round of appraisals reads and
+writes is in storage.verifier_rounds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,45 +17,36 @@ import sqlalchemy as sa
 
 from moorline.clock import Instant
 from moorline.errors import Conflict, NotAuthentic, Refused
-from moorline.evidence.tpm_quote import ClockInfo
-from moorline.rats import EvidenceRoot, Tier
-from moorline.storage import audit_store, verifier_events
+from moorline.rats import EvidenceRoot
+from moorline.storage import audit_store, verifier_events, verifier_rounds
 from moorline.storage.database import open_database
 from moorline.storage.steps import reached
 from moorline.storage.transactions import reading, retried, writing
 from moorline.storage.verifier_deliveries import Deliveries
 from moorline.storage.verifier_events import VerdictEvent
+from moorline.storage.verifier_rounds import (
+    CHALLENGES,
+    HOSTS,
+    PROGRESS,
+    RESULTS,
+    Change,
+    EnrolledHost,
+    Held,
+    Progress,
+    StoredResult,
+    enrolled_of,
+    progress_of,
+    table,
+    withdrawal,
+)
 
 MAX_OPEN: Final = 64
 """Challenges or enrolments open for one host at a time; more push out the oldest."""
 
 
-def _table(name: str, *columns: str) -> sa.TableClause:
-    return sa.table(name, *(sa.column(column) for column in columns))
-
-
-_HOSTS = _table("hosts", "host", "ek_digest", "ak_public", "root", "enrolled")
-_ENROLMENTS = _table("enrolments", "enrolment", "host", "ek_digest", "ak_public", "root", "secret_digest", "expires")
-_CHALLENGES = _table("challenges", "nonce", "host", "expires")
-_PROGRESS = _table(
-    "progress",
-    *("host", "clock", "reset_count", "restart_count", "safe"),
-    *("ima_count", "ima_running", "reference", "standing", "event_log"),
-)
-_RESULTS = _table("results", "host", "ear", "status", "code", "issued", "expires", "withdrawn")
-_SERIALS = _table("reference_serials", "name", "serial")
-_FACTS = _table("facts", "name", "value")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnrolledHost:
-    """A host's keys for good: digest of its endorsement key, TPMT_PUBLIC of its attestation key, and what they rest on."""
-
-    host: str
-    ek_digest: bytes
-    ak_public: bytes
-    root: EvidenceRoot
-    enrolled: Instant
+_ENROLMENTS = table("enrolments", "enrolment", "host", "ek_digest", "ak_public", "root", "secret_digest", "expires")
+_SERIALS = table("reference_serials", "name", "serial")
+_FACTS = table("facts", "name", "value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,35 +60,6 @@ class OpenEnrolment:
     root: EvidenceRoot
     secret_digest: bytes
     expires: Instant
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """How far one host was read in its present boot: clock, IMA entries and their PCR value, standing, and its boot log.
-
-    `reference` is the digest of the reference values its files were judged by; `standing` is policy.host.FileStanding,
-    encoded.
-    """
-
-    clock: ClockInfo
-    ima_count: int
-    ima_running: bytes
-    reference: bytes
-    standing: bytes
-    event_log: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredResult:
-    """A signed result. `withdrawn` is the code of the problem that ended it before its time, if one did."""
-
-    host: str
-    ear: str
-    status: str
-    code: str | None
-    issued: Instant
-    expires: Instant
-    withdrawn: str | None
 
 
 @retried
@@ -122,15 +86,15 @@ class VerifierStore:
     def host(self, host: str) -> EnrolledHost:
         """An enrolled host; raises Refused("host.not_enrolled")."""
         with reading(self._engine) as connection:
-            row = connection.execute(sa.select(_HOSTS).where(_HOSTS.c.host == host)).one_or_none()
+            row = connection.execute(sa.select(HOSTS).where(HOSTS.c.host == host)).one_or_none()
         if row is None:
             raise Refused("host.not_enrolled", "no such host is enrolled", got=host, remedy="enrol the host first")
-        return _host(row)
+        return enrolled_of(row)
 
     def hosts(self) -> tuple[EnrolledHost, ...]:
         """All enrolled hosts, by name."""
         with reading(self._engine) as connection:
-            return tuple(_host(row) for row in connection.execute(sa.select(_HOSTS).order_by(_HOSTS.c.host)))
+            return tuple(enrolled_of(row) for row in connection.execute(sa.select(HOSTS).order_by(HOSTS.c.host)))
 
     def require_free(self, host: str, ek_digest: bytes) -> None:
         """Raises Conflict("enrol.other_tpm" | "enrol.other_host") if name or endorsement key belong to another."""
@@ -182,9 +146,9 @@ class VerifierStore:
         with writing(self._engine) as connection:
             row = self._require_free(connection, host.host, host.ek_digest)
             if row is None:
-                connection.execute(sa.insert(_HOSTS).values(values))
+                connection.execute(sa.insert(HOSTS).values(values))
             else:
-                connection.execute(sa.update(_HOSTS).where(_HOSTS.c.host == host.host).values(values))
+                connection.execute(sa.update(HOSTS).where(HOSTS.c.host == host.host).values(values))
             body = {"host": host.host, "ek_digest": host.ek_digest, "root": host.root.value}
             audit_store.append(connection, verifier_events.AUDIT_DOMAIN, at=host.enrolled, event="host-enrolled", body=body)
         reached("verifier.host.enrolled")
@@ -195,76 +159,56 @@ class VerifierStore:
     def open_challenge(self, host: str, nonce: bytes, expires: Instant) -> None:
         """Remember a nonce until it is taken, expires, or too many follow."""
         with writing(self._engine) as connection:
-            self._prune(connection, _CHALLENGES, _CHALLENGES.c.nonce, host)
-            connection.execute(sa.insert(_CHALLENGES).values(nonce=nonce, host=host, expires=expires))
+            self._prune(connection, CHALLENGES, CHALLENGES.c.nonce, host)
+            connection.execute(sa.insert(CHALLENGES).values(nonce=nonce, host=host, expires=expires))
         reached("verifier.challenge.opened")
-
-    def take_challenge(self, host: str, nonce: bytes, *, now: Instant) -> None:
-        """Use up a nonce. Raises NotAuthentic("tpm.nonce_mismatch") unless it was open for this host, and not expired."""
-        with writing(self._engine) as connection:
-            row = connection.execute(
-                sa.select(_CHALLENGES).where(_CHALLENGES.c.nonce == nonce, _CHALLENGES.c.host == host)
-            ).one_or_none()
-            taken = 0
-            if row is not None:
-                taken = connection.execute(sa.delete(_CHALLENGES).where(_CHALLENGES.c.nonce == nonce)).rowcount
-        reached("verifier.challenge.taken")
-        if row is None or taken != 1 or row.expires < now:
-            raise NotAuthentic(
-                "tpm.nonce_mismatch",
-                "the attestation answers no open challenge",
-                expected="a nonce of this verifier, unused and not expired",
-                got=nonce,
-                remedy="ask for a fresh challenge and quote again",
-            )
 
     # Progress and results -------------------------------------------------------------------------------------------
 
     def progress(self, host: str) -> Progress | None:
         """How far a host was read; None before its first appraisal."""
         with reading(self._engine) as connection:
-            row = connection.execute(sa.select(_PROGRESS).where(_PROGRESS.c.host == host)).one_or_none()
-        if row is None:
-            return None
-        return Progress(
-            clock=ClockInfo(row.clock, row.reset_count, row.restart_count, bool(row.safe)),
-            ima_count=row.ima_count,
-            ima_running=row.ima_running,
-            reference=row.reference,
-            standing=row.standing,
-            event_log=row.event_log,
-        )
-
-    def advance(self, host: str, progress: Progress, *, withdraw: str | None, at: Instant) -> None:
-        """Keep how far the host was read; with `withdraw`, end its standing result, and say so, in the same transaction."""
-        with writing(self._engine) as connection:
-            _keep(connection, host, progress)
-            if withdraw is not None:
-                connection.execute(_withdrawal(host, withdraw))
-                verifier_events.lost(connection, host, withdraw, at=at)
-        reached("verifier.progress.kept")
+            row = connection.execute(sa.select(PROGRESS).where(PROGRESS.c.host == host)).one_or_none()
+        return None if row is None else progress_of(row)
 
     def withdraw(self, host: str, code: str, *, at: Instant) -> None:
         """End the standing result of a host because of the problem `code`, and say so."""
         with writing(self._engine) as connection:
-            connection.execute(_withdrawal(host, code))
+            connection.execute(withdrawal(host, code))
             verifier_events.lost(connection, host, code, at=at)
         reached("verifier.verdict.withdrawn")
 
-    def put_result(self, result: StoredResult, *, patience_until: Instant, progress: Progress | None = None) -> None:
-        """The host's result from now on; the host stands by it if it affirms. `progress` is kept in the same transaction."""
+    def put_result(self, result: StoredResult, *, patience_until: Instant) -> None:
+        """The host's result from now on; the host stands by it if it affirms."""
         with writing(self._engine) as connection:
-            if progress is not None:
-                _keep(connection, result.host, progress)
-            _store(connection, result, patience_until)
-        if progress is not None:
-            reached("verifier.progress.kept")
+            verifier_rounds.store_results(connection, [result], patience_until=patience_until)
         reached("verifier.verdict.stored")
+
+    def look(self, asked: Mapping[str, bytes]) -> dict[str, Held]:
+        """What is known of hosts whose evidence came, each with the nonce it answers (storage.verifier_rounds.look)."""
+        with reading(self._engine) as connection:
+            return verifier_rounds.look(connection, asked)
+
+    def settle(
+        self, changes: Sequence[Change], *, at: Instant, next_expires: Instant, patience_until: Instant
+    ) -> frozenset[str]:
+        """A round of appraisals, in one durable transaction; the hosts of which it is true (verifier_rounds.settle)."""
+        with writing(self._engine) as connection:
+            settled = verifier_rounds.settle(
+                connection, changes, at=at, next_expires=next_expires, patience_until=patience_until
+            )
+        reached("verifier.verdict.stored")
+        return settled
+
+    def boot_log(self, digest: bytes) -> bytes | None:
+        """A boot log by its digest, while a host stands on it."""
+        with reading(self._engine) as connection:
+            return verifier_rounds.boot_log(connection, digest)
 
     def results(self) -> dict[str, StoredResult]:
         """The last result of each host, also ended ones."""
         with reading(self._engine) as connection:
-            return {row["host"]: StoredResult(**row) for row in connection.execute(sa.select(_RESULTS)).mappings()}
+            return {row["host"]: StoredResult(**row) for row in connection.execute(sa.select(RESULTS)).mappings()}
 
     # Events ---------------------------------------------------------------------------------------------------------
 
@@ -302,7 +246,7 @@ class VerifierStore:
     def standing_result(self, host: str, *, now: Instant) -> StoredResult:
         """The result that holds now. Raises Refused("result.none" | "result.withdrawn" | "result.expired")."""
         with reading(self._engine) as connection:
-            row = connection.execute(sa.select(_RESULTS).where(_RESULTS.c.host == host)).mappings().one_or_none()
+            row = connection.execute(sa.select(RESULTS).where(RESULTS.c.host == host)).mappings().one_or_none()
         if row is None:
             raise Refused("result.none", "there is no attestation result about this host", got=host, remedy="let it attest")
         if row["withdrawn"] is not None:
@@ -352,7 +296,7 @@ class VerifierStore:
     @staticmethod
     def _require_free(connection: sa.Connection, host: str, ek_digest: bytes) -> EnrolledHost | None:
         found = connection.execute(
-            sa.select(_HOSTS).where(sa.or_(_HOSTS.c.host == host, _HOSTS.c.ek_digest == ek_digest))
+            sa.select(HOSTS).where(sa.or_(HOSTS.c.host == host, HOSTS.c.ek_digest == ek_digest))
         ).all()
         for row in found:
             if row.ek_digest != ek_digest:
@@ -365,60 +309,12 @@ class VerifierStore:
                 )
             if row.host != host:
                 raise Conflict("enrol.other_host", "this TPM is enrolled as another host", expected=row.host, got=host)
-        return _host(found[0]) if found else None
+        return enrolled_of(found[0]) if found else None
 
     @staticmethod
     def _prune(connection: sa.Connection, table: sa.TableClause, key: sa.ColumnElement[Any], host: str) -> None:
         kept = sa.select(key).where(table.c.host == host).order_by(table.c.expires.desc()).limit(MAX_OPEN - 1)
         connection.execute(sa.delete(table).where(table.c.host == host, key.not_in(kept)))
-
-
-def _host(row: Any) -> EnrolledHost:  # noqa: ANN401 - a row of `hosts`
-    return EnrolledHost(
-        host=row.host,
-        ek_digest=row.ek_digest,
-        ak_public=row.ak_public,
-        root=EvidenceRoot(row.root),
-        enrolled=Instant(row.enrolled),
-    )
-
-
-def _keep(connection: sa.Connection, host: str, progress: Progress) -> None:
-    clock = progress.clock
-    values = {
-        "host": host,
-        "clock": clock.clock,
-        "reset_count": clock.reset_count,
-        "restart_count": clock.restart_count,
-        "safe": clock.safe,
-        "ima_count": progress.ima_count,
-        "ima_running": progress.ima_running,
-        "reference": progress.reference,
-        "standing": progress.standing,
-        "event_log": progress.event_log,
-    }
-    _upsert(connection, _PROGRESS, _PROGRESS.c.host == host, values)
-
-
-def _store(connection: sa.Connection, result: StoredResult, patience_until: Instant) -> None:
-    values = {
-        "host": result.host,
-        "ear": result.ear,
-        "status": result.status,
-        "code": result.code,
-        "issued": result.issued,
-        "expires": result.expires,
-        "withdrawn": result.withdrawn,
-    }
-    _upsert(connection, _RESULTS, _RESULTS.c.host == result.host, values)
-    if result.status == Tier.AFFIRMING.word and result.withdrawn is None:
-        verifier_events.gained(connection, result.host, result.expires, at=result.issued, patience_until=patience_until)
-    else:
-        verifier_events.lost(connection, result.host, result.code or "result.not_affirming", at=result.issued)
-
-
-def _withdrawal(host: str, code: str) -> sa.Update:
-    return sa.update(_RESULTS).where(_RESULTS.c.host == host).values(withdrawn=code)
 
 
 def _upsert(connection: sa.Connection, table: sa.TableClause, where: sa.ColumnElement[bool], values: dict[str, Any]) -> None:

@@ -72,11 +72,13 @@ class HostChallenge:
     """What to quote, and from where to report. `ima_from` entries are held already, if `reset_count` is still the boot's.
 
     `event_log_digest` is SHA-256 of the boot log the verifier holds for that boot; if it is the host's log, the log need not
-    be sent again. `location` asks for the certified tag too.
+    be sent again. `location` asks for the certified tag too. `expires` is by the verifier's clock; `good_s` is how many
+    seconds that is from when it was given.
     """
 
     nonce: Bytes32
     expires: int
+    good_s: int
     bank: int
     selection: Annotated[tuple[int, ...], Size(at_most=MAX_PCRS)]
     reset_count: int
@@ -118,11 +120,15 @@ class HostEvidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostVerdict:
-    """The result (EAR, JWT), its status in a word, and the code of the first rule that was not met, if any."""
+    """The result (EAR, JWT), its status in a word, and the code of the first rule that was not met, if any.
+
+    `next` is the challenge for the next attestation, good until it expires; null where the host has to ask for one.
+    """
 
     ear: Annotated[str, Size(at_most=1 << 17)]
     status: str
     code: str | None
+    next: HostChallenge | None
 
 
 def session_qualifying_data(binding: bytes) -> bytes:

@@ -1,0 +1,88 @@
+"""Evidence that waits for its round.
+
+Whatever came while one round was under way is the next, so that a verifier under load reads and writes its database for many
+hosts at once, and one that is not answers each host at once.
+
+A host is in a round once: a second piece of its evidence waits for the next, in the order in which it came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from moorline.errors import MoorlineError, Unavailable
+from moorline.wire import host as wire
+
+MOST: Final = 128
+"""Hosts in one round at most: what one transaction holds, and how long the process does nothing else."""
+MAX_WAITING: Final = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One host's evidence, and whoever waits for what becomes of it."""
+
+    host: str
+    evidence: wire.HostEvidence
+    answer: asyncio.Future[wire.HostVerdict]
+
+    def tell(self, said: wire.HostVerdict | MoorlineError) -> None:
+        """Answer whoever waits; who gave up is not told."""
+        if self.answer.done():
+            return
+        if isinstance(said, MoorlineError):
+            self.answer.set_exception(said)
+        else:
+            self.answer.set_result(said)
+
+
+class VerifierQueue:
+    """Rounds, one after the other. `settle` takes one and tells every entry of it; what it raises is told to all."""
+
+    def __init__(self, settle: Callable[[list[Entry]], Awaitable[None]]) -> None:
+        self._settle = settle
+        self._waiting: list[Entry] = []
+        self._running: asyncio.Task[None] | None = None
+
+    async def join(self, host: str, evidence: wire.HostEvidence) -> wire.HostVerdict:
+        """The verdict on this evidence. Raises what became of it, and Unavailable("verifier.busy")."""
+        if len(self._waiting) >= MAX_WAITING:
+            raise Unavailable(
+                "verifier.busy", "too many hosts attest at once", expected=f"<= {MAX_WAITING}", remedy="come back later"
+            )
+        entry = Entry(host, evidence, asyncio.get_running_loop().create_future())
+        self._waiting.append(entry)
+        if self._running is None or self._running.done():
+            self._running = asyncio.ensure_future(self._run())
+        return await entry.answer
+
+    async def _run(self) -> None:
+        await asyncio.sleep(0)  # what arrived in the same turn of the loop is of the same round
+        while self._waiting:
+            round_ = self._next()
+            try:
+                await self._settle(round_)
+            except MoorlineError as error:
+                for entry in round_:
+                    entry.tell(error)
+            except Exception as error:  # a defect: whoever waits hears of it, as without a queue
+                for entry in round_:
+                    if not entry.answer.done():
+                        entry.answer.set_exception(error)
+            finally:
+                for entry in round_:
+                    entry.answer.cancel()  # nothing if it was told; this process is being stopped if not
+
+    def _next(self) -> list[Entry]:
+        taken: dict[str, Entry] = {}
+        left: list[Entry] = []
+        for entry in self._waiting:
+            if len(taken) < MOST and entry.host not in taken:
+                taken[entry.host] = entry
+            else:
+                left.append(entry)
+        self._waiting = left
+        return list(taken.values())

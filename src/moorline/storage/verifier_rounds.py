@@ -1,0 +1,255 @@
+"""A round of appraisals: what is known of its hosts is read at once, and what became of them is written at once.
+
+A verifier of ten thousand hosts cannot wait for the disk once a host. It takes whatever evidence came while the round before
+was under way, and every host of a round is in one read and in one durable transaction (ADR 0004, 0019). For each host that
+transaction uses up the challenge first: where somebody else has used it, nothing else of that host is written, and nobody is
+answered. A host stands in a round once.
+
+Verdicts gained and lost are written as everywhere (storage.verifier_events); renewals of hosts that stand, which is nearly
+all of a round, are one statement for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from moorline.clock import Instant
+from moorline.evidence.tpm_quote import ClockInfo
+from moorline.rats import EvidenceRoot, Tier
+from moorline.storage import verifier_events
+from moorline.storage.steps import reached
+
+
+def table(name: str, *columns: str) -> sa.TableClause:
+    """A table by name, for the statements of the verifier's stores."""
+    return sa.table(name, *(sa.column(column) for column in columns))
+
+
+HOSTS: Final = table("hosts", "host", "ek_digest", "ak_public", "root", "enrolled")
+CHALLENGES: Final = table("challenges", "nonce", "host", "expires")
+PROGRESS: Final = table(
+    "progress",
+    *("host", "clock", "reset_count", "restart_count", "safe"),
+    *("ima_count", "ima_running", "reference", "standing", "boot_log"),
+)
+RESULTS: Final = table("results", "host", "ear", "status", "code", "issued", "expires", "withdrawn")
+_BOOT_LOGS: Final = table("boot_logs", "digest", "data")
+_STANDINGS: Final = table("standings", "host", "expires")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnrolledHost:
+    """A host's keys for good: digest of its endorsement key, TPMT_PUBLIC of its attestation key, and what they rest on."""
+
+    host: str
+    ek_digest: bytes
+    ak_public: bytes
+    root: EvidenceRoot
+    enrolled: Instant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far one host was read in its present boot: clock, IMA entries and their PCR value, standing, and its boot log.
+
+    `reference` is the digest of the reference values its files were judged by; `standing` is policy.host.FileStanding,
+    encoded; `boot_log` is SHA-256 of the log, which is kept once for all hosts that booted alike.
+    """
+
+    clock: ClockInfo
+    ima_count: int
+    ima_running: bytes
+    reference: bytes
+    standing: bytes
+    boot_log: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredResult:
+    """A signed result. `withdrawn` is the code of the problem that ended it before its time, if one did."""
+
+    host: str
+    ear: str
+    status: str
+    code: str | None
+    issued: Instant
+    expires: Instant
+    withdrawn: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What is known of a host whose evidence came. `challenge_expires` is None if its challenge is not open."""
+
+    enrolled: EnrolledHost
+    progress: Progress | None
+    challenge_expires: Instant | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What became of one host in a round, once its challenge `nonce` is used up; what is None stays as it is.
+
+    `boot_log` is the log itself where it came with the evidence; `withdraw` ends the standing result for that reason, before
+    `result` takes its place; `next_nonce` is opened as the host's next challenge.
+    """
+
+    host: str
+    nonce: bytes
+    progress: Progress | None
+    boot_log: bytes | None
+    withdraw: str | None
+    result: StoredResult | None
+    next_nonce: bytes | None
+
+
+def look(connection: sa.Connection, asked: Mapping[str, bytes]) -> dict[str, Held]:
+    """What is known of these hosts, each with the nonce its evidence answers; hosts that are not enrolled are left out."""
+    names = list(asked)
+    hosts = connection.execute(sa.select(HOSTS).where(HOSTS.c.host.in_(names))).all()
+    read = connection.execute(sa.select(PROGRESS).where(PROGRESS.c.host.in_(names))).all()
+    held = {row.host: progress_of(row) for row in read}
+    open_now = connection.execute(sa.select(CHALLENGES).where(CHALLENGES.c.nonce.in_(list(asked.values())))).all()
+    expires = {row.host: Instant(row.expires) for row in open_now if bytes(row.nonce) == asked.get(row.host)}
+    return {
+        row.host: Held(enrolled=enrolled_of(row), progress=held.get(row.host), challenge_expires=expires.get(row.host))
+        for row in hosts
+    }
+
+
+def settle(
+    connection: sa.Connection, changes: Sequence[Change], *, at: Instant, next_expires: Instant, patience_until: Instant
+) -> frozenset[str]:
+    """Write a round in the caller's transaction; the hosts whose challenge was still open, and of which alone it is true."""
+    taken = connection.execute(
+        sa.delete(CHALLENGES)
+        .where(CHALLENGES.c.nonce.in_([one.nonce for one in changes]))
+        .returning(CHALLENGES.c.nonce, CHALLENGES.c.host)
+    )
+    used = {(bytes(row.nonce), row.host) for row in taken}
+    settled = [one for one in changes if (one.nonce, one.host) in used]
+    reached("verifier.challenge.taken")
+    _keep(connection, settled)
+    _withdraw(connection, settled, at=at)
+    store_results(connection, [one.result for one in settled if one.result is not None], patience_until=patience_until)
+    following = [
+        {"nonce": one.next_nonce, "host": one.host, "expires": next_expires} for one in settled if one.next_nonce is not None
+    ]
+    if following:
+        names = [one["host"] for one in following]
+        connection.execute(sa.delete(CHALLENGES).where(CHALLENGES.c.host.in_(names), CHALLENGES.c.expires < at))
+        connection.execute(sa.insert(CHALLENGES), following)
+    return frozenset(one.host for one in settled)
+
+
+def store_results(connection: sa.Connection, results: Sequence[StoredResult], *, patience_until: Instant) -> None:
+    """These are their hosts' results from now on; a host stands by one that affirms, and by no other."""
+    if not results:
+        return
+    values = [
+        {name: getattr(one, name) for name in ("host", "ear", "status", "code", "issued", "expires", "withdrawn")}
+        for one in results
+    ]
+    _put(connection, RESULTS, "host", values)
+    names = [one.host for one in results]
+    query = sa.select(_STANDINGS.c.host, _STANDINGS.c.expires).where(_STANDINGS.c.host.in_(names))
+    standing = {row.host: row.expires for row in connection.execute(query)}
+    renewed = []
+    for one in results:
+        affirms = one.status == Tier.AFFIRMING.word and one.withdrawn is None
+        if affirms and standing.get(one.host, 0) > one.issued:
+            renewed.append({"name": one.host, "until": one.expires})
+        elif affirms:
+            verifier_events.gained(connection, one.host, one.expires, at=one.issued, patience_until=patience_until)
+        else:
+            verifier_events.lost(connection, one.host, one.code or "result.not_affirming", at=one.issued)
+    if renewed:
+        renewal = (
+            sa.update(_STANDINGS).where(_STANDINGS.c.host == sa.bindparam("name")).values(expires=sa.bindparam("until"))
+        )
+        connection.execute(renewal, renewed)
+
+
+def boot_log(connection: sa.Connection, digest: bytes) -> bytes | None:
+    """A boot log by its digest."""
+    found = connection.execute(sa.select(_BOOT_LOGS.c.data).where(_BOOT_LOGS.c.digest == digest)).scalar()
+    return None if found is None else bytes(found)
+
+
+def enrolled_of(row: Any) -> EnrolledHost:  # noqa: ANN401 - a row of `hosts`
+    """A host from its row."""
+    return EnrolledHost(
+        host=row.host,
+        ek_digest=row.ek_digest,
+        ak_public=row.ak_public,
+        root=EvidenceRoot(row.root),
+        enrolled=Instant(row.enrolled),
+    )
+
+
+def progress_of(row: Any) -> Progress:  # noqa: ANN401 - a row of `progress`
+    """How far a host was read, from its row."""
+    return Progress(
+        clock=ClockInfo(row.clock, row.reset_count, row.restart_count, bool(row.safe)),
+        ima_count=row.ima_count,
+        ima_running=row.ima_running,
+        reference=row.reference,
+        standing=row.standing,
+        boot_log=row.boot_log,
+    )
+
+
+def withdrawal(host: str, code: str) -> sa.Update:
+    """The statement that ends a host's result before its time."""
+    return sa.update(RESULTS).where(RESULTS.c.host == host).values(withdrawn=code)
+
+
+def _keep(connection: sa.Connection, settled: Sequence[Change]) -> None:
+    moved = [one for one in settled if one.progress is not None]
+    if not moved:
+        return
+    logs = {one.progress.boot_log: one.boot_log for one in moved if one.progress and one.boot_log is not None}
+    if logs:
+        _put(connection, _BOOT_LOGS, "digest", [{"digest": digest, "data": data} for digest, data in logs.items()])
+    values = []
+    for one in moved:
+        assert one.progress is not None
+        clock = one.progress.clock
+        values.append(
+            {
+                "host": one.host,
+                "clock": clock.clock,
+                "reset_count": clock.reset_count,
+                "restart_count": clock.restart_count,
+                "safe": clock.safe,
+                "ima_count": one.progress.ima_count,
+                "ima_running": one.progress.ima_running,
+                "reference": one.progress.reference,
+                "standing": one.progress.standing,
+                "boot_log": one.progress.boot_log,
+            }
+        )
+    _put(connection, PROGRESS, "host", values)
+    if logs:  # logs change when hosts boot: what no host stands on any more goes then
+        used = sa.select(PROGRESS.c.boot_log).where(PROGRESS.c.boot_log == _BOOT_LOGS.c.digest)
+        connection.execute(sa.delete(_BOOT_LOGS).where(~sa.exists(used)))
+    reached("verifier.progress.kept")
+
+
+def _withdraw(connection: sa.Connection, settled: Sequence[Change], *, at: Instant) -> None:
+    for one in settled:
+        if one.withdraw is not None:
+            connection.execute(withdrawal(one.host, one.withdraw))
+            verifier_events.lost(connection, one.host, one.withdraw, at=at)
+
+
+def _put(connection: sa.Connection, into: sa.TableClause, key: str, rows: Sequence[dict[str, object]]) -> None:
+    """Insert rows, or put them in the place of those with the same key."""
+    made: Any = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(into)
+    others = {name: made.excluded[name] for name in rows[0] if name != key}
+    connection.execute(made.on_conflict_do_update(index_elements=[key], set_=others), list(rows))
