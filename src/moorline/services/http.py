@@ -52,6 +52,17 @@ class TlsIdentity:
     key_pem: bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connections:
+    """How many connections may be open, and how many seconds one may ask nothing."""
+
+    room: int = ROOM
+    idle_s: int = IDLE_S
+
+
+DEFAULT_CONNECTIONS: Final = Connections()
+
+
 class _PeerProtocol(H11Protocol):
     """uvicorn's HTTP/1.1 protocol that remembers the DER of the client certificate TLS verified, and waits for nobody long.
 
@@ -284,8 +295,7 @@ async def serve(
     ready: Callable[[str], None],
     on_context: Callable[[ssl.SSLContext], None] = lambda _: None,
     without_tls: bool = False,
-    room: int = ROOM,
-    idle_s: int = IDLE_S,
+    connections: Connections = DEFAULT_CONNECTIONS,
 ) -> None:
     """Serve until cancelled. `listen` is "host:port" (port 0: the kernel chooses) or "unix:/path" (mode 0600).
 
@@ -293,19 +303,18 @@ async def serve(
     then chain to these roots; routes decide by `require` who must. `on_context` is handed the TLS context in use: whoever
     loads the next identity into it (wire.http.load_identity) renews it for new connections and disturbs none that is open.
     `without_tls` is for what proves itself and is secret to nobody: CRLs, OCSP, CA certificates, CMP messages.
-    `room` is how many connections may be open, `idle_s` how long one may ask nothing.
     """
     config = uvicorn.Config(
         app,
-        http=type("_Protocol", (_PeerProtocol,), {"room": room, "idle_s": idle_s}),
+        http=type("_Protocol", (_PeerProtocol,), {"room": connections.room, "idle_s": connections.idle_s}),
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=idle_s,
+        timeout_keep_alive=connections.idle_s,
         h11_max_incomplete_event_size=32 * 1024,
-        limit_concurrency=2 * room,
+        limit_concurrency=2 * connections.room,
     )
     config.load()
     if identity is not None:

@@ -481,8 +481,7 @@ async def _serve(configured: VerifierSettings, app: FastAPI, roots_pem: bytes, a
                     identity=shown,
                     client_roots_pem=roots_pem,
                     ready=ready,
-                    room=configured.connections,
-                    idle_s=HOST_IDLE_S,
+                    connections=http.Connections(room=configured.connections, idle_s=HOST_IDLE_S),
                 )
 
 
