@@ -168,10 +168,19 @@ def test_hosts_that_stood_before_there_were_events_are_not_forgotten(store, data
     with store._engine.begin() as c:
         for table in ("deliveries", "events", "standings", "audit", "boot_logs", "progress"):
             c.execute(sa.text(f"DROP TABLE {table}"))
-        numbers = [f"{name} BIGINT" for name in ("clock", "reset_count", "restart_count", "safe", "ima_count")]
-        columns = ", ".join([*numbers, *(f"{name} BLOB" for name in ("ima_running", "reference", "standing", "event_log"))])
-        c.execute(sa.text(f"CREATE TABLE progress (host VARCHAR(63) PRIMARY KEY, {columns})"))
-        c.execute(sa.text("INSERT INTO progress VALUES ('h1', 5, 1, 1, 1, 9, x'', x'', x'', x'aabb')"))
+        numbers = ("clock", "reset_count", "restart_count", "ima_count")
+        blobs = ("ima_running", "reference", "standing", "event_log")
+        progress_then = sa.Table(
+            "progress",
+            sa.MetaData(),
+            sa.Column("host", sa.String(63), primary_key=True),
+            *(sa.Column(name, sa.BigInteger) for name in numbers),
+            sa.Column("safe", sa.Boolean),
+            *(sa.Column(name, sa.LargeBinary) for name in blobs),
+        )
+        progress_then.create(c)
+        row = {**dict.fromkeys(numbers, 9), **dict.fromkeys(blobs, b"\xaa\xbb")}
+        c.execute(sa.insert(progress_then).values(host="h1", safe=True, **row))
         c.execute(sa.text("UPDATE verifier_version SET version_num = '0001'"))
     again = VerifierStore.open(database_url)
     assert again.sweep(now=Instant(NOW + 60)) == ("h1",)

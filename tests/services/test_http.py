@@ -48,6 +48,9 @@ SERVER = "spiffe://alpha.test/verifier/v1"
 NAME = "v1.verifier.alpha.test"
 
 
+ROOM = 8
+
+
 @pytest.fixture
 async def address():
     app = http.application("test", body_cap=1000, deadline_s=0.5)
@@ -77,6 +80,7 @@ async def address():
             identity=http.TlsIdentity(chain_pem=chain, key_pem=key),
             client_roots_pem=PKI.roots_pem,
             ready=bound.set_result,
+            connections=http.Connections(room=ROOM),
         )
     )
     yield await bound
@@ -213,10 +217,9 @@ async def test_garbage_is_answered_with_a_problem(address):
     writer.close()
 
 
-async def test_silent_peers_make_room_for_those_who_ask(address, monkeypatch):
-    monkeypatch.setattr(http, "ROOM", 8)
+async def test_silent_peers_make_room_for_those_who_ask(address):
     first = await raw(address)
-    silent = [await raw(address) for _ in range(10)]
+    silent = [await raw(address) for _ in range(ROOM + 2)]
     async with client(address) as session:
         assert await session.post_json("/json", {}) == 0
     assert await first[0].read() == b""  # the one who was silent longest

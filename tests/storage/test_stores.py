@@ -31,7 +31,8 @@ from moorline.storage.ledger_store import (
     StoredTerm,
 )
 from moorline.storage.orchestrator_store import FunctionRow, LaunchState, OrchestratorStore, PackageRow
-from moorline.storage.verifier_store import EnrolledHost, OpenEnrolment, Progress, StoredResult, VerifierStore
+from moorline.storage.verifier_rounds import Change, EnrolledHost, Progress, StoredResult
+from moorline.storage.verifier_store import OpenEnrolment, VerifierStore
 from moorline.verification.collateral import ItemName, Judged
 
 NOW = Instant(1_790_000_000)
@@ -211,22 +212,35 @@ def test_the_verifiers_store(database_url):
         store.require_free("h2", b"k")
     for number in range(70):
         store.open_challenge("h1", bytes([number]) * 32, Instant(NOW + number))
-    store.take_challenge("h1", bytes([69]) * 32, now=NOW)
-    for gone in (0, 69):
-        with pytest.raises(NotAuthentic, match="tpm.nonce_mismatch"):
-            store.take_challenge("h1", bytes([gone]) * 32, now=NOW)
+    assert store.look({"h1": bytes(32)})["h1"].challenge_expires is None  # 64 are kept, and the oldest was pushed out
+    assert store.look({"h2": bytes(32)}) == {}
     progress = Progress(
         clock=ClockInfo(1 << 40, 2, 3, safe=True),
         ima_count=1 << 33,
         ima_running=b"r",
         reference=b"v",
         standing=b"",
-        event_log=bytes(100_000),
+        boot_log=b"d" * 32,
     )
     result = StoredResult(
         host="h1", ear="a.b.c", status="affirming", code=None, issued=NOW, expires=Instant(NOW + 60), withdrawn=None
     )
-    store.put_result(result, patience_until=Instant(0), progress=progress)
+    change = Change(
+        host="h1",
+        nonce=bytes([69]) * 32,
+        progress=progress,
+        boot_log=bytes(100_000),
+        withdraw=None,
+        result=result,
+        next_nonce=b"n" * 32,
+    )
+    terms = {"at": NOW, "next_expires": Instant(NOW + 30), "patience_until": Instant(0)}
+    assert store.look({"h1": change.nonce})["h1"].challenge_expires == NOW + 69
+    assert store.settle((change,), **terms) == {"h1"}
+    assert store.settle((change,), **terms) == frozenset()  # a challenge is used up once
+    held = store.look({"h1": b"n" * 32})["h1"]
+    assert (held.enrolled, held.progress, held.challenge_expires) == (host, progress, NOW + 30)
+    assert store.boot_log(b"d" * 32) == bytes(100_000)
     assert store.progress("h1") == progress
     assert store.standing_result("h1", now=NOW) == result
     store.withdraw("h1", "ima.unknown_file", at=NOW)
