@@ -206,7 +206,6 @@ def authority(directory: Path, reference: reference_values.Reference) -> tuple[A
         audience="alpha.test",
         terms=TERMS,
         anchors=(),
-        revocation=lambda: Revocation(crls=(), not_required={}),
         simulated_allowed=True,
         reference=reference,
         signers=(),
