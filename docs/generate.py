@@ -7,6 +7,7 @@ tests/docs            fails where a page differs from what this module would wri
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -144,11 +145,10 @@ def command_line() -> str:
     """`--help` of `moor` and of every noun and verb."""
     from moorline.cli import NOUNS
 
-    parts = ["# Command line\n"]
-    for noun in ("", *NOUNS):
-        parts.append(_help([noun] if noun else []))
-        parts.extend(_help([noun, verb]) for verb in (_verbs(noun) if noun else ()))
-    return HEAD + "\n".join(parts)
+    asked: list[list[str]] = [[]]
+    for noun in NOUNS:
+        asked += [[noun], *([noun, verb] for verb in _verbs(noun))]
+    return HEAD + "\n".join(["# Command line\n", *_helps(asked)])
 
 
 def demanded() -> Iterator[tuple[str, str]]:
@@ -281,14 +281,38 @@ def _required(function: ast.AST, names: dict[str, str]) -> list[str]:
     ]
 
 
-def _help(words: list[str]) -> str:
-    text = subprocess.run(
-        [sys.executable, "-m", "moorline.cli", *words, "--help"],
+def _helps(asked: list[list[str]]) -> list[str]:
+    """The help of each command, from one process that has the libraries loaded and forks for each."""
+    said = subprocess.run(
+        [sys.executable, "-c", _EACH_HELP],
+        input=json.dumps(asked),
         capture_output=True,
         text=True,
-        check=False,
+        check=True,
         env={"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "PATH": "/usr/bin:/bin", "HOME": "/nonexistent"},
     ).stdout
+    return [_section(words, text) for words, text in zip(asked, json.loads(said), strict=True)]
+
+
+_EACH_HELP = """
+import json, os, sys, tempfile
+import rich.console, rich.markdown, rich.panel, rich.table, typer.rich_utils
+import moorline.cli
+texts = []
+for words in json.load(sys.stdin):
+    with tempfile.TemporaryFile("w+") as out:
+        if (child := os.fork()) == 0:
+            os.dup2(out.fileno(), 1)
+            sys.argv = ["moor", *words, "--help"]
+            moorline.cli.main()
+        os.waitpid(child, 0)
+        out.seek(0)
+        texts.append(out.read())
+print(json.dumps(texts))
+"""
+
+
+def _section(words: list[str], text: str) -> str:
     body = "\n".join(line.rstrip() for line in text.strip().splitlines())
     return f"\n## `moor {' '.join(words)}`".replace(" `", "`") + f"\n\n```text\n{body}\n```\n"
 
