@@ -41,6 +41,7 @@ def pages() -> dict[str, str]:
         "metrics.md": metrics(),
         "cli.md": command_line(),
         "rules.md": rules(),
+        "sec009-status.md": beside("sec009"),
     }
 
 
@@ -165,9 +166,14 @@ def demanded() -> Iterator[tuple[str, str]]:
 
 def rules() -> str:
     """What a verifier must not get wrong, and where each is shown (docs/rules.py)."""
+    return beside("rules")
+
+
+def beside(name: str) -> str:
+    """The page that a module beside this one makes."""
     from importlib import util
 
-    spec = util.spec_from_file_location("rules", Path(__file__).with_name("rules.py"))
+    spec = util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = util.module_from_spec(spec)

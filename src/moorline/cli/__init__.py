@@ -36,6 +36,7 @@ NOUNS: Final = {
     "contract": "What one provider lets devices of another do",
     "log": "Export, verify and read secure logs",
     "evidence": "Inspect and appraise evidence, offline",
+    "refs": "Make reference values from packages or a golden host, and carry them through updates",
     "collateral": "Keep what vendors say about hardware: fetch, list, carry, forecast",
     "device": "Enrol a device and talk to a function",
     "simulate": "Simulated processors, under roots that say SIMULATED",

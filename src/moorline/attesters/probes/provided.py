@@ -11,7 +11,7 @@ from moorline.policy.sec009.assessment import Observation
 
 _SERVICES: Final = {
     "cleanup.keys": ("the broker's token destroys the keys of a function", "moor vnf show"),
-    "comms.mtls.endpoints": ("function and broker end their channels themselves", "moor device talk"),
+    "comms.mtls.endpoints": ("function and broker end their channels themselves", "moor device connect"),
     "provision.integrity": ("a function compares package and configuration with its launch", "moor package verify"),
     "provision.confidentiality": ("the broker releases secrets to an attested launch only", "moor hsm launches"),
     "provision.otp": ("the broker takes a launch token once", "moor hsm launches"),

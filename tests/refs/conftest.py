@@ -1,0 +1,6 @@
+"""What tests of reference values share: the makers of packages, importable by name."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
