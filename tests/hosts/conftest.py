@@ -89,9 +89,9 @@ class World:
             simulated=True,
         )
 
-    def tag(self, host, ek_digest, *, location="EU/DE"):
+    def tag(self, host, ek_digest, *, location="EU/DE", **more):
         made = reference_values.LocationTag(
-            host=host, ek_digest=ek_digest, location=location, not_after=self.clock.at + 86400
+            host=host, ek_digest=ek_digest, location=location, not_after=self.clock.at + 86400, **more
         )
         return reference_values.sign_tag(made, keys.KeySigner(self.reference_key))
 

@@ -297,6 +297,22 @@ async def test_a_location_tag_of_another_place_or_host_does_not_count(world, run
     assert (await agent.attest()).status == "affirming"
 
 
+async def test_point_place_and_law_of_a_tag_are_kept_apart(world, running):
+    """verifies that: a real TPM certifies the tag, and each of the three is a capability of its own, none above asserted"""
+    machine = Machine(world, running[0], "h1")
+    agent = machine.agent(world.authority())
+    await agent.enrol()
+    agent._tag = world.tag("h1", machine.ek_digest, geographical="50.1109,8.6821~1km", logical="fra1/hall2/row7")
+    machine.tpm.write_location(reference_values.tag_digest(agent._tag))
+    assert (await agent.attest()).code == "host.location_not_registered"
+    world.register("h1", machine.ek_digest, tag=agent._tag)
+    result = result_of(world, await agent.attest())
+    levels = {one.capability: (one.level, one.value) for one in result.capabilities}
+    assert levels["location.geo"] == (Assurance.ASSERTED, "50.1109,8.6821~1km")
+    assert levels["location.logical"] == (Assurance.ASSERTED, "fra1/hall2/row7")
+    assert levels["location.jurisdiction"] == (Assurance.DECLARED, "EU/DE")
+
+
 async def test_the_same_evidence_twice_at_once_counts_once(world, running):
     machine = Machine(world, running[0], "h1")
     authority = world.authority()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from moorline.cli import host_assess, render, running
+from moorline.cli import host_assess, host_inspect, host_locate, render, running
 from moorline.errors import Misconfigured
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(host_assess.app, name="assess")
+app.add_typer(host_inspect.app, name="inspect")
+app.add_typer(host_locate.app, name="locate")
 
 _DAY_S: Final = 24 * 3600
 Tcti = Annotated[str, typer.Option("--tcti", help="The host's TPM: swtpm:path=/path, device:/dev/tpmrm0.")]
@@ -53,24 +55,35 @@ def show(config: running.Config, *, as_json: render.AsJson = False) -> None:
 
 
 @app.command()
-def tag(
+def tag(  # noqa: PLR0913 - each is a part of the tag
     name: Annotated[str, typer.Argument(help="The host's id on the ledger.")],
     tcti: Tcti,
-    location: Annotated[str, typer.Option(help="Country and region, such as EU/DE.")],
+    location: Annotated[str, typer.Option(help="The jurisdiction: region and country, such as EU/DE.")],
     key: Annotated[Path, typer.Option(help="The location signer's private key (PEM).")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the signed tag.")],
     *,
+    place: Annotated[
+        str | None, typer.Option(metavar="LAT,LON[~Nkm]", help="The point, such as 50.1109,8.6821~1km.")
+    ] = None,
+    logical: Annotated[str | None, typer.Option(help="The place within your sites, such as fra1/hall2/row7/rack3.")] = None,
     days: Annotated[int, typer.Option(min=1, max=366, help="How long the tag is good.")] = 30,
     as_json: render.AsJson = False,
 ) -> None:
     """Say where a host stands: sign a location tag, and write its digest into the host's TPM."""
     from moorline.attesters.tpm import Tpm
     from moorline.clock import SystemClock
-    from moorline.policy import reference_values
+    from moorline.policy import distance, reference_values
     from moorline.services.orchestrator import load_signer
 
+    if place is not None:
+        distance.parse_place(place)
     made = reference_values.LocationTag(
-        host=name, ek_digest=ek_digest(tcti), location=location, not_after=SystemClock().now() + days * _DAY_S
+        host=name,
+        ek_digest=ek_digest(tcti),
+        location=location,
+        not_after=SystemClock().now() + days * _DAY_S,
+        geographical=place,
+        logical=logical,
     )
     signed = reference_values.sign_tag(made, load_signer(key))
     render.new_file(output, signed)

@@ -475,9 +475,12 @@ def _capabilities(
     if {"host.file_in_reference_values", "host.ima_regular"} <= met:
         shown_levels.append(("integrity.runtime", Assurance.MEASURED, None))
     if "host.location_proven" in met and facts.location is not None:
-        where = facts.location.tag.location
-        shown_levels.append(("location.geo", Assurance.ASSERTED, where))
-        shown_levels.append(("location.jurisdiction", Assurance.DECLARED, where))
+        tag = facts.location.tag
+        # A tag without a point still says the country; a machine can move with its TPM, so never above asserted.
+        shown_levels.append(("location.geo", Assurance.ASSERTED, tag.geographical or tag.location))
+        shown_levels.append(("location.jurisdiction", Assurance.DECLARED, tag.location))
+        if tag.logical is not None:
+            shown_levels.append(("location.logical", Assurance.ASSERTED, tag.logical))
     return tuple(
         CapabilityLevel(capability=name, level=capped(level, root, simulated_allowed=simulated_allowed), value=value)
         for name, level, value in shown_levels

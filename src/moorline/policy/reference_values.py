@@ -59,12 +59,18 @@ class Reference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocationTag:
-    """Where a host stands, in the words of whoever signs it: `location` is country and region, "EU/DE"."""
+    """Where a host stands, in the words of whoever signs it; three things that are not one another.
+
+    `location` is the jurisdiction, region and country, "EU/DE". `geographical` is a point (`policy.distance.parse_place`),
+    and `logical` a path within the operator's sites, "fra1/hall2/row7/rack3". None is what the signer does not say.
+    """
 
     host: str
     ek_digest: Bytes32
     location: Annotated[str, Size(at_most=128)]
     not_after: int
+    geographical: Annotated[str, Size(at_most=64)] | None = None
+    logical: Annotated[str, Size(at_most=128)] | None = None
 
 
 def values_of(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -89,7 +90,11 @@ def _grantable(tree: Tree) -> Observation:
     name, read = "mem.inspection.grantable", tree.read(BROKER)
     if not read.ok:
         return not_met(name, "no inspection broker is configured here", read.shown())
-    approvers = [line for line in read.text.splitlines() if line.strip().startswith("key")]
+    try:
+        listed = tomllib.loads(read.text).get("approver")
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        return not_met(name, f"the inspection broker's settings cannot be read: {error}", read.shown("unreadable"))
+    approvers = {str(one.get("key")) for one in listed if isinstance(one, dict)} if isinstance(listed, list) else set()
     if len(approvers) < 2:
         return not_met(name, "the inspection broker does not name two approvers", read.shown(f"{len(approvers)} approvers"))
     return declared(name, f"{len(approvers)} approvers; root can go around it", read.shown(f"{len(approvers)} approvers"))

@@ -13,8 +13,8 @@ _SERVICES: Final = {
     "cleanup.keys": ("the broker's token destroys the keys of a function", "moor vnf show"),
     "comms.mtls.endpoints": ("function and broker end their channels themselves", "moor device connect"),
     "provision.integrity": ("a function compares package and configuration with its launch", "moor package verify"),
-    "provision.confidentiality": ("the broker releases secrets to an attested launch only", "moor hsm launches"),
-    "provision.otp": ("the broker takes a launch token once", "moor hsm launches"),
+    "provision.confidentiality": ("the broker releases secrets to an attested launch only", "moor vnf show"),
+    "provision.otp": ("the broker takes a launch token once", "moor vnf show"),
 }
 _LOGS: Final = ("log.secure.confidential", "log.secure.entry_integrity", "log.secure.chain")
 CAPABILITIES: Final = (*_SERVICES, *_LOGS)
