@@ -110,7 +110,7 @@ def test_forms_go_to_files_or_to_standard_output(server, tmp_path):
     ("words", "code", "says"),
     [
         (["--require", "4.7"], 1, "4.7 may not be hosted"),
-        (["--require", "4.8"], 1, "sec009.use_case_unknown"),
+        (["--require", "4.8"], 64, "a use case is one of"),
         (["--root", "/nowhere"], 2, "assess.root"),
         (["--json", "--html", "-"], 2, "assess.outputs"),
         (["--noise", "x"], 2, "assess.noise"),

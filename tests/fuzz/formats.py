@@ -7,6 +7,8 @@ from moorline.evidence import (
     cca,
     ccel,
     cms,
+    debian,
+    debian_index,
     eventlog,
     ima,
     intel_collateral,
@@ -23,6 +25,8 @@ from moorline.evidence import (
 from moorline.ledger import checkpoint, proof, transactions
 from moorline.nfv import SpiffeId
 from moorline.orchestration import descriptor
+from moorline.policy import distance, inspection
+from moorline.policy.sec009 import report
 from moorline.verification import anchors, intel_pck, snp_launch, tpm_revocation
 from moorline.verification.collateral import ItemName
 from moorline.wire import cbor, certificates, collateral_bundle, cose, keys, launch, schema, session
@@ -70,4 +74,10 @@ FORMATS: dict[str, Callable[[bytes], object]] = {
     "collateral-bundle": lambda data: schema.decode(collateral_bundle.Bundle, data),
     "collateral-name": lambda data: ItemName.parse(data.decode("latin-1")),
     "collateral-facts": collateral_facts.parse_facts,
+    "deb": debian.parse_deb,
+    "deb-release": debian_index.digests_of_release,
+    "deb-packages": debian_index.digests_of_packages,
+    "host-assessment": report.parse_report,
+    "inspection-request": inspection.parse_request,
+    "place": lambda data: distance.parse_place(data.decode("latin-1")),
 }

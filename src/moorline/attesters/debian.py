@@ -144,7 +144,7 @@ def host_files(root: Path, below: tuple[str, ...], algorithm: str) -> Iterator[t
                     raise Misconfigured(
                         "refs.too_many_files", "the host has too many files", expected=f"<= {MAX_HOST_FILES}"
                     )
-                yield "/" + str(path.relative_to(root)), made
+                yield "/" + os.fsencode(path.relative_to(root)).decode("utf-8", "backslashreplace"), made
 
 
 def _hashed(path: Path, algorithm: str) -> bytes | None:

@@ -58,7 +58,8 @@ def assess(  # noqa: PLR0913 - each is an option of its own
     from moorline.policy.sec009.catalogue import catalogue
 
     for case in require or ():
-        catalogue().use_case(case)
+        if case not in catalogue().use_cases:  # 1 is an answer about a use case, not about a word that is none
+            raise typer.BadParameter(f"{case}: a use case is one of {', '.join(catalogue().use_cases)}")
     if not root.is_dir():
         raise Misconfigured("assess.root", "there is no such directory", got=root, remedy="name where / of the machine is")
     if noise is not None and not slow:

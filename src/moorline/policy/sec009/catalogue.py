@@ -73,7 +73,7 @@ def assurance(word: str) -> Assurance:
 
 
 def data(name: str) -> Any:  # noqa: ANN401 - JSON of our own, typed by the caller
-    """One of the three data files, as parsed JSON."""
+    """One of the data files, as parsed JSON."""
     return json.loads(files("moorline.policy.sec009").joinpath(name).read_text(encoding="utf-8"))
 
 
