@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from moorline.hsm.backup import new_token
+from moorline.hsm.custody import Circle
 from moorline.hsm.keys import (
     HSM_IDENTITY,
     ISSUING_CA,
@@ -42,23 +44,27 @@ class Ceremony:
     keys: HsmPublicKeys
 
 
-def initialise(directory: Path, *, label: str) -> Ceremony:
+def initialise(directory: Path, *, label: str, circle: Circle | None = None) -> Ceremony:
     """A new SoftHSM token below `directory` with a provider's keys. For another HSM, call `generate_keys` on its token.
 
-    Raises Misconfigured (`token.*`).
+    With a circle of custodians the keys can be backed up and restored by a quorum (hsm.backup); without one they never
+    leave the token. Raises Misconfigured (`token.*`).
     """
     with _ONE_AT_A_TIME:
-        location = initialise_softhsm(directory, label=label)
+        if circle is None:
+            location = initialise_softhsm(directory, label=label)
+        else:
+            location, _ = new_token(directory.resolve(), label, circle)
         with open_token(location) as token:
-            return Ceremony(location=location, keys=generate_keys(token))
+            return Ceremony(location=location, keys=generate_keys(token, recoverable=circle is not None))
 
 
-def generate_keys(token: Token) -> HsmPublicKeys:
+def generate_keys(token: Token, *, recoverable: bool = False) -> HsmPublicKeys:
     """All long-lived keys of an HSM, made in an empty token. Raises Misconfigured("token.key_exists") on a used one."""
     for label in (HSM_IDENTITY, ISSUING_CA, VERIFIER):
-        token.generate_ec_key(label)
-    token.generate_ec_key(KEM, derive=True)
-    token.generate_wrapping_key(WRAPPING)
+        token.generate_ec_key(label, recoverable=recoverable)
+    token.generate_ec_key(KEM, derive=True, recoverable=recoverable)
+    token.generate_wrapping_key(WRAPPING, recoverable=recoverable)
     return public_keys(token)
 
 

@@ -23,6 +23,7 @@ _POINTER: Final = ctypes.sizeof(ctypes.c_void_p)
 _INITIALIZE: Final = 0
 _FINALIZE: Final = 1
 _INIT_TOKEN: Final = 9
+_LOGOUT: Final = 19
 
 
 class _InitializeArgs(ctypes.Structure):
@@ -74,6 +75,12 @@ class NativeModule:
         outcome = self._call(_INITIALIZE, signature, ctypes.byref(arguments))
         if outcome not in (0, _ALREADY_INITIALIZED):
             raise Misconfigured("token.module", "the PKCS#11 module refuses to work with threads", got=hex(outcome))
+
+    def logout(self, session: int) -> None:
+        """C_Logout: nobody is logged in any more, and private session objects are gone; public ones stay."""
+        outcome = self._call(_LOGOUT, ctypes.CFUNCTYPE(ctypes.c_ulong, ctypes.c_ulong), session)
+        if outcome != 0:
+            raise Unavailable("token.failed", "the token does not log out", got=hex(outcome))
 
     def init_token(self, slot: int, so_pin: str, label: str) -> None:
         """C_InitToken: make (or wipe) the token in a slot. Raises Unavailable("token.initialise")."""

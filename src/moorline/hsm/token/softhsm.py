@@ -41,9 +41,7 @@ def initialise_softhsm(directory: Path, *, label: str, so_pin: str | None = None
     for folder in (directory, tokens):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     configuration = directory / "softhsm2.conf"
-    configuration.write_text(
-        f"directories.tokendir = {tokens}\nobjectstore.backend = file\nobjectstore.umask = 0077\nlog.level = ERROR\n"
-    )
+    configuration.write_text(configuration_text(tokens))
     location = TokenLocation(
         module=module,
         label=label,
@@ -52,6 +50,11 @@ def initialise_softhsm(directory: Path, *, label: str, so_pin: str | None = None
     )
     initialise_token(location, so_pin=so_pin)
     return location
+
+
+def configuration_text(tokens: Path) -> str:
+    """SoftHSM's configuration for a directory of tokens that only their owner reads."""
+    return f"directories.tokendir = {tokens}\nobjectstore.backend = file\nobjectstore.umask = 0077\nlog.level = ERROR\n"
 
 
 def location_in(directory: Path) -> TokenLocation:
