@@ -269,6 +269,24 @@ class LocalToken:
         self.require_present()  # a token that is away shows nothing, which must not pass for an empty one
         return tuple(sorted(found, key=lambda facts: (facts.label, facts.kind)))
 
+    def destroy_everything(self) -> int:
+        """Destroy every object the token shows to this login; how many there were."""
+
+        def destroy(lane: Lane) -> int:
+            found = [each for kind in _SHOWN for each in lane.search(kind)]
+            for each in found:
+                each.destroy()
+            return len(found)
+
+        count = self.sessions.run(destroy)
+        self.require_present()
+        return count
+
+    def serial(self) -> str:
+        """The token's serial number."""
+        with self.module.in_use():
+            return str(self.module.find(self.location).serial.decode("ascii", "replace").strip())
+
     def _has(self, kind: ObjectClass, label: str) -> bool:
         found = self.sessions.run(lambda lane: bool(lane.search(kind, label)), again=True)
         if not found:

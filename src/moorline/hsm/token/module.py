@@ -45,6 +45,7 @@ class Module:
         self.native = native
         self.incarnation = 0
         self.restarts = 0
+        self.down = False
         self.users = 0
         self.environment: dict[str, str] = {}
         self._calls = threading.Condition()
@@ -96,6 +97,7 @@ class Module:
         module.native.finalize()
         module.native.initialize_for_threads()
         module.incarnation += 1
+        module.down = False
         return module
 
     def leave(self) -> None:
@@ -142,23 +144,38 @@ class Module:
 
         Raises Unavailable("token.gone") while the module cannot start.
         """
+        with self.restarted(seen):
+            pass
+
+    @contextlib.contextmanager
+    def restarted(self, seen: int | None = None) -> Iterator[None]:
+        """The module is down inside, and initialised again behind; as `restart`."""
         with self.alone():
-            if self.incarnation != seen:
+            if seen is not None and self.incarnation != seen and not self.down:
+                yield
                 return
+            self.native.finalize()
+            self.down = True
             try:
-                self.native.finalize()
-                self.native.initialize_for_threads()
-            except Misconfigured as error:
-                raise Unavailable(
-                    "token.gone", "the PKCS#11 module does not come back", got=error.got, remedy="see the HSM and its host"
-                ) from None
-            self.incarnation += 1
-            self.restarts += 1
+                yield
+            finally:
+                self.incarnation += 1
+                self.restarts += 1
+                try:
+                    self.native.initialize_for_threads()
+                    self.down = False
+                except Misconfigured as error:
+                    raise Unavailable(
+                        "token.gone",
+                        "the PKCS#11 module does not come back",
+                        got=error.got,
+                        remedy="see the HSM and its host",
+                    ) from None
 
     def find(self, location: TokenLocation) -> Any:  # noqa: ANN401 - as above
         """The one initialised token of a location. Raises Unavailable("token.gone") or Misconfigured("token.login")."""
         try:
-            found = [token for token in self._present() if _is_meant(token, location)]
+            found = [token for token in self.tokens() if _is_meant(token, location)]
         except PKCS11Error as error:
             raise Unavailable(
                 "token.gone",
@@ -177,7 +194,8 @@ class Module:
             )
         return found[0]
 
-    def _present(self) -> Iterator[Any]:
+    def tokens(self) -> Iterator[Any]:
+        """All initialised tokens the module sees."""
         for slot in self.library.get_slots(token_present=True):
             token = slot.get_token()
             if token.flags & pkcs11.TokenFlag.TOKEN_INITIALIZED:

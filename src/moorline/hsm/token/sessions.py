@@ -164,7 +164,7 @@ class Sessions:
             if time.monotonic() - self._tried < _RETRY_S:
                 raise Unavailable("token.gone", "the token is away", expected=self._location.name, retry_after_s=_RETRY_S)
             self._tried = time.monotonic()
-            if self._opened_in == self._module.incarnation:
+            if self._opened_in == self._module.incarnation or self._module.down:
                 self._module.restart(self._opened_in)
             with self._module.in_use():
                 self._drop()

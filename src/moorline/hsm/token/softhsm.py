@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -11,8 +14,10 @@ import pkcs11
 from pkcs11.exceptions import PKCS11Error
 
 from moorline.errors import Misconfigured, Unavailable
+from moorline.hsm.token.local import open_token
 from moorline.hsm.token.location import TokenLocation
 from moorline.hsm.token.module import Module
+from moorline.storage.steps import reached
 
 SOFTHSM_MODULES: Final = (
     "/usr/lib/softhsm/libsofthsm2.so",
@@ -20,6 +25,7 @@ SOFTHSM_MODULES: Final = (
     "/usr/lib64/pkcs11/libsofthsm2.so",
 )
 _PIN_BYTES: Final = 16
+_LABEL_FILE: Final = "label"
 
 
 def softhsm_module() -> str:
@@ -42,6 +48,7 @@ def initialise_softhsm(directory: Path, *, label: str, so_pin: str | None = None
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     configuration = directory / "softhsm2.conf"
     configuration.write_text(configuration_text(tokens))
+    (directory / _LABEL_FILE).write_text(label, "utf-8")
     location = TokenLocation(
         module=module,
         label=label,
@@ -69,6 +76,9 @@ def location_in(directory: Path) -> TokenLocation:
             remedy="make one: moor hsm init --dir DIR",
         )
     environment = {"SOFTHSM2_CONF": str(configuration)}
+    with contextlib.suppress(OSError):  # directories of before have one token, and no such file
+        label = (directory / _LABEL_FILE).read_text("utf-8")
+        return TokenLocation(module=softhsm_module(), label=label, pin_file=pin_file, environment=environment)
     unnamed = TokenLocation(module=softhsm_module(), environment=environment)
     module = Module.enter(unnamed)
     try:
@@ -133,3 +143,91 @@ def _require_label_free(module: Module, label: str) -> None:
             raise Misconfigured(
                 "token.label_taken", "the module has a token of this label", got=label, remedy="choose another label"
             )
+
+
+def set_pin(location: TokenLocation) -> None:
+    """A new random user PIN. The new one is on disk before the token has it, and takes the old one's place afterwards.
+
+    Nobody else has the token open. Whoever dies in between calls `finish_pin` at the next start.
+    """
+    assert location.pin_file is not None
+    beside = _next_pin(location.pin_file)
+    beside.unlink(missing_ok=True)
+    pin = new_pin_file(beside)
+    reached("hsm.pin.beside")
+    module = Module.enter(location)
+    try:
+        with module.in_use():
+            session = module.find(location).open(rw=True, user_pin=location.pin())
+            try:
+                session.set_pin(location.pin(), pin)
+            finally:
+                session.close()
+    except PKCS11Error as error:
+        raise Unavailable("token.failed", "the token does not take a new PIN", got=type(error).__name__) from None
+    finally:
+        module.leave()
+    reached("hsm.pin.set")
+    beside.rename(location.pin_file)
+
+
+def finish_pin(location: TokenLocation) -> None:
+    """Settle which PIN counts after a process died in `set_pin`: the new one is tried once, else the old one stays."""
+    assert location.pin_file is not None
+    beside = _next_pin(location.pin_file)
+    if not beside.exists():
+        return
+    try:
+        open_token(replace(location, pin_file=beside), lanes=1).close()
+    except Misconfigured as error:
+        if error.code != "token.pin_refused":
+            raise
+        beside.unlink()
+        beside.with_name(beside.name + ".refused").unlink(missing_ok=True)
+        return
+    beside.rename(location.pin_file)
+
+
+def _next_pin(path: Path) -> Path:
+    return path.with_name(path.name + ".next")
+
+
+def remove_token(base: TokenLocation, label: str) -> bool:
+    """Remove the SoftHSM token of this label, files and all; whether the module still lists it afterwards.
+
+    The module is restarted meanwhile: it would fail for every token when one of its directories is gone.
+    Raises Unavailable("token.not_removed") where that is not possible from here.
+    """
+    configuration = base.environment.get("SOFTHSM2_CONF")
+    if configuration is None:
+        raise Unavailable(
+            "token.not_removed",
+            "only SoftHSM's tokens can be removed from here; the objects in it are destroyed",
+            expected=base.module,
+            remedy="remove the partition with the vendor's tool, then destroy the tenant again",
+        )
+    tokens = Path(configuration).parent / "tokens"
+    module = Module.enter(base)
+    try:
+        with module.in_use():
+            serials = [each.serial.decode("ascii").strip() for each in module.tokens() if each.label == label]
+        with module.restarted():
+            for serial in serials:
+                for folder in tokens.iterdir():
+                    if folder.name.replace("-", "").endswith(serial):
+                        _shred(folder)
+        with module.in_use():
+            return any(each.label == label for each in module.tokens())
+    finally:
+        module.leave()
+
+
+def _shred(folder: Path) -> None:
+    """Overwrite and unlink; what a copy-on-write or flash medium keeps of it is not ours to say."""
+    for file in folder.iterdir():
+        size = file.stat().st_size
+        with file.open("r+b") as out:
+            out.write(bytes(size))
+            out.flush()
+            os.fsync(out.fileno())
+    shutil.rmtree(folder)
