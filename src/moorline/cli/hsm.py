@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from moorline.cli import acting, hsm_explain, hsm_token, render
+from moorline.cli import acting, hsm_backup, hsm_custody, hsm_explain, hsm_key, hsm_tenant, hsm_token, render
 from moorline.nfv import Role
 
 if TYPE_CHECKING:
@@ -16,8 +16,12 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 shown = typer.Typer(no_args_is_help=True, help="Show what the broker keeps.")
 app.add_typer(shown, name="show")
+app.add_typer(hsm_key.app, name="key")
+app.add_typer(hsm_tenant.app, name="tenant")
+app.add_typer(hsm_backup.app, name="backup")
 hsm_token.register(app)
 hsm_explain.register(app)
+hsm_custody.register(app)
 
 _YEAR_S: Final = 365 * 24 * 3600
 
@@ -32,13 +36,15 @@ def init(
     directory: Annotated[Path, typer.Option("--dir", help="Where the token lives; made if it is not there.")],
     label: Annotated[str, typer.Option(help="The token's label.")],
     *,
+    custodian: hsm_custody.Custodians = None,
+    quorum: hsm_custody.Quorum = 2,
     as_json: render.AsJson = False,
 ) -> None:
     """Make a SoftHSM token with a provider's keys in it. `moor init broker` does this too, where there is no token yet."""
     from moorline.hsm.ceremony import initialise
 
     with render.progress("making keys in the token"):
-        made = initialise(directory, label=label)
+        made = initialise(directory, label=label, circle=hsm_custody.circle_of(custodian, quorum))
     assert made.location.pin_file is not None
     render.files(
         [made.location.pin_file], as_json=as_json, then=["moor init broker --token DIR"], module=made.location.module

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from moorline.cli import acting, render
+from moorline.cli import acting, hsm_custody, render
 from moorline.errors import Misconfigured
 from moorline.nfv import Role
 
@@ -158,6 +158,8 @@ def broker(  # noqa: PLR0913 - one parameter an option
     snp_anchors: Annotated[Path | None, typer.Option(help="SIMULATED anchors of processors.")] = None,
     minimum_tcb: Annotated[str | None, typer.Option(help="Least TCB of processors, such as 4,0,24,219.")] = None,
     pool: Annotated[list[str] | None, typer.Option(help="A service to make key pairs ahead for; may be repeated.")] = None,
+    custodian: hsm_custody.Custodians = None,
+    quorum: hsm_custody.Quorum = 2,
     as_json: render.AsJson = False,
 ) -> None:
     """Make a SoftHSM token with a provider's keys, the broker's settings, and what the provider must certify."""
@@ -173,7 +175,7 @@ def broker(  # noqa: PLR0913 - one parameter an option
         )
     token = directory / "token"
     with render.progress("making keys in the token"):
-        made = initialise(token, label=acts.name)
+        made = initialise(token, label=acts.name, circle=hsm_custody.circle_of(custodian, quorum))
     judge = None if verifier is None else _pair(verifier, "--verifier")
     configured = BrokerSettings(
         provider=acts.name,
@@ -184,6 +186,7 @@ def broker(  # noqa: PLR0913 - one parameter an option
         token_label=made.location.label,
         token_pin_file=made.location.pin_file,
         softhsm_conf=token / "softhsm2.conf",
+        custody=token / "custody.cbor" if custodian else None,
         database=directory / "broker.db",
         ledger_trust=acts.settings.trust,
         ledger_urls=_ledger_urls(acts),

@@ -73,13 +73,18 @@ class IssuingCa:
         trust_domain: str,
         life_s: int,
         pointers: certificates.Pointers | None = None,
+        label: str = ISSUING_CA,
+        retiring: tuple[bytes, ...] = (),
     ) -> None:
-        """`above` is the provider's and the authority's certificate (DER); `pointers` says where CRL and OCSP are."""
-        key = TokenEcKey(token, ISSUING_CA)
-        _same_key(certificate, key, ISSUING_CA)
+        """`above` is the provider's and the authority's certificate (DER); `pointers` says where CRL and OCSP are.
+
+        `label` is the key in the token. `retiring` are certificates (DER) of issuing CAs before this one, which still stand
+        above leaves that live.
+        """
         self._token = token
-        self._issuer = certificates.Issuer(certificate=certificate, key=key)
-        self._chain = (certificate.public_bytes(serialization.Encoding.DER), *above)
+        self._above = above
+        self._issuer, self._chain = _signing(token, label, certificate, above)
+        self._retiring = retiring
         self._trust_domain = trust_domain
         self._pointers = pointers
         self._life_s = min(life_s, certificates.LEAF_MAX_LIFE_S - BACKDATE_S)
@@ -88,6 +93,21 @@ class IssuingCa:
     def chain(self) -> tuple[bytes, ...]:
         """Issuing CA, provider, authority; DER."""
         return self._chain
+
+    def adopt(self, label: str, certificate: x509.Certificate) -> None:
+        """Sign with another key in the token from now on; the certificate before this one goes on being served."""
+        issuer, chain = _signing(self._token, label, certificate, self._above)
+        self._retiring = (self._chain[0], *self._retiring)
+        self._issuer, self._chain = issuer, chain
+
+    def forget(self, certificate: bytes) -> None:
+        """A retired issuing CA's certificate (DER) is served no more."""
+        self._retiring = tuple(each for each in self._retiring if each != certificate)
+
+    @property
+    def bundle(self) -> tuple[bytes, ...]:
+        """All issuing CAs under which a leaf can be alive, then provider and authority; DER."""
+        return (self._chain[0], *self._retiring, *self._above)
 
     @property
     def issuer(self) -> certificates.Issuer:
@@ -113,15 +133,24 @@ class HsmIdentity:
     """The HSM's own key: certifies TLS keys of its broker processes, and signs as the HSM towards peers."""
 
     def __init__(
-        self, token: Token, *, certificate: x509.Certificate, above: tuple[bytes, ...], spiffe_id: SpiffeId
+        self,
+        token: Token,
+        *,
+        certificate: x509.Certificate,
+        above: tuple[bytes, ...],
+        spiffe_id: SpiffeId,
+        label: str = HSM_IDENTITY,
     ) -> None:
-        key = TokenEcKey(token, HSM_IDENTITY)
-        _same_key(certificate, key, HSM_IDENTITY)
         self._token = token
-        self._issuer = certificates.Issuer(certificate=certificate, key=key)
-        self._chain = (certificate.public_bytes(serialization.Encoding.DER), *above)
+        self._above = above
         self.spiffe_id = spiffe_id
-        self.signer: keys.Signer = keys.KeySigner(key)
+        self._issuer, self._chain = _signing(token, label, certificate, above)
+        self.signer: keys.Signer = keys.KeySigner(self._issuer.key)
+
+    def adopt(self, label: str, certificate: x509.Certificate) -> None:
+        """Be another key in the token from now on. TLS keys that the one before certified live out their hour."""
+        issuer, chain = _signing(self._token, label, certificate, self._above)
+        self._issuer, self._chain, self.signer = issuer, chain, keys.KeySigner(issuer.key)
 
     @property
     def issuer(self) -> certificates.Issuer:
@@ -167,6 +196,15 @@ def _leaf(
         public, spiffe_id=spiffe_id, issuer=issuer, validity=validity, serial=serial, pointers=pointers
     )
     return Leaf(certificate=certificate, chain=chain, not_after=validity.not_after)
+
+
+def _signing(
+    token: Token, label: str, certificate: x509.Certificate, above: tuple[bytes, ...]
+) -> tuple[certificates.Issuer, tuple[bytes, ...]]:
+    key = TokenEcKey(token, label)
+    _same_key(certificate, key, label)
+    issuer = certificates.Issuer(certificate=certificate, key=key)
+    return issuer, (certificate.public_bytes(serialization.Encoding.DER), *above)
 
 
 def _same_key(certificate: x509.Certificate, key: TokenEcKey, label: str) -> None:

@@ -140,7 +140,7 @@ class LaunchKeys:
             opened=now,
             not_after=Instant(now + self._terms.epoch_s),
             grace_s=self._terms.grace_s,
-            wrapped=self._token.seal(WRAPPING, key, _place(number)),
+            wrapped=self._token.seal(WRAPPING, key, epoch_place(number)),
         )
         opened = self._store.newest_epoch_in(c)
         assert opened is not None
@@ -166,7 +166,7 @@ class LaunchKeys:
             )
         epoch = self.current(now)
         assert epoch.wrapped is not None
-        key = self._token.unseal(WRAPPING, epoch.wrapped, _place(epoch.epoch))
+        key = self._token.unseal(WRAPPING, epoch.wrapped, epoch_place(epoch.epoch))
         not_after = Instant(min(now + self._terms.lease_s, epoch.accept_until))
 
         def work(c: Transaction) -> Lease:
@@ -236,13 +236,19 @@ class _Behind(Exception):
 
 
 def _storage_place(fields: LaunchFields) -> bytes:
-    names = (fields.provider, fields.tenant, fields.service, fields.instance)
-    return tagged("storage-key", *(name.encode("ascii") for name in names), fields.generation.to_bytes(8, "big"))
+    return storage_place(fields.provider, fields.tenant, fields.service, fields.instance, fields.generation)
+
+
+def storage_place(provider: str, tenant: str, service: str, instance: str, generation: int) -> bytes:
+    """What the wrapped storage key of one generation is bound to."""
+    names = (provider, tenant, service, instance)
+    return tagged("storage-key", *(name.encode("ascii") for name in names), generation.to_bytes(8, "big"))
 
 
 def _label(epoch: int) -> str:
     return f"launch-key-{epoch}"
 
 
-def _place(epoch: int) -> bytes:
+def epoch_place(epoch: int) -> bytes:
+    """What the wrapped launch key of an epoch is bound to."""
     return tagged("launch-key", epoch.to_bytes(8, "big"))

@@ -60,11 +60,11 @@ class KeyPool:
         plain = key.private_bytes(
             serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        return PoolEntry(public=public, wrapped=self._token.seal(WRAPPING, plain, _place(service, profile, public)))
+        return PoolEntry(public=public, wrapped=self._token.seal(WRAPPING, plain, entry_place(service, profile, public)))
 
     def open(self, taken: Taken, service: str, profile: str) -> bytes:
         """The private key (PKCS#8 DER) of an entry that was taken for a launch, to be sealed to its function now."""
-        return self._token.unseal(WRAPPING, taken.wrapped, _place(service, profile, taken.public))
+        return self._token.unseal(WRAPPING, taken.wrapped, entry_place(service, profile, taken.public))
 
 
 def new_key(token: Token) -> ec.EllipticCurvePrivateKey:
@@ -73,5 +73,6 @@ def new_key(token: Token) -> ec.EllipticCurvePrivateKey:
     return ec.derive_private_key(scalar, ec.SECP256R1())
 
 
-def _place(service: str, profile: str, public: bytes) -> bytes:
+def entry_place(service: str, profile: str, public: bytes) -> bytes:
+    """What the wrapped key of a pool entry is bound to."""
     return tagged("pool-entry", service.encode("ascii"), profile.encode("ascii"), public)

@@ -25,10 +25,11 @@ from moorline.clock import Clock, SystemClock
 from moorline.errors import Misconfigured, MoorlineError
 from moorline.hsm.ceremony import public_keys
 from moorline.hsm.issuing import HsmIdentity, IssuingCa, TlsKey
-from moorline.hsm.keys import VERIFIER, TokenEcKey
+from moorline.hsm.keys import HSM_IDENTITY, ISSUING_CA, VERIFIER, TokenEcKey
 from moorline.hsm.launch_keys import LaunchKeys, Terms
 from moorline.hsm.pool import KeyPool, Watermarks
 from moorline.hsm.release_policy import ReleasePolicy
+from moorline.hsm.rotation import RotatingToken, in_force, retiring_certificates
 from moorline.hsm.token import RemoteToken, Token, TokenLocation, open_token
 from moorline.ledger.client import Endpoint, LedgerClient
 from moorline.ledger.light_client import LedgerTrust
@@ -44,6 +45,7 @@ from moorline.storage.broker_enrolments import EnrolmentStore
 from moorline.storage.broker_instances import InstanceStore
 from moorline.storage.broker_revocations import RevocationStore
 from moorline.storage.broker_store import BrokerStore
+from moorline.storage.hsm_store import HsmStore
 from moorline.verification.anchors import AnchorSet, parse_anchor_file, production_anchors
 from moorline.wire import certificates, keys
 from moorline.wire.http import ClientIdentity
@@ -120,6 +122,12 @@ class BrokerSettings:
     """
     release_policy: Path | None = None
     """The provider's release policy, in Cedar; left out, the shipped one, which demands what the protocol demands."""
+    custody: Path | None = None
+    """custody.cbor of the token (moor init broker --custodian): whose approval destroys keys and tenants. Without it
+    nothing is destroyed.
+    """
+    tenants: Path | None = None
+    """Directory of PINs and sockets of tenants; left out, this HSM has no tenants. The token must be opened here."""
     softhsm_conf: Path | None = None
     """SoftHSM's configuration file; left out for another token."""
     verifier: str | None = None
@@ -178,6 +186,11 @@ class TlsKeys:
         self._current: TlsKey | None = None
         self._turn = threading.Lock()
 
+    def renew(self) -> None:
+        """The next connection gets a new key under the HSM's certificate of now."""
+        with self._turn:
+            self._current = None
+
     def current(self) -> TlsKey:
         """A key whose certificate still has a while to live."""
         with self._turn:
@@ -208,7 +221,7 @@ class Broker:
 
     settings: BrokerSettings
     clock: RisingClock
-    token: Token
+    token: RotatingToken
     store: BrokerStore
     trust: LedgerTrust
     trust_bytes: bytes
@@ -235,6 +248,7 @@ class Broker:
     revocations: RevocationStore
     enrolments: EnrolmentStore
     manufacturer_roots: bytes | None
+    hsm: HsmStore
 
     def require_hosts(self) -> HostAuthority:
         """The attestation authority; raises Misconfigured("broker.no_verifier") if there is none."""
@@ -250,6 +264,7 @@ class Broker:
         """Close token and database."""
         self.token.close()
         self.store.close()
+        self.hsm.close()
 
 
 def compose(settings: BrokerSettings, *, clock: Clock | None = None) -> Broker:
@@ -257,34 +272,40 @@ def compose(settings: BrokerSettings, *, clock: Clock | None = None) -> Broker:
     _require_sane(settings)
     clock = clock or SystemClock()
     trust_bytes = _read(settings.ledger_trust)
-    trust = LedgerTrust.parse(trust_bytes)
     roots_pem = _read(settings.roots)
     above = tuple(_der(each) for each in _certificates(settings.authority_certificates))
-    store = BrokerStore.open(settings.database_url or f"sqlite:///{settings.database.resolve()}")
-    token = token_of(settings)
+    url = settings.database_url or f"sqlite:///{settings.database.resolve()}"
+    store, hsm = BrokerStore.open(url), HsmStore.open(url)
+    token = RotatingToken(token_of(settings), hsm)
     try:
-        return _assembled(settings, RisingClock(clock, store), token, store, trust, trust_bytes, roots_pem, above)
+        return _assembled(settings, RisingClock(clock, store), token, store, hsm, trust_bytes, roots_pem, above)
     except BaseException:
         token.close()
         store.close()
+        hsm.close()
         raise
 
 
 def _assembled(
     settings: BrokerSettings,
     clock: RisingClock,
-    token: Token,
+    token: RotatingToken,
     store: BrokerStore,
-    trust: LedgerTrust,
+    hsm: HsmStore,
     trust_bytes: bytes,
     roots_pem: bytes,
     above: tuple[bytes, ...],
 ) -> Broker:
     spiffe_id = SpiffeId(trust_domain=settings.trust_domain, role=Role.HSM, segments=(settings.hsm,))
-    identity = HsmIdentity(token, certificate=_certificates(settings.hsm_certificate)[0], above=above, spiffe_id=spiffe_id)
+    trust = LedgerTrust.parse(trust_bytes)
+    hsm_label, hsm_certificate = in_force(hsm, HSM_IDENTITY, _certificates(settings.hsm_certificate)[0])
+    ca_label, ca_certificate = in_force(hsm, ISSUING_CA, _certificates(settings.issuing_ca_certificate)[0])
+    identity = HsmIdentity(token, certificate=hsm_certificate, above=above, spiffe_id=spiffe_id, label=hsm_label)
     ca = IssuingCa(
         token,
-        certificate=_certificates(settings.issuing_ca_certificate)[0],
+        certificate=ca_certificate,
+        label=ca_label,
+        retiring=retiring_certificates(hsm, ISSUING_CA),
         above=above,
         trust_domain=settings.trust_domain,
         life_s=settings.svid_s,
@@ -329,6 +350,7 @@ def _assembled(
         enrolments=EnrolmentStore(store, revocations, quota=settings.device_certificates),
         manufacturer_roots=_manufacturer_roots(settings),
         decisions=Decisions(_release_policy(settings)),
+        hsm=hsm,
     )
 
 
@@ -343,14 +365,19 @@ async def run(settings: BrokerSettings, *, ready: Callable[[dict[str, str]], Non
         broker_revoking,
         broker_sessions,
     )
+    from moorline.services.broker_keys import adopt_keys
+    from moorline.services.broker_tenants import OpenTenants, open_tenants
     from moorline.services.process import serve_all
 
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="broker"))
     broker = compose(settings)
     anchoring: asyncio.Future[None] | None = None
+    tenants: OpenTenants | None = None
     try:
         now = broker.clock.now()
-        await asyncio.to_thread(say_what_is_lacking, broker.token)
+        await asyncio.to_thread(say_what_is_lacking, broker.token.inner)
+        await asyncio.to_thread(adopt_keys, broker)
+        tenants = await asyncio.to_thread(open_tenants, broker)
         broker.launch_keys.reconcile(now)
         broker.instances.erase()  # a process that died between deleting a key and erasing it did not get this far
         await asyncio.to_thread(_prefill, broker)
@@ -379,7 +406,7 @@ async def run(settings: BrokerSettings, *, ready: Callable[[dict[str, str]], Non
                 broker_est.serve_bootstrap(broker, lambda address: on_bound("bootstrap", address)),
                 broker_revocation.serve(lists, lambda address: on_bound("revocation", address)),
                 lists.keep_watching(),
-                broker_admin.serve(broker, lists, lambda address: on_bound("admin", address)),
+                broker_admin.serve(broker, lists, tenants, lambda address: on_bound("admin", address)),
                 anchoring,
                 broker_drift.keep_watching(broker),
                 broker_revoking.keep_revoking(broker),
@@ -389,6 +416,8 @@ async def run(settings: BrokerSettings, *, ready: Callable[[dict[str, str]], Non
     finally:
         if anchoring is not None:
             anchoring.cancel()
+        if tenants is not None:
+            await asyncio.to_thread(tenants.close)
         await broker.ledger.aclose()
         broker.close()
 

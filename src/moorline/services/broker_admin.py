@@ -26,6 +26,8 @@ from moorline.nfv import Role, SpiffeId, parse_name
 from moorline.services import (
     broker_admin_audit,
     broker_admin_devices,
+    broker_admin_keys,
+    broker_admin_tenants,
     broker_enrolment,
     broker_explain,
     broker_peers,
@@ -35,6 +37,7 @@ from moorline.services import (
 from moorline.services.broker import Broker
 from moorline.services.broker_revocation import Lists
 from moorline.services.broker_role import issued
+from moorline.services.broker_tenants import OpenTenants
 from moorline.wire import keys, schema
 from moorline.wire.est import csr_key
 from moorline.wire.launch import identity_name
@@ -74,13 +77,13 @@ class PeerRequest(_Request):
     hsm: str
 
 
-async def serve(broker: Broker, lists: Lists, bound: Callable[[str], None]) -> None:
+async def serve(broker: Broker, lists: Lists, tenants: OpenTenants | None, bound: Callable[[str], None]) -> None:
     """Serve the admin socket until cancelled."""
     listen = f"unix:{broker.settings.admin_socket}"
-    await http.serve(application(broker, lists), listen=listen, identity=None, client_roots_pem=None, ready=bound)
+    await http.serve(application(broker, lists, tenants), listen=listen, identity=None, client_roots_pem=None, ready=bound)
 
 
-def application(broker: Broker, lists: Lists) -> FastAPI:
+def application(broker: Broker, lists: Lists, tenants: OpenTenants | None = None) -> FastAPI:
     """All admin routes."""
     app = http.application("broker-admin", ready=lambda: metrics.why_broker_not_ready(broker))
     metrics.of_broker(app, broker)
@@ -90,6 +93,8 @@ def application(broker: Broker, lists: Lists) -> FastAPI:
     broker_admin_audit.add_routes(app, broker)
     broker_explain.add_routes(app, broker)
     broker_admin_devices.add_routes(app, broker, lists)
+    broker_admin_keys.add_routes(app, broker)
+    broker_admin_tenants.add_routes(app, broker, tenants)
     return app
 
 
@@ -170,7 +175,7 @@ def _reading_routes(app: FastAPI, broker: Broker) -> None:
     @app.get("/v1/token")
     async def token() -> dict[str, object]:
         """The token: health, keys and their roles, what it lacks and what follows from that."""
-        return dataclasses.asdict(await asyncio.to_thread(report_of, broker.token))
+        return dataclasses.asdict(await asyncio.to_thread(report_of, broker.token.inner))
 
     @app.get("/v1/alarms")
     async def alarms() -> dict[str, list[dict[str, object]]]:

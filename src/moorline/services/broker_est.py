@@ -125,7 +125,7 @@ def _public_routes(app: FastAPI, broker: Broker) -> None:
     @app.get(f"{_EST}/cacerts")
     async def cacerts() -> Response:
         """RFC 7030 4.1: issuing CA, provider, authority, root."""
-        return _certificates((*broker.ca.chain, *broker.roots))
+        return _certificates((*broker.ca.bundle, *broker.roots))
 
     @app.get(f"{_EST}/csrattrs")
     async def csrattrs() -> Response:

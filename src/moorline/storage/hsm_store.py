@@ -104,7 +104,7 @@ class HsmStore:
 
     # -- keys -------------------------------------------------------------------------------------------------------------
 
-    def keys(self, role: str | None = None) -> tuple[KeyRow, ...]:
+    def key_rows(self, role: str | None = None) -> tuple[KeyRow, ...]:
         """All keys (of a role), oldest first."""
         query = sa.select(_KEYS).order_by(_KEYS.c.created, _KEYS.c.label)
         with self._transaction() as c:

@@ -1,0 +1,218 @@
+"""The broker's long-lived keys through their lives: begun, activated, retired, and destroyed when a quorum approved.
+
+| role | begun | activated when | retires | then |
+|---|---|---|---|---|
+| `wrapping` | made in the token | at once | when a pass found nothing sealed under it, 120 s at the earliest | destroy |
+| `issuing-ca` | made; the provider certifies it | the ledger has it as an active issuing CA | after the longest leaf, 1 h |
+the provider revokes it | | `hsm-identity` | made; the provider certifies it | the ledger has it in this HSM's record
+(RotateHsm) | after the longest TLS key, 1 h | destroy |
+
+Launch keys have epochs instead (hsm.launch_keys): opened, closed with grace, destroyed by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from moorline.clock import Instant
+from moorline.digest import same
+from moorline.errors import Malformed, Misconfigured, Refused
+from moorline.hsm import approvals, lifecycle
+from moorline.hsm.approvals import Approval, Operation, Request
+from moorline.hsm.backup import FILE_CAP
+from moorline.hsm.custody import Circle, Locked
+from moorline.hsm.keys import HSM_IDENTITY, ISSUING_CA, WRAPPING, point_key
+from moorline.hsm.lifecycle import State
+from moorline.hsm.rotation import OVERLAP_S, Pass, require_done, rewrap
+from moorline.ledger import standing
+from moorline.services.broker import Broker
+from moorline.services.broker_peers import common_name
+from moorline.storage.hsm_store import KeyRow
+from moorline.storage.sealed_rows import SealedRows
+from moorline.storage.steps import reached
+from moorline.wire import certificates, keys, schema
+
+ROTATABLE: Final = (WRAPPING, ISSUING_CA, HSM_IDENTITY)
+
+
+def adopt_keys(broker: Broker) -> None:
+    """Keep account of keys that were there before anybody did: each role has an active key."""
+    now = broker.clock.now()
+    known = {row.role for row in broker.hsm.key_rows()}
+    held = {ISSUING_CA: broker.ca.chain[0], HSM_IDENTITY: broker.identity.chain[0], WRAPPING: None}
+    fresh = tuple(lifecycle.adopted(role, role, now, held[role]) for role in ROTATABLE if role not in known)
+    if fresh:
+        broker.hsm.put_keys(fresh)
+        broker.token.refresh()
+
+
+def begin(broker: Broker, role: str) -> tuple[KeyRow, bytes]:
+    """A new pre-active key of a role, in the token; and its public half (DER), empty for a wrapping key.
+
+    A wrapping key is activated at once. Raises Malformed("key.role") or Conflict("key.rotation_under_way").
+    """
+    if role not in ROTATABLE:
+        raise Malformed("key.role", "keys of this role are not rotated here", expected=", ".join(ROTATABLE), got=role)
+    now = broker.clock.now()
+    row = _interrupted(broker, role) or lifecycle.begun(broker.hsm.key_rows(), role, now)
+    recoverable = any(each.label == _active(broker, role) and each.trust_needed for each in broker.token.inspect())
+    # Intent before effect: who died behind this line finds the row, and goes on from it.
+    broker.hsm.put_keys((row,))
+    if role == WRAPPING:
+        if not broker.token.has_secret(row.label):
+            broker.token.generate_wrapping_key(row.label, recoverable=recoverable)
+        reached("hsm.key.made")
+        changed = lifecycle.activated(broker.hsm.key_rows(), row.label, now, overlap_s=OVERLAP_S)
+        broker.hsm.put_keys(changed)
+        broker.token.refresh()
+        _log(broker, "key-activated", row.label, now)
+        return changed[-1], b""
+    point = broker.token.generate_ec_key(row.label, recoverable=recoverable)
+    reached("hsm.key.made")
+    _log(broker, "key-begun", row.label, now)
+    return row, keys.public_bytes(point_key(point))
+
+
+async def activate(broker: Broker, label: str, pem: str) -> KeyRow:
+    """Use a begun key from now on. The ledger must have its certificate already. Raises `ledger.*`, `issuing.*`, `key.*`."""
+    try:
+        certificate = x509.load_pem_x509_certificate(pem.encode("ascii"))
+    except ValueError:
+        raise Malformed("key.certificate", "this is no certificate in PEM") from None
+    der = certificate.public_bytes(serialization.Encoding.DER)
+    role = label.split("@", maxsplit=1)[0]
+    provider = broker.settings.provider
+    now = broker.clock.now()
+    if role == ISSUING_CA:
+        name = common_name(der)
+        state = await broker.ledger.state(standing.issuing_ca_keys(provider, name))
+        recorded = standing.active_issuing_ca(state, provider, name).certificate
+    elif role == HSM_IDENTITY:
+        state = await broker.ledger.state(standing.hsm_keys(provider, broker.settings.hsm))
+        recorded = standing.active_hsm(state, provider, broker.settings.hsm).certificate
+    else:
+        raise Malformed("key.role", "keys of this role are not activated by a certificate", got=label)
+    if not same(recorded, der):
+        raise Refused(
+            "key.not_registered", "the ledger has another certificate for this", got=label, remedy="register it first"
+        )
+    changed = lifecycle.activated(broker.hsm.key_rows(), label, now, overlap_s=certificates.LEAF_MAX_LIFE_S, certificate=der)
+    signer = broker.ca if role == ISSUING_CA else broker.identity
+    await asyncio.to_thread(signer.adopt, label, certificate)
+    await asyncio.to_thread(broker.hsm.put_keys, changed)
+    if role == HSM_IDENTITY:
+        broker.tls.renew()
+    await asyncio.to_thread(_log, broker, "key-activated", label, now)
+    return changed[-1]
+
+
+def rewrap_now(broker: Broker) -> Pass:
+    """One pass over everything sealed."""
+    return rewrap(broker.token, SealedRows(broker.store), provider=broker.settings.provider)
+
+
+def retire(broker: Broker, label: str) -> KeyRow:
+    """End a retiring key's use. A wrapping key must have nothing under it. Raises `key.*`."""
+    now = broker.clock.now()
+    row = lifecycle.retired(broker.hsm.key_rows(), label, now)
+    if row.role == WRAPPING:
+        require_done(rewrap_now(broker), label, now)
+    broker.hsm.put_keys((row,))
+    broker.token.refresh()
+    if row.role == ISSUING_CA and row.certificate is not None:
+        broker.ca.forget(row.certificate)
+    _log(broker, "key-retired", label, now)
+    return row
+
+
+def destroy(broker: Broker, label: str, request: bytes) -> KeyRow:
+    """Destroy a retired or never active key, for which a quorum approved this request. Raises `approval.*`, `key.*`."""
+    now = broker.clock.now()
+    row = lifecycle.destroyed(broker.hsm.key_rows(), label, now)
+    use(broker, request, Operation.KEY_DESTROY, label)
+    if row.role == WRAPPING:
+        broker.token.destroy_secret(label)
+    else:
+        broker.token.destroy_key(label)
+    if broker.token.has_secret(label) or broker.token.has_key(label):
+        raise Refused("key.not_destroyed", "the token still shows the key", got=label, remedy="ask anew, and see the token")
+    broker.hsm.put_keys((row,))
+    _log(broker, "key-destroyed", label, now)
+    return row
+
+
+# -- approvals
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def circle(broker: Broker) -> Circle:
+    """Whose approval counts here. Raises Misconfigured("approval.no_custodians")."""
+    path = broker.settings.custody
+    if path is None or not path.exists():
+        raise Misconfigured(
+            "approval.no_custodians",
+            "this HSM has no custodians; nothing that destroys is done here",
+            expected=path,
+            remedy="set custody in broker.toml to the custody.cbor beside the token",
+        )
+    return schema.decode(Locked, path.read_bytes(), max_bytes=FILE_CAP).circle
+
+
+def ask(broker: Broker, operation: Operation, target: str) -> Request:
+    """A new request for custodians."""
+    circle(broker)
+    asked = approvals.request(
+        provider=broker.settings.provider,
+        hsm=broker.settings.hsm,
+        operation=operation,
+        target=target,
+        now=broker.clock.now(),
+        random=broker.token.random(16),
+    )
+    broker.hsm.add_request(asked.id, schema.encode(asked))
+    return asked
+
+
+def take_approval(broker: Broker, identifier: bytes, signed: bytes) -> tuple[Request, int]:
+    """Keep a custodian's approval; the request, and how many approved. Raises `approval.*`."""
+    asked = request_of(broker, identifier)
+    found = approvals.verify(asked, signed, circle(broker), broker.clock.now())
+    broker.hsm.add_approval(identifier, found.custodian, found.at, signed)
+    _log(broker, "approval", identifier.hex(), broker.clock.now())
+    return asked, len(broker.hsm.approvals(identifier))
+
+
+def request_of(broker: Broker, identifier: bytes) -> Request:
+    """A request by its id. Raises Refused("approval.unknown")."""
+    return schema.decode(Request, broker.hsm.request(identifier))
+
+
+def use(broker: Broker, identifier: bytes, operation: Operation, target: str) -> None:
+    """Use a request up, before its effect. Raises `approval.*` unless a quorum approved exactly this."""
+    now = broker.clock.now()
+    given = tuple(Approval(custodian=name, at=at, signed=signed) for name, at, signed in broker.hsm.approvals(identifier))
+    approvals.require_granted(
+        request_of(broker, identifier), given, circle(broker), operation=operation, target=target, now=now
+    )
+    broker.hsm.use_request(identifier, now)
+
+
+def _interrupted(broker: Broker, role: str) -> KeyRow | None:
+    """A rotation that died: a wrapping key that was not activated, or a key that was recorded and never made."""
+    for row in broker.hsm.key_rows(role):
+        if row.state == State.PRE_ACTIVE and (role == WRAPPING or not broker.token.has_key(row.label)):
+            return row
+    return None
+
+
+def _active(broker: Broker, role: str) -> str:
+    return next((row.label for row in broker.hsm.key_rows(role) if row.state == State.ACTIVE), role)
+
+
+def _log(broker: Broker, event: str, label: str, now: Instant) -> None:
+    with broker.store.transaction() as c:
+        broker.store.append_in(c, now, event, {"key": label})
