@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from moorline.clock import Instant, SystemClock, Validity
 from moorline.hsm.ceremony import Ceremony as HsmCeremony
 from moorline.hsm.ceremony import initialise
+from moorline.hsm.custody import Circle
 from moorline.hsm.provider import certify_hsm, make_provider_key
 from moorline.ledger import transactions as tx
 from moorline.ledger.ceremony import Ceremony, genesis_ceremony, issue_provider, load_authority
@@ -137,7 +138,7 @@ class Consortium:
         await asyncio.gather(*(process.start() for process in processes))
         return cls(directory, made, processes, LedgerClient(made.endpoints, roots_pem=made.roots_pem))
 
-    async def admit(self, name: str, *, start: bool = True, **changes) -> Provider:
+    async def admit(self, name: str, *, start: bool = True, circle: Circle | None = None, **changes) -> Provider:
         """Admit a provider, set its HSM up, register it, start its broker."""
         folder = self.directory / name
         folder.mkdir()
@@ -146,7 +147,7 @@ class Consortium:
         key = make_provider_key(folder / "provider.key.pem")
         certificate = issue_provider(authority.ca, key.public_key(), name=name, trust_domain=f"{name}.test", now=now)
         issuer = Issuer(certificate=certificate, key=key)
-        hsm = await asyncio.to_thread(initialise, folder / "token", label=name)
+        hsm = await asyncio.to_thread(initialise, folder / "token", label=name, circle=circle)
         sessions, https = free_addresses(2)
         validity = Validity(not_before=Instant(now - 60), not_after=Instant(now + 86400))
         signed = certify_hsm(

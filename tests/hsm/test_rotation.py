@@ -13,7 +13,7 @@ import pytest
 
 import moorline
 from moorline.clock import Instant
-from moorline.errors import NotAuthentic
+from moorline.errors import Conflict, NotAuthentic
 from moorline.hsm import lifecycle
 from moorline.hsm.keys import WRAPPING
 from moorline.hsm.launch_keys import COUNTER, LaunchKeys, Terms
@@ -227,3 +227,44 @@ def test_the_counter_passes_through(tmp_path):
         assert token.has_secret(WRAPPING)
         rows = hsm.key_rows()
         assert replace(rows[0], certificate=None) == rows[0]
+
+
+RECORDED = """
+import sys
+from pathlib import Path
+from moorline.clock import Instant
+from moorline.storage.hsm_store import HsmStore
+from moorline.hsm import lifecycle
+store = HsmStore.open(sys.argv[1])
+if sys.argv[2] == "keys":
+    row = lifecycle.begun(store.key_rows(), "wrapping", Instant(5))
+    store.put_keys((row,))
+    store.put_keys(lifecycle.activated(store.key_rows(), row.label, Instant(6), overlap_s=1))
+if sys.argv[2] == "approval": store.add_approval(bytes(16), "ada", 5, b"signed")
+if sys.argv[2] == "use": store.use_request(bytes(16), Instant(5))
+"""
+
+
+@pytest.mark.parametrize(
+    ("step", "what"),
+    [("hsm.keys.recorded", "keys"), ("hsm.approval.recorded", "approval"), ("hsm.request.used", "use")],
+)
+def test_what_was_recorded_survives_the_kill(tmp_path, step, what):
+    """verifies that: states, approvals and uses are durable before anything goes on; nothing is used twice."""
+    url = f"sqlite:///{tmp_path / 'hsm.db'}"
+    store = HsmStore.open(url)
+    store.put_keys((lifecycle.adopted(WRAPPING, WRAPPING, NOW),))
+    store.add_request(bytes(16), b"request")
+    store.close()
+    command = [sys.executable, "-c", RECORDED, url, what]
+    done = subprocess.run(command, env={**os.environ, "MOOR_KILL_AT": step}, timeout=60, check=False)
+    assert done.returncode == -9
+    store = HsmStore.open(url)
+    if what == "keys":
+        assert {row.label: row.state for row in store.key_rows()} == {"wrapping": "active", "wrapping@2": "pre-active"}
+    elif what == "approval":
+        assert [name for name, _, _ in store.approvals(bytes(16))] == ["ada"]
+    else:
+        with pytest.raises(Conflict):
+            store.use_request(bytes(16), NOW)
+    store.close()

@@ -42,6 +42,7 @@ def share(
 @app.command()
 def create(
     directory: Token,
+    identity: Identity,
     shares: Shares,
     output: Annotated[Path, typer.Option(help="The backup; a new file.")],
     *,
@@ -53,7 +54,9 @@ def create(
     from moorline.hsm.token.softhsm import location_in
 
     with render.progress("wrapping keys in the token"):
-        made = backup.create(location_in(directory), _shares(shares), output, now=SystemClock().now())
+        made = backup.create(
+            location_in(directory), _shares(shares), output, now=SystemClock().now(), identity=_identity(identity)
+        )
     render.facts(
         {
             "written": str(output),

@@ -46,11 +46,11 @@ def rotate(
         raise typer.BadParameter("say where the request goes: --output DIR")
     if role == "issuing-ca" and issuing_ca is None:
         raise typer.BadParameter("name the new issuing CA: --issuing-ca ID")
+    before = None if output is None else hsm_request.read(broker / hsm_request.FILE)  # before anything is made
     answer: Any = acting.at_broker(broker, lambda client: client.post_json("/v1/hsm/keys/rotate", {"role": role}))
-    if output is None:
+    if output is None or before is None:
         render.facts(_dated(answer), as_json=as_json, then="moor hsm key rewrap, then retire the old one")
         return
-    before = hsm_request.read(broker / hsm_request.FILE)
     changed = (
         replace(before, issuing_ca=issuing_ca or before.issuing_ca, issuing_ca_key=answer["public_key"])
         if role == "issuing-ca"

@@ -38,6 +38,7 @@ from moorline.errors import Malformed, Misconfigured, NotAuthentic
 from moorline.hsm import custody
 from moorline.hsm.custody import Circle, Locked, Share
 from moorline.hsm.keys import HSM_IDENTITY, KEM, TokenEcKey, point_key
+from moorline.hsm.launch_keys import COUNTER
 from moorline.hsm.token import LocalToken, TokenLocation, initialise_softhsm, open_token
 from moorline.hsm.token.officer import Wrapping, trusted_wrapping
 from moorline.hsm.token.port import KeyFacts
@@ -93,6 +94,7 @@ def create(
     output: Path,
     *,
     now: Instant,
+    identity: keys.PublicKey | None = None,
     random: Callable[[int], bytes] = os.urandom,
 ) -> Backup:
     """A backup of a token that nobody has open, in a new file. Raises `backup.*`, `custody.*`, `token.*`."""
@@ -108,6 +110,7 @@ def create(
         )
         points = {f.label: token.ec_point(f.label) for f in facts if f.kind == "private" and f.trust_needed}
     wanted = [each for each in facts if each.kind in ("private", "secret") and each.trust_needed]
+    label = _identity_label(points, identity)
     secret = random(_KEY_BYTES)
     with trusted_wrapping(location, pin, secret) as wrapping:
         wrapped = tuple(_wrapped(wrapping, each, points) for each in wanted)
@@ -123,7 +126,7 @@ def create(
         key=custody.lock(secret, kept.circle, purpose=KEY_PURPOSE, random=random),
     )
     with open_token(location) as token:
-        signed = cose.sign(PURPOSE, schema.encode(made), keys.KeySigner(TokenEcKey(token, HSM_IDENTITY)))
+        signed = cose.sign(PURPOSE, schema.encode(made), keys.KeySigner(TokenEcKey(token, label)))
     write_whole(output, signed)
     reached("hsm.backup.written")
     return made
@@ -138,13 +141,9 @@ def verify(data: bytes, identity: keys.PublicKey) -> Backup:
     found = schema.decode(Backup, payload, max_bytes=FILE_CAP)
     custody.require_whole(found.key)
     labels = [each.label for each in found.keys]
-    stated = {each.label: each for each in found.keys}
-    if len(set(labels)) != len(labels) or HSM_IDENTITY not in stated:
-        raise Malformed(
-            "backup.contents", "a backup has each key once, and the HSM identity among them", got=", ".join(labels)
-        )
-    if not same(keys.public_bytes(point_key(stated[HSM_IDENTITY].point)), keys.public_bytes(identity)):
-        raise NotAuthentic("backup.other_identity", "the identity inside is not the one that signed")
+    if len(set(labels)) != len(labels):
+        raise Malformed("backup.contents", "a backup has each key once", got=", ".join(labels))
+    _identity_label({each.label: each.point for each in found.keys if each.kind == "private"}, identity)
     return found
 
 
@@ -178,8 +177,9 @@ def restore(
     reached("hsm.restore.keys")
     with open_token(location) as token:
         _prove(token, found)
-        for counter in found.counters:
-            token.set_counter(counter.label, (counter.value // COUNTER_STRIDE + 1) * COUNTER_STRIDE)
+        # The state counter also where it had not begun: it may have, after the backup.
+        for label, value in {COUNTER: 0, **{each.label: each.value for each in found.counters}}.items():
+            token.set_counter(label, (value // COUNTER_STRIDE + 1) * COUNTER_STRIDE)
     (unfinished / "softhsm2.conf").write_text(configuration_text(directory / "tokens"))
     reached("hsm.restore.proven")
     unfinished.rename(directory)
@@ -228,6 +228,26 @@ def write_whole(path: Path, data: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _identity_label(points: dict[str, bytes], identity: keys.PublicKey | None) -> str:
+    """The identity key that signs: of these public points the one that is `identity`, or the one of the set-up."""
+    for label, point in points.items():
+        if label.split("@")[0] != HSM_IDENTITY:
+            continue
+        if label == HSM_IDENTITY if identity is None else same(_spki(point), keys.public_bytes(identity)):
+            return label
+    raise NotAuthentic(
+        "backup.other_identity",
+        "the HSM identity that signs a backup must be among its keys",
+        expected=HSM_IDENTITY,
+        got=", ".join(points),
+        remedy="name the certificate of this HSM's identity",
+    )
+
+
+def _spki(point: bytes) -> bytes:
+    return keys.public_bytes(point_key(point))
 
 
 def _wrapped(wrapping: Wrapping, facts: KeyFacts, points: dict[str, bytes]) -> WrappedKey:
