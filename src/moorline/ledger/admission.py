@@ -178,6 +178,13 @@ def _free_domain(draft: Draft, trust_domain: str) -> None:
         nfv.parse_domain(trust_domain, "trust domain")
     except MoorlineError as error:
         raise Malformed("ledger.name_malformed", error.says, got=trust_domain) from None
+    labels = trust_domain.split(".")
+    if labels[-1].isdigit() or any(label[2:4] == "--" for label in labels):
+        raise Malformed(
+            "ledger.name_malformed",
+            "a trust domain is no address and has no encoded label, which would look like another name (RFC 5890)",
+            got=trust_domain,
+        )
     taken = [
         domain
         for domain in (trust_domain, *records.parent_domains(trust_domain))
@@ -233,9 +240,7 @@ def _authority(draft: Draft, action: AdmitAuthority | RotateAuthorityKey, *, kep
     roots = draft.read(RootsRecord, records.ROOTS_KEY)
     issuance.authority(action.certificate, () if roots is None else roots.roots, draft.block.at)
     _transaction_key(action.transaction_key)
-    host, _, port = action.address.rpartition(":")
-    if not host or not port.isdigit() or not port.isascii():
-        raise Malformed("ledger.address_malformed", "an authority's address is host:port", got=action.address)
+    records.parse_address(action.address, "an authority's address")
     for position, spki in enumerate(
         issuance.authority_spkis(action.certificate, action.transaction_key, action.checkpoint_key)
     ):

@@ -12,7 +12,9 @@ from collections.abc import Iterable
 from typing import Final
 
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
 
 from moorline.clock import Instant, rendered, to_datetime
 from moorline.errors import Malformed, NotAuthentic
@@ -21,6 +23,24 @@ from moorline.wire import certificates, keys
 
 _EXCLUDED: Final = frozenset(
     {x509.IPAddress(ipaddress.ip_network("0.0.0.0/0")), x509.IPAddress(ipaddress.ip_network("::/0"))}
+)
+
+
+_SIGNATURES: Final = frozenset(
+    {
+        SignatureAlgorithmOID.ECDSA_WITH_SHA256,
+        SignatureAlgorithmOID.ECDSA_WITH_SHA384,
+        SignatureAlgorithmOID.ED25519,
+    }
+)
+_SERIAL_LIMIT: Final = 1 << 159
+_UNDERSTOOD: Final = frozenset(
+    {
+        ExtensionOID.BASIC_CONSTRAINTS,
+        ExtensionOID.KEY_USAGE,
+        ExtensionOID.NAME_CONSTRAINTS,
+        ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
+    }
 )
 
 
@@ -60,6 +80,12 @@ def hsm(der: bytes, *, trust_domain: str, hsm_id: str, provider_cas: Iterable[by
         raise Malformed("ledger.certificate_name", "the HSM certificate has no SPIFFE ID", got=error.code) from None
     if found != expected:
         raise Malformed("ledger.certificate_name", "the HSM certificate is another's", expected=expected, got=found)
+    names = list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    if names != [x509.UniformResourceIdentifier(str(expected)), x509.DNSName(certificates.dns_name(expected))]:
+        raise Malformed(
+            "ledger.certificate_name",
+            "an HSM certificate names its SPIFFE ID, the DNS name that goes with it, and nothing else",
+        )
     try:
         certificate.extensions.get_extension_for_class(x509.SubjectInformationAccess)
     except x509.ExtensionNotFound:
@@ -74,7 +100,31 @@ def parse(der: bytes) -> x509.Certificate:
         public_key(certificate)
     except Malformed as error:
         raise Malformed("ledger.certificate_malformed", "a certificate cannot be used", got=error.code) from None
+    if certificate.version is not x509.Version.v3 or certificate.public_bytes(serialization.Encoding.DER) != der:
+        raise Malformed("ledger.certificate_malformed", "a certificate is version 3 in its one DER encoding")
     return certificate
+
+
+def _strict(certificate: x509.Certificate) -> None:
+    """What no certificate of ours has, whoever issued it: old hashes, odd serial numbers, extensions nobody understands."""
+    if certificate.signature_algorithm_oid not in _SIGNATURES:
+        raise Malformed(
+            "ledger.certificate_algorithm",
+            "a certificate is signed in a way that is not used here",
+            expected="ECDSA with SHA-256 or SHA-384, or Ed25519",
+            got=certificate.signature_algorithm_oid.dotted_string,
+        )
+    if not 0 < certificate.serial_number < _SERIAL_LIMIT:
+        raise Malformed(
+            "ledger.certificate_serial",
+            "a serial number is positive and has at most 20 octets (RFC 5280 4.1.2.2)",
+            got=certificate.serial_number.bit_length(),
+        )
+    strange = [one.oid.dotted_string for one in certificate.extensions if one.critical and one.oid not in _UNDERSTOOD]
+    if strange:
+        raise Malformed(
+            "ledger.certificate_extension", "a critical extension is not understood here", got=", ".join(strange)
+        )
 
 
 def spki(der: bytes) -> bytes:
@@ -102,6 +152,7 @@ def public_key(certificate: x509.Certificate) -> keys.PublicKey:
 
 def _ca(der: bytes, issuers: Iterable[bytes], at: Instant, *, path_length: int) -> x509.Certificate:
     certificate = parse(der)
+    _strict(certificate)
     _usable(certificate, at, path_length)
     for issuer_der in issuers:
         issuer = parse(issuer_der)

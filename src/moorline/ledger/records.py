@@ -32,6 +32,9 @@ CONSORTIUM: Final = "consortium"
 Der = Annotated[bytes, Size(at_most=20 * 1024)]
 Spki = Annotated[bytes, Size(at_most=256)]
 Text = Annotated[str, Size(at_most=256)]
+_ADDRESS: Final = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})")
+_PATH: Final = re.compile(r"[A-Za-z0-9._~/-]*")
+_WORDS: Final = re.compile(r"[ -~]*")
 _ID: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,126}[a-z0-9])?")
 
 
@@ -290,6 +293,30 @@ def parse_name(text: str, what: str) -> str:
         return nfv.parse_name(text, what)
     except Malformed as error:
         raise Malformed("ledger.name_malformed", error.says, expected=error.expected, got=text) from None
+
+
+def parse_address(text: str, what: str) -> str:
+    """`text` if it is host:port, or [IPv6]:port, in ASCII; raises Malformed("ledger.address_malformed")."""
+    found = _ADDRESS.fullmatch(text)
+    if found is None or not 0 < int(found.group("port")) < 1 << 16:
+        raise Malformed("ledger.address_malformed", f"{what} is host:port", got=text)
+    return text
+
+
+def parse_url(text: str, what: str) -> str:
+    """`text` if it is https://host:port/path without user or query; raises Malformed("ledger.address_malformed")."""
+    address, slash, path = text.removeprefix("https://").partition("/")
+    if not text.startswith("https://") or (slash and _PATH.fullmatch(path) is None):
+        raise Malformed("ledger.address_malformed", f"{what} is https://host:port/path", got=text)
+    parse_address(address, what)
+    return text
+
+
+def parse_words(text: str, what: str) -> str:
+    """`text` if it is printable ASCII, so that it is what it looks like; raises Malformed("ledger.text_malformed")."""
+    if _WORDS.fullmatch(text) is None:
+        raise Malformed("ledger.text_malformed", f"{what} is printable ASCII", got=ascii(text))
+    return text
 
 
 # Keys ------------------------------------------------------------------------------------------------------------------

@@ -125,11 +125,8 @@ def _hsm(
         at=at,
     )
     _public_key(body.signing_public)
-    host, _, port = body.address.rpartition(":")
-    if not host or not port.isdigit():
-        raise Malformed("ledger.address_malformed", "an HSM's address is host:port", got=body.address)
-    if not body.est_url.startswith("https://"):
-        raise Malformed("ledger.address_malformed", "an enrolment URL is https", got=body.est_url)
+    records.parse_address(body.address, "an HSM's address")
+    records.parse_url(body.est_url, "an enrolment URL")
     if not body.kem_public:
         raise Malformed("ledger.field_empty", "the KEM key is missing")
     # The certificate's key and the signing key may be one; neither may be a key that any record gave up.
@@ -180,6 +177,7 @@ def _update_service(draft: Draft, provider: ProviderRecord, body: tx.UpdateServi
 
 
 def _service(draft: Draft, provider: ProviderRecord, body: tx.RegisterService | tx.UpdateService) -> ServiceRecord:
+    records.parse_words(body.use_case, "a use case")
     most = draft.limit("service_packages")
     listed = len(body.packages)
     if listed > most:
@@ -212,6 +210,8 @@ def _register_platform(draft: Draft, provider: ProviderRecord, body: tx.Register
             expected="genesis with simulated_allowed",
             remedy="register real hardware, or use a test ledger",
         )
+    records.parse_words(body.product, "a product line")
+    records.parse_words(body.location, "a location")
     record = PlatformRecord(
         provider=provider.name,
         id=body.id,
@@ -244,6 +244,7 @@ def _revoke_platform(draft: Draft, provider: ProviderRecord, body: tx.RevokePlat
 
 def _register_reference_values(draft: Draft, provider: ProviderRecord, body: tx.RegisterReferenceValues) -> None:
     key = records.reference_values_key(provider.name, records.parse_name(body.id, "reference values"))
+    records.parse_words(body.kind, "a kind of evidence")
     record = ReferenceValuesRecord(
         provider=provider.name, id=body.id, status=Status.ACTIVE, kind=body.kind, digest=body.digest
     )
