@@ -48,6 +48,15 @@ class World:
     def __init__(self, directory):
         self.count = itertools.count()
         self.consortium = made = consortium_at(directory)
+        self.history = []  # (block time, transaction) of every block so far
+        apply_block = made.block
+
+        def recorded(*batch):
+            outcomes = apply_block(*batch)
+            self.history += [(made.state.time_ms, one) for one in batch]
+            return outcomes
+
+        made.block = recorded
         self.senders = {}
         for name in NAMES:
             self.add(name, SenderKind.AUTHORITY, name, made.authorities[name].signer())

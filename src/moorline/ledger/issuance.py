@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 from cryptography import x509
@@ -93,6 +94,7 @@ def hsm(der: bytes, *, trust_domain: str, hsm_id: str, provider_cas: Iterable[by
     return certificate
 
 
+@lru_cache(maxsize=512)  # bounded, by 20 KiB each; the same few issuers are looked at again and again
 def parse(der: bytes) -> x509.Certificate:
     """As wire.certificates, with the ledger's code."""
     try:
@@ -127,6 +129,7 @@ def _strict(certificate: x509.Certificate) -> None:
         )
 
 
+@lru_cache(maxsize=512)  # as `parse`
 def spki(der: bytes) -> bytes:
     """SubjectPublicKeyInfo of a certificate's key, DER. Raises as `parse`."""
     return keys.public_bytes(public_key(parse(der)))
