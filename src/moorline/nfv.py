@@ -52,6 +52,9 @@ class Role(StrEnum):
     AUTHORITY = "authority"
 
 
+_ROLES: Final = {role.value: role for role in Role}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpiffeId:
     """`spiffe://<trust domain>/<role>/<segment>[/<segment>]`. Parsing is exact: no query, no port, no empty segment."""
@@ -68,10 +71,10 @@ class SpiffeId:
         """Raises Malformed("spiffe.malformed") unless `uri` is exactly one of our identities."""
         prefix, separator, rest = uri.partition("://")
         parts = rest.split("/")
-        roles = {role.value: role for role in Role}
-        if prefix != "spiffe" or not separator or len(parts) not in (3, 4) or parts[1] not in roles:
+        role = _ROLES.get(parts[1]) if len(parts) in (3, 4) else None
+        if prefix != "spiffe" or not separator or role is None:
             raise Malformed("spiffe.malformed", "not a SPIFFE ID of this system", got=uri)
         parse_domain(parts[0], "trust domain")
         for segment in parts[2:]:
             parse_name(segment, "SPIFFE path segment")
-        return cls(trust_domain=parts[0], role=roles[parts[1]], segments=tuple(parts[2:]))
+        return cls(trust_domain=parts[0], role=role, segments=tuple(parts[2:]))

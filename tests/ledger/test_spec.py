@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from moorline.clock import Instant
-from moorline.ledger import blocks, checkpoint, genesis, proof, records, transactions, tree
+from moorline.hsm.authorisation import require_engine_takes
+from moorline.ledger import blocks, checkpoint, genesis, proof, records, state, transactions, tree
 from moorline.ledger.engines.node import Committed
 from moorline.ledger.light_client import LedgerTrust, verify_bundle
+from moorline.ledger.parameters import PARAMETERS
+from moorline.policy import conditions
 from moorline.wire import schema
 
 SPEC = Path(__file__).parents[2] / "docs" / "spec"
@@ -67,6 +70,51 @@ def test_every_body_and_its_codes_are_on_the_page():
     text = page("ledger-transactions.md")
     names = (*transactions.ACTIONS, *transactions.AUTHORITY_BODIES, *transactions.PROVIDER_BODIES)
     assert [name for name in names if f"`{name}" not in text] == []
+
+
+def test_one_transaction_of_every_kind_does_what_the_page_says():
+    """verifies that: the history executes from its genesis, and after it each kind writes and tells what its row says."""
+    found = json.loads((SPEC / "examples" / "ledger-transactions.json").read_text("utf-8"))
+    after = state.initial(genesis.parse(bytes.fromhex(found["genesis"])))
+    for one in found["history"]:
+        done = state.execute(after, [bytes.fromhex(one["transaction"])], time_ms=one["time_ms"])
+        assert isinstance(done.outcomes[0], state.Applied)
+        after = done.state
+    assert after.root.hex() == found["state_root"]
+    text, kinds = page("ledger-transactions.md"), set()
+    for case in found["cases"]:
+        data = bytes.fromhex(case["transaction"])
+        done = state.execute(after, [data], time_ms=found["time_ms"])
+        (outcome,) = done.outcomes
+        assert isinstance(outcome, state.Applied), case["kind"]
+        assert sorted(outcome.writes) == case["writes"]
+        assert [event.kind for event in outcome.events] == case["events"]
+        assert done.state.root.hex() == case["state_root"]
+        body = transactions.parse(data).body
+        kinds.add(body.kind if isinstance(body, transactions.Propose) else type(body).__name__)
+        assert f"| `{case['kind']}` | {case['sender']} | " in text
+    assert kinds == {*transactions.ACTIONS, "Approve", *transactions.PROVIDER_BODIES}
+
+
+def test_the_parameters_on_the_page_are_those_there_are():
+    rows = re.findall(
+        r"^\| `(\w+)` \| (\d+) to (\d+) \| (\d+|as the genesis says) \|", page("ledger-transactions.md"), re.MULTILINE
+    )
+    assert {name: (int(low), int(high)) for name, low, high, _ in rows} == {
+        name: (one.low, one.high) for name, one in PARAMETERS.items()
+    }
+    assert {name: int(initial) for name, _, _, initial in rows if initial.isdigit()} == {
+        name: one.initial for name, one in PARAMETERS.items() if name != "max_age_s"
+    }
+
+
+def test_the_conditions_on_their_page_are_taken_and_complete():
+    text = page("contract-conditions.md")
+    (example,) = re.findall(r"^```cedar\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert [one.id for one in conditions.require_valid(example, max_bytes=4096)] == ["office-hours", "no-test-devices"]
+    require_engine_takes(example)
+    for names in conditions.ATTRIBUTES.values():
+        assert [name for name in names if f"`{name}`" not in text] == []
 
 
 def test_the_bundle_verifies_and_proves_what_its_page_says(trust):

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "walkthrough.md"
-BLOCKS = re.findall(r"^```(sh|text)\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+DOCS = Path(__file__).parents[2] / "docs"
 pytestmark = [pytest.mark.story, pytest.mark.timeout(600)]
 
 
@@ -67,8 +66,9 @@ def reader():
     shutil.rmtree(directory)
 
 
-def test_every_block_of_the_page_does_what_the_page_says(reader):
-    text = with_free_ports(PAGE.read_text("utf-8"))
+@pytest.mark.parametrize("page", ["walkthrough.md", "walkthrough-consortium.md"])
+def test_every_block_of_the_page_does_what_the_page_says(reader, page):
+    text = with_free_ports((DOCS / page).read_text("utf-8"))
     blocks = re.findall(r"^```(sh|text)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MOOR")}
     environment = {**clean, "PATH": f"{reader / 'bin'}:{os.environ['PATH']}", "COLUMNS": "200"}
