@@ -302,7 +302,8 @@ def _line(row: compare.Row) -> str:
     mark = "skip" if row.got == "skipped" else "ok  " if row.match else "FAIL"
     got = row.reason if row.got == "skipped" else row.got
     line = f"{mark} {row.family + '/' + row.case:<52} expected {row.expected:<10} got {got:<10} {row.code or ''}"
-    return line.rstrip() if row.match or row.got == "skipped" else f"{line.rstrip()}\n     {row.reason}"
+    shown = line.rstrip() if row.match or row.got == "skipped" else f"{line.rstrip()}\n     {row.reason}"
+    return shown.encode("utf-8", "backslashreplace").decode("utf-8")  # names of files are bytes, and need not be text
 
 
 def _summary(totals: dict[str, object]) -> str:

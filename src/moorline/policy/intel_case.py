@@ -191,7 +191,7 @@ def _facts(verified: Verified[SgxClaims] | Verified[TdxClaims]) -> dict[str, str
 
 def _collateral(inputs: Mapping[str, object]) -> Collateral:
     value = inputs.get("collateral")
-    if value not in set(Collateral):
+    if not isinstance(value, str) or value not in set(Collateral):
         raise Misconfigured("case.inputs", "no such demand on collateral", expected=", ".join(Collateral), got=value)
     return Collateral(str(value))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -87,11 +87,15 @@ class Case:
             raise Malformed("case.file", "a case names only files of its own folder", got=file)
         path = self.folder / file
         try:
+            if not path.is_file():  # neither a folder nor a pipe, which would never end
+                raise Malformed("case.file", "the case names a file that is not there", got=file)
             if path.stat().st_size > _MAX_FILE:
                 raise Malformed("case.file", "a file of the case is too large", got=file)
             return path.read_bytes()
         except OSError as error:
             raise Malformed("case.file", "a file of the case cannot be read", got=f"{file}: {error.strerror}") from None
+        except ValueError:  # a zero byte, or half a surrogate
+            raise Malformed("case.file", "a case names a file that cannot exist", got=ascii(file)) from None
 
     def all_of(self, hint: str) -> list[bytes]:
         """Every evidence file of a kind, in order."""
@@ -136,17 +140,22 @@ class Case:
 def read_case(folder: Path) -> Case:
     """The case in `folder`; its family is the folder above. Raises only Malformed("case.*")."""
     try:
-        raw = (folder / "case.json").read_bytes()
-        document = json.loads(raw)
+        path = folder / "case.json"
+        if path.stat().st_size > _MAX_FILE:
+            raise Malformed("case.undecodable", "case.json is too large", expected=f"<= {_MAX_FILE} bytes")
+        document = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise Malformed("case.undecodable", "case.json cannot be read", got=type(error).__name__) from None
     if not isinstance(document, dict) or set(document) != _KEYS:
         raise Malformed("case.keys", "case.json has other keys than format 1", expected=", ".join(sorted(_KEYS)))
-    if document["format"] != FORMAT or document["kind"] not in KINDS or document["mode"] not in ("authentic", "policy"):
+    known = (document["kind"] in (*KINDS,), document["mode"] in ("authentic", "policy"), document["format"] is not True)
+    if document["format"] != FORMAT or not all(known):
         raise Malformed("case.format", "an unknown format, kind or mode", got=f"{document['format']} {document['kind']}")
+    if document["kind"] in RUNNABLE and not document["evidence"]:
+        raise Malformed("case.entries", "a case about evidence names none", expected="one file at least")
     return Case(
-        family=folder.parent.name,
-        name=folder.name,
+        family=folder.absolute().parent.name,
+        name=folder.absolute().name,
         folder=folder,
         kind=document["kind"],
         mode=document["mode"],
@@ -155,9 +164,9 @@ def read_case(folder: Path) -> Case:
         endorsements=_entries(document["endorsements"]),
         reference=_entries(document["reference"]),
         inputs=_object(document["inputs"]),
-        policy=_object(document["policy"]),
+        policy=_policy(_object(document["policy"]), str(document["mode"])),
         expected=_expected(document),
-        per_file=_per_file(document["per_file"]),
+        per_file=_per_file(document),
         facts=_object(document["facts"]),
     )
 
@@ -170,7 +179,7 @@ def _instant(value: object) -> Instant | None:
         if moment.tzinfo is None:
             raise ValueError
         return Instant(int(moment.timestamp()))
-    except ValueError:
+    except (ValueError, OverflowError):
         raise Malformed("case.at", "the time of appraisal is not RFC 3339 in UTC", got=value) from None
 
 
@@ -191,14 +200,63 @@ def _object(value: object) -> dict[str, object]:
     return value
 
 
+def _policy(policy: dict[str, object], mode: str) -> dict[str, object]:
+    """The demands, each of its type: a demand that cannot be read must not look like one that was not made."""
+    if policy and mode != "policy":
+        raise Malformed("case.policy", "only a case of mode policy makes demands", got=sorted(policy))
+    for name, value in policy.items():
+        if not _DEMANDS.get(name, _any)(value):
+            raise Malformed("case.policy", "a demand has the wrong type", got=name)
+    return policy
+
+
+def _any(_: object) -> bool:
+    return True  # the family says that it does not know the demand
+
+
+def _hex_by_name(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) and _is_hex(text) for text in value.values())
+
+
+def _is_hex(text: str) -> bool:
+    try:
+        return bytes.fromhex(text).hex() == text.lower()
+    except ValueError:
+        return False
+
+
+def _numbers(value: object) -> bool:
+    names = {"bl", "tee", "snp", "ucode", "fmc"}
+    return isinstance(value, dict) and set(value) <= names and all(type(one) is int for one in value.values())
+
+
+_DEMANDS: Final[Mapping[str, Callable[[object], bool]]] = {
+    "allow_debug": lambda value: isinstance(value, bool),
+    "accept_tcb": lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value),
+    "min_tcb": _numbers,
+    "measurements": _hex_by_name,
+    "ima_cover": lambda value: isinstance(value, str),
+}
+
+
 def _expected(document: Mapping[str, object]) -> Expected:
     outcome, code_class = document["expect"], document["code_class"]
-    if outcome not in OUTCOMES or (code_class is None) != (outcome == "accept"):
+    if outcome not in (*OUTCOMES,) or (code_class is None) != (outcome == "accept"):
         raise Malformed("case.expect", "expect and code_class do not fit together", got=f"{outcome} {code_class}")
     return Expected(outcome=str(outcome), code_class=None if code_class is None else str(code_class))
 
 
-def _per_file(value: object) -> dict[str, Expected] | None:
-    if value is None:
+def _per_file(document: Mapping[str, object]) -> dict[str, Expected] | None:
+    """What is expected of each file. Every file has an expectation, and every expectation its file: none goes unseen."""
+    if document["per_file"] is None:
         return None
-    return {file: _expected(_object(expected)) for file, expected in _object(value).items()}
+    found: dict[str, Expected] = {}
+    for file, value in _object(document["per_file"]).items():
+        expected = _object(value)
+        if set(expected) != {"expect", "code_class"}:
+            raise Malformed("case.per_file", "a file's expectation has other keys", expected="expect, code_class", got=file)
+        found[file] = _expected(expected)
+    listed = {entry.file for entry in _entries(document["evidence"])}
+    if set(found) != listed and document["kind"] in RUNNABLE:
+        raise Malformed("case.per_file", "per_file names other files than evidence", got=sorted(set(found) ^ listed))
+    return found

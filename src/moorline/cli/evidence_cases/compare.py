@@ -68,17 +68,25 @@ def run_folders(folders: list[Path], family_of: Callable[[Case], Family | None])
         try:
             case = read_case(folder)
         except Malformed as error:
-            yield Row(
-                family=folder.parent.name,
-                case=folder.name,
-                expected="unreadable",
-                got="undecided",
-                code=error.code,
-                reason=str(error),
-                match=False,
-            )
+            where = folder.absolute()
+            yield _unreadable(where.parent.name, where.name, error)
             continue
-        yield from _rows(case, family_of(case))
+        try:
+            yield from _rows(case, family_of(case))
+        except Malformed as error:  # a part of the case that is read only when it is needed, such as its alternates
+            yield _unreadable(case.family, case.name, error)
+
+
+def _unreadable(family: str, name: str, error: Malformed) -> Row:
+    return Row(
+        family=family,
+        case=name,
+        expected="unreadable",
+        got="undecided",
+        code=error.code,
+        reason=str(error),
+        match=False,
+    )
 
 
 def totals(rows: list[Row]) -> dict[str, object]:
@@ -152,13 +160,8 @@ def _run(case: Case, family: Family) -> _Result:
     facts: Facts = {}
     try:
         findings = family(case, facts)
-    except Malformed as error:
-        # What is refused for what it means, not for its form, is a refusal, whichever error says so.
-        return _raised(error, "malformed" if classes.class_of_error(error) == "structure" else "refuse", facts)
-    except (NotAuthentic, Refused) as error:
-        return _raised(error, "refuse", facts)
     except MoorlineError as error:
-        return _raised(error, "undecided", facts)
+        return _raised(error, _outcome(error), facts)
     except (
         Exception
     ) as error:  # the top of the runner: a defect of ours must neither stop the others nor look like a refusal
@@ -181,6 +184,15 @@ def _run(case: Case, family: Family) -> _Result:
         says=refusals[0].says,
         facts=facts,
     )
+
+
+def _outcome(error: MoorlineError) -> str:
+    if isinstance(error, NotAuthentic | Refused):
+        return "refuse"
+    if not isinstance(error, Malformed) or (error.code.startswith("case.") and classes.class_of(error.code) is None):
+        return "undecided"  # where the case itself is wrong, nothing is known about the evidence
+    # What is refused for what it means, not for its form, is a refusal, whichever error says so.
+    return "malformed" if classes.class_of_error(error) == "structure" else "refuse"
 
 
 def _raised(error: MoorlineError, got: str, facts: Facts) -> _Result:

@@ -26,9 +26,9 @@ _MODULES: Final = frozenset(FAMILIES.values())
 
 
 def family_of(case: Case) -> Family | None:
-    """What runs a case: by its family's name, else by the first of its hints that some family knows; None if none does."""
-    names = [FAMILIES[case.family]] if case.family in FAMILIES else sorted(_MODULES)
-    for name in names:
+    """What runs a case: its own family if that knows all of its hints, else another that does; None if none does."""
+    own = FAMILIES.get(case.family)
+    for name in sorted(_MODULES, key=lambda name: (name != own, name)):
         module = importlib.import_module(f"{__name__}.{name}")
         if all(entry.hint in module.HINTS for entry in case.evidence) and case.evidence:
             run: Family = module.run
