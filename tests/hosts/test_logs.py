@@ -141,6 +141,10 @@ def test_unextended_events_are_not_replayed():
     good = firmware.boot_events(firmware.GOOD)
     noise = log.Event(4, log.EV_NO_ACTION, {ALG_SHA256: b"\x55" * 32}, b"noise")
     assert boot_of([*good, noise]).replayed == boot_of(good).replayed
+    loud = log.Event(4, log.EV_EFI_ACTION, noise.digests, noise.data)
+    parsed, quoted = log.parse_event_log(firmware.serialize_log([*good, loud])), boot_of(good).replayed
+    with pytest.raises(NotAuthentic, match="eventlog.replay_mismatch"):
+        verify_boot(parsed, bank=ALG_SHA256, quoted=quoted, pcrs=tuple(quoted))
 
 
 GOOD_LOG = firmware.serialize_log(firmware.boot_events(firmware.GOOD))
@@ -156,6 +160,20 @@ def test_any_bytes_are_a_boot_log_or_malformed(data):
             log.parse_event_log(prefix + data)
         except Malformed:
             continue
+
+
+def test_a_log_beyond_its_caps_or_cut_is_refused_by_its_own_rule():
+    events = firmware.boot_events(firmware.GOOD)
+    small = log.Event(0, log.EV_ACTION, {ALG_SHA256: bytes(32)}, b"")
+    many = firmware.serialize_log([*events, *[small] * log.MAX_EVENTS])
+    for data, code in (
+        (GOOD_LOG + bytes(log.MAX_LOG), "eventlog.too_large"),
+        (many, "eventlog.too_many_events"),
+        (GOOD_LOG[:-1], "eventlog.truncated"),
+    ):
+        with pytest.raises(Malformed) as refused:
+            log.parse_event_log(data)
+        assert refused.value.code == code
 
 
 @settings(max_examples=150, deadline=None)
@@ -215,6 +233,14 @@ def test_an_ima_list_is_read_on_from_where_the_verifier_stopped():
     assert rest.entries[-1].violation
     same = ima.verify_ima(rest.state, b"", bank=ALG_SHA256, quoted=pcr10(LIST))
     assert same.entries == ()
+    for before, data, quoted in (
+        (ima.initial(ALG_SHA256), b"".join(lines[2:]), pcr10(LIST)),  # from zero, in the middle of a boot
+        (first.state, LIST, pcr10(LIST)),  # from the beginning, where two were read already
+        (rest.state, b"", pcr10(b"".join(lines[:2]))),  # a quote of earlier: the list went back
+        (first.state, b"".join(lines[2:4]), pcr10(LIST)),  # the quote is ahead of the list
+    ):
+        with pytest.raises(NotAuthentic, match="ima.replay_mismatch"):
+            ima.verify_ima(before, data, bank=ALG_SHA256, quoted=quoted)
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,17 @@ def appraise(seen=None, policy=None, **changes):
     )
 
 
+LEFT_OUT = {
+    **{name: f"host.{name}_not_measured" for name in ("firmware", "configuration", "bootloader", "kernel", "initrd")},
+    "command_line": "host.command_line_not_measured",
+    "other": "host.boot_event_not_in_reference_values",
+    "secure_boot": "host.secure_boot_off",
+    "boot_anomalies": "host.boot_log_anomaly",
+    "unlisted_files": "host.file_not_in_reference_values",
+    "ima_violations": "host.ima_violation",
+    "clock_safe": "host.clock_unsafe",
+    "location": "host.location_not_registered",
+}
 FIELDS = [field.name for field in dataclasses.fields(host.HostPolicy)]
 
 
@@ -87,7 +98,8 @@ def test_a_field_left_out_of_the_policy_refuses(field):
     policy = dataclasses.replace(host.strict_policy(REFERENCE, not_required={}), **{field: None})
     result = appraise(policy=policy)
     assert result.status is Tier.CONTRAINDICATED
-    assert sum(finding.outcome is Outcome.NOT_MET for finding in result.findings) == 1
+    (refused,) = [finding for finding in result.findings if finding.outcome is Outcome.NOT_MET]
+    assert refused.code == LEFT_OUT[field]
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -186,6 +198,10 @@ def test_files_are_judged_by_path_and_digest_and_the_aggregate_by_the_boot():
     standing = host.appraise_files(host.NO_FILES, entries, reference=REFERENCE, aggregate=aggregate)
     assert (standing.entries, standing.unlisted, standing.violations) == (6, 3, 1)
     assert [one.path for one in standing.first_unlisted] == ["/elsewhere", path, "boot_aggregate"]
+    judged = appraise(files=dataclasses.replace(standing, violations=0))
+    assert judged.first_refusal().code == "host.file_not_in_reference_values"
+    first = host.appraise_files(host.NO_FILES, entries[4:5], reference=REFERENCE, aggregate=aggregate)
+    assert appraise(files=first).first_refusal().code == "host.file_not_in_reference_values"
     many = host.appraise_files(standing, [entries[2]] * 100, reference=REFERENCE, aggregate=aggregate)
     assert (many.unlisted, len(many.first_unlisted)) == (103, host.UNLISTED_KEPT)
 
@@ -313,3 +329,13 @@ def test_any_text_is_refused_with_a_typed_error(text):
 def test_not_required_needs_a_reason():
     with pytest.raises(MoorlineError):
         NotRequired(" ")
+
+
+def test_an_event_of_no_known_kind_has_to_be_in_the_reference_values():
+    """verifies that: what a log calls a measurement is no way around its digest being asked for"""
+    seen = facts()
+    stranger = dataclasses.replace(
+        seen.boot.measured[0], component=Component.OTHER, digest=b"x" * 32, description=b"harmless"
+    )
+    boot = dataclasses.replace(seen.boot, measured=(*seen.boot.measured, stranger))
+    assert appraise(boot=boot).first_refusal().code == "host.boot_event_not_in_reference_values"
