@@ -98,7 +98,9 @@ class Maker:
         )
 
 
-def certificate(name, public, issuer, signer, *, ca, usage=None, named=False, ended=False, early=False, critical=None):
+def certificate(
+    name, public, issuer, signer, *, ca, usage=None, named=False, ended=False, early=False, critical=None, digest=None
+):
     start = AT + timedelta(days=1 if early else -20)
     builder = (
         x509.CertificateBuilder()
@@ -118,7 +120,7 @@ def certificate(name, public, issuer, signer, *, ca, usage=None, named=False, en
     if critical is not None:
         unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier(critical), b"\x05\x00")
         builder = builder.add_extension(unknown, critical=True)
-    return builder.sign(signer, hashes.SHA256())
+    return builder.sign(signer, digest or hashes.SHA256())
 
 
 def _name(text):
@@ -163,6 +165,8 @@ BAD = [
     (lambda m: der(m.ek(ca=True), m.ca()), "ek.profile"),
     (lambda m: der(m.ek(named=False), m.ca()), "ek.profile"),
     (lambda m: der(m.ek(critical="1.2.3.4"), m.ca()), "ek.critical_extension"),
+    (lambda m: der(m.ek(), m.ca(critical="1.2.3.5")), "ek.critical_extension"),
+    (lambda m: der(m.ek(digest=hashes.SHA1()), m.ca()), "ek.anchor_unknown"),
     (lambda m: der(m.ek(key=rsa.generate_private_key(public_exponent=65537, key_size=2048)), m.ca()), "ek.key_mismatch"),
     (lambda _: (), "ek.certificates"),
 ]

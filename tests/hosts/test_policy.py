@@ -334,8 +334,7 @@ def test_not_required_needs_a_reason():
 def test_an_event_of_no_known_kind_has_to_be_in_the_reference_values():
     """verifies that: what a log calls a measurement is no way around its digest being asked for"""
     seen = facts()
-    stranger = dataclasses.replace(
-        seen.boot.measured[0], component=Component.OTHER, digest=b"x" * 32, description=b"harmless"
-    )
+    one = seen.boot.measured[0]
+    stranger = dataclasses.replace(one, component=Component.OTHER, digest=b"x" * 32, description=b"harmless")
     boot = dataclasses.replace(seen.boot, measured=(*seen.boot.measured, stranger))
     assert appraise(boot=boot).first_refusal().code == "host.boot_event_not_in_reference_values"

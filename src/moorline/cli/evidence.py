@@ -263,7 +263,9 @@ def _instant(at: str | None) -> Instant:
     except ValueError:
         moment = None
     if moment is None or moment.tzinfo is None:
-        raise Misconfigured("evidence.time", "the time of appraisal is RFC 3339 with its zone", got=at)
+        raise Misconfigured(
+            "evidence.time", "the time of appraisal is RFC 3339 with its zone", got=at, remedy="as in 2026-11-23T12:00:00Z"
+        )
     return Instant(int(moment.timestamp()))
 
 
@@ -271,7 +273,9 @@ def _hexadecimal(name: str, value: str | None) -> str | None:
     try:
         return None if value is None else bytes.fromhex(value).hex()
     except ValueError:
-        raise Misconfigured("evidence.hex", "an option is not hexadecimal", got=name) from None
+        raise Misconfigured(
+            "evidence.hex", "an option is not hexadecimal", got=name, remedy="digits 0-9 and a-f, two for each byte"
+        ) from None
 
 
 def _verdict_lines(verdict: Verdict) -> list[str]:

@@ -2,8 +2,8 @@
 
 1. The endorsement key is a restricted decryption key that never leaves its TPM.
 2. A path leads from the EK certificate, over certificates the TPM brought along and ones the anchors carry, to an anchor
-   that configuration names. Each step: issuer name, signature, CA flag, path length, key usage, dates. There is no
-   default anchor.
+   that configuration names. Each step: issuer name, signature over SHA-256 or wider, CA flag, path length, key usage,
+   dates, no critical extension that is not understood. There is no default anchor.
 3. No certificate of the path is revoked by its maker, as far as verification.tpm_revocation can know and must.
 4. The EK certificate carries the TCG extended key usage (2.23.133.8.1) and is no CA; its key is the endorsement key.
 5. The attestation key is made by the TPM that holds the endorsement key: a secret sealed to the EK under the AK's name
@@ -40,7 +40,7 @@ from moorline.clock import Instant, to_datetime
 from moorline.errors import Malformed, Misconfigured, NotAuthentic, Refused
 from moorline.evidence import tpm_structures as tpm
 from moorline.rats import EvidenceRoot
-from moorline.verification.tpm_revocation import Revocation, judge_path
+from moorline.verification.tpm_revocation import Revocation, judge_path, strong
 from moorline.verification.verified import Verified
 from moorline.wire.certificates import parse_certificate
 
@@ -140,6 +140,8 @@ def verify_endorsement(
     leaf, *brought = (parse_certificate(der) for der in certificates)
     anchor, path = _path(leaf, brought, anchors, now)
     crls = judge_path(path, revocation, known=known_authorities(anchor), root=anchor.root, now=now)
+    for certificate in path[:-1]:  # an anchor is trusted for its key, not for what it says
+        _require_understood(certificate)
     _require_ek_profile(leaf)
     digest = endorsement_digest(public.key())
     certified = leaf.public_key()
@@ -277,7 +279,7 @@ def _climb(leaf: x509.Certificate, pool: list[x509.Certificate], top: x509.Certi
 
 
 def _issued(subject: x509.Certificate, issuer: x509.Certificate, *, below: int) -> bool:
-    if subject.issuer != issuer.subject or not _is_ca(issuer, below):
+    if subject.issuer != issuer.subject or not _is_ca(issuer, below) or not strong(subject.signature_hash_algorithm):
         return False
     try:
         subject.verify_directly_issued_by(issuer)
@@ -318,10 +320,13 @@ def _require_dates(certificate: x509.Certificate, now: Instant) -> None:
         )
 
 
-def _require_ek_profile(leaf: x509.Certificate) -> None:
-    unknown = [one.oid.dotted_string for one in leaf.extensions if one.critical and one.oid not in _UNDERSTOOD]
+def _require_understood(certificate: x509.Certificate) -> None:
+    unknown = [one.oid.dotted_string for one in certificate.extensions if one.critical and one.oid not in _UNDERSTOOD]
     if unknown:
-        raise NotAuthentic("ek.critical_extension", "the endorsement certificate has unknown critical rules", got=unknown)
+        raise NotAuthentic("ek.critical_extension", "a certificate has critical rules that are not understood", got=unknown)
+
+
+def _require_ek_profile(leaf: x509.Certificate) -> None:
     try:
         usages = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
         basic = leaf.extensions.get_extension_for_class(x509.BasicConstraints).value

@@ -26,7 +26,7 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import CRLEntryExtensionOID, ExtensionOID
 
 from moorline.clock import Instant, Validity, rendered
@@ -97,12 +97,18 @@ def parse_tpm_crl(der: bytes) -> TpmCrl:
 
 def is_by(crl: TpmCrl, issuer: x509.Certificate) -> bool:
     """Rule 2: `issuer` is the authority that the CRL names, may sign CRLs, and signed this one."""
-    if crl.issuer != issuer.subject.public_bytes() or not _may_sign(issuer):
+    hashed = crl.parsed.signature_hash_algorithm
+    if crl.issuer != issuer.subject.public_bytes() or not _may_sign(issuer) or not strong(hashed):
         return False
     try:
         return crl.parsed.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]  # other keys: TypeError
     except (InvalidSignature, ValueError, TypeError):
         return False
+
+
+def strong(algorithm: hashes.HashAlgorithm | None) -> bool:
+    """SHA-256 or wider. Signatures over SHA-1 count for nothing: two certificates can have the same one."""
+    return isinstance(algorithm, hashes.SHA256 | hashes.SHA384 | hashes.SHA512)
 
 
 def in_force(crl: TpmCrl, now: Instant) -> None:

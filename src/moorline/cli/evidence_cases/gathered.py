@@ -23,10 +23,21 @@ def read(files: Sequence[Path]) -> dict[str, bytes]:
     for path in files:
         try:
             if path.stat().st_size > _MAX_FILE:
-                raise Misconfigured("evidence.file", "a file is too large", expected=f"<= {_MAX_FILE} bytes", got=path)
+                raise Misconfigured(
+                    "evidence.file",
+                    "a file is too large",
+                    expected=f"<= {_MAX_FILE} bytes",
+                    got=path,
+                    remedy="no evidence is that large: name another file",
+                )
             contents[str(path)] = path.read_bytes()
         except OSError as error:
-            raise Misconfigured("evidence.file", "a file cannot be read", got=f"{path}: {error.strerror}") from None
+            raise Misconfigured(
+                "evidence.file",
+                "a file cannot be read",
+                got=f"{path}: {error.strerror}",
+                remedy="name files that are there, or leave it out",
+            ) from None
     return contents
 
 
@@ -51,7 +62,12 @@ def with_collateral(files: dict[str, bytes], collateral: Path | None) -> dict[st
 
     if collateral.suffix not in _DATABASES and not is_store(collateral):
         if not collateral.is_dir():
-            raise Misconfigured("evidence.file", "neither a folder nor a collateral store", got=collateral)
+            raise Misconfigured(
+                "evidence.file",
+                "neither a folder nor a collateral store",
+                got=collateral,
+                remedy="moor collateral fetch, or import, makes one",
+            )
         return files | read(spread([collateral]))
     held = open_collateral(collateral, create=False)
     needs = needed(files)

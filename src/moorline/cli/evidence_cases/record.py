@@ -114,4 +114,6 @@ def _fetched(directory: Path, name: str, digest: str) -> bytes:
 
 
 def _broken(got: str) -> Malformed:
-    return Malformed("evidence.record", "not a record of an appraisal", got=got)
+    return Malformed(
+        "evidence.record", "not a record of an appraisal", got=got, remedy="name the folder that holds appraisal.json"
+    )
