@@ -12,24 +12,24 @@ from typing import Final, NamedTuple
 
 
 class Rule(NamedTuple):
-    """One row. `codes` are separated by spaces; `test` is a path below tests/, two colons and a function."""
+    """One row. `codes` and `tests` are separated by spaces; a test is a path below tests/, two colons and a function."""
 
     area: str
     says: str
     codes: str
     clause: str
-    test: str
+    tests: str
 
 
 def _read(text: str) -> Iterator[Rule]:
-    """The rows of rules.txt: `# area`, then `rule | codes | clause | test` a line; a dash is nothing."""
+    """The rows of rules.txt: `# area`, then `rule | codes | clause | tests` a line; a dash is nothing."""
     area = ""
     for line in text.splitlines():
         if line.startswith("# "):
             area = line[2:]
         elif line:
-            says, codes, clause, test = line.split(" | ")
-            yield Rule(area, says, codes, clause, test)
+            says, codes, clause, tests = line.split(" | ")
+            yield Rule(area, says, codes, clause, tests)
 
 
 RULES: Final = tuple(_read((Path(__file__).parent / "rules.txt").read_text("utf-8")))
@@ -47,6 +47,6 @@ def page(head: str) -> str:
         for rule in RULES:
             if rule.area == area:
                 codes = "" if rule.codes == "-" else ", ".join(f"`{code}`" for code in rule.codes.split())
-                test = "" if rule.test == "-" else f"`tests/{rule.test}`"
-                parts.append(f"| {rule.says} | {codes} | {rule.clause} | {test} |\n")
+                tests = ", ".join(f"`tests/{test}`" for test in rule.tests.split())
+                parts.append(f"| {rule.says} | {codes} | {rule.clause} | {tests} |\n")
     return "".join(parts)

@@ -124,7 +124,8 @@ def test_an_undecided_verdict_makes_a_token_that_affirms_nothing(desk):
 def test_a_token_needs_a_key_and_a_policy(desk, words):
     assert desk.moor("appraise", *desk.files, *words)[0] == 2
     token = ("--token", desk.folder / "x.jwt", "--key", desk.folder / "token.pem")
-    assert desk.moor("appraise", *desk.files, "--nonce", NONCE, "--at", AT, *token)[0] == 2
+    status, said = desk.moor("appraise", *desk.files, "--nonce", NONCE, "--at", AT, *token, "--json")
+    assert (status, "evidence.token_without_policy" in said) == (2, True)
     assert not (desk.folder / "x.jwt").exists()
 
 
@@ -178,9 +179,11 @@ def test_another_time_or_another_token_is_told(desk, kept):
 
 
 def test_a_folder_that_is_no_record(desk, tmp_path):
-    assert desk.moor("replay", tmp_path)[0] == 2
-    (tmp_path / "appraisal.json").write_text("{}")
-    assert desk.moor("replay", tmp_path)[0] == 2
+    for text in (None, "{}", "[]", "no JSON"):
+        if text is not None:
+            (tmp_path / "appraisal.json").write_text(text)
+        status, said = desk.moor("replay", tmp_path, "--json")
+        assert (status, json.loads(said)["error"]["code"]) == (2, "evidence.record")
 
 
 def test_a_record_is_never_written_over(desk, kept):
