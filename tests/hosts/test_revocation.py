@@ -131,7 +131,7 @@ def test_a_list_of_another_kind_is_not_read_as_a_whole_one(maker, options, code)
 
 def test_a_list_without_an_end_too_large_cut_or_with_something_after_it_is_malformed(maker):
     good = maker.crl("ca")
-    for bad in (good[:-1], good + b"\0", b"", bytes(MAX_CRL + 1), der(maker.ca)):
+    for bad in (good[:-1], good + b"\0", b"", bytes(MAX_CRL + 1), der(maker.ca), maker.crl("ca", number=1 << 160)):
         with pytest.raises(Malformed) as refused:
             parse_tpm_crl(bad)
         assert refused.value.code == "ek.crl_malformed"

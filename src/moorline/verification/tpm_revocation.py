@@ -36,6 +36,7 @@ from moorline.rats import EvidenceRoot
 
 MAX_CRL: Final = 4 << 20
 MAX_CRLS: Final = 256
+_MAX_NUMBER: Final = 1 << 160  # RFC 5280 5.2.3
 _RETRY_S: Final = 300.0  # somebody has to get the list first
 _PARTIAL: Final = (ExtensionOID.DELTA_CRL_INDICATOR, ExtensionOID.ISSUING_DISTRIBUTION_POINT)
 
@@ -66,7 +67,7 @@ class TpmCrl:
         return self.validity.not_before, -1 if self.number is None else self.number
 
 
-@lru_cache(maxsize=64)  # bounded: a verifier reads the same few lists at each enrolment
+@lru_cache(maxsize=32)  # bounded: a verifier reads the same few lists at each enrolment
 def parse_tpm_crl(der: bytes) -> TpmCrl:
     """Rule 1. Raises only Malformed("ek.crl_malformed" | "ek.crl_partial" | "ek.crl_indirect")."""
     if len(der) > MAX_CRL:
@@ -90,6 +91,8 @@ def parse_tpm_crl(der: bytes) -> TpmCrl:
         raise Malformed("ek.crl_partial", "the CRL is not the whole list of its issuer", expected="no deltas, no scope")
     if following is None:
         raise Malformed("ek.crl_malformed", "the CRL has no end", expected="nextUpdate")
+    if any(not 0 <= number < _MAX_NUMBER for number in numbers):
+        raise Malformed("ek.crl_malformed", "a CRL number that RFC 5280 does not allow", expected="0 to 20 octets")
     validity = Validity(not_before=Instant(int(last.timestamp())), not_after=Instant(int(following.timestamp())))
     digest = hashlib.sha256(signed).digest()
     return TpmCrl(parsed=crl, issuer=issuer, validity=validity, number=numbers[0] if numbers else None, digest=digest)
