@@ -1,6 +1,7 @@
 """Appended signatures of files (ima-modsig), made by `openssl cms` exactly as the kernel's sign-file makes them."""
 
 import hashlib
+import json
 import subprocess
 from datetime import UTC, datetime, timedelta
 
@@ -13,6 +14,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moorline.cli.evidence_cases import compare, families
 from moorline.evidence import ima as lists
 from moorline.evidence.tpm_structures import ALG_SHA256
 from moorline.verification import ima, ima_signature
@@ -156,6 +158,31 @@ def test_an_ordinary_signature_of_such_an_entry_counts_by_its_own_rules(signer):
     extra = b"\x03\x02\x04" + key.identifier + len(raw).to_bytes(2, "big") + raw
     assert ima_signature.is_signed(made._replace(extra=extra), [key])
     assert not ima_signature.is_signed(made._replace(extra=extra, digest=bytes(32)), [key])
+
+
+def test_a_policy_that_asks_for_signatures_takes_it_and_refuses_others_by_code(signer, stranger, tmp_path):
+    """verifies that: a case demands signatures, under certificates that it gives, and says which rule refused"""
+    case = tmp_path / "ima" / "case"
+    case.mkdir(parents=True)
+    (case / "list").write_bytes(lists.serialize_line(entry(signer.sign(FILE))) + b"\n")
+    document = {
+        **dict.fromkeys(("at", "code_class", "per_file")),
+        "format": 1,
+        "kind": "ima",
+        "mode": "policy",
+        "expect": "accept",
+        "reference": [],
+        "inputs": {},
+        "facts": {},
+        "evidence": [{"file": "list", "as": "ima-ascii"}],
+        "endorsements": [{"file": "key.pem", "as": "cert-pem"}],
+        "policy": {"ima_cover": "signature"},
+    }
+    (case / "case.json").write_text(json.dumps(document))
+    for one, code in ((signer, None), (stranger, "ima.signature_invalid")):
+        (case / "key.pem").write_bytes(one.certificate.public_bytes(Encoding.PEM))
+        (row,) = compare.run_folders([case], families.family_of)
+        assert (row.got, row.code) == ("refuse" if code else "accept", code)
 
 
 @pytest.fixture(scope="module")

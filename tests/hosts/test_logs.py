@@ -162,6 +162,13 @@ def test_any_bytes_are_a_boot_log_or_malformed(data):
             continue
 
 
+def test_a_log_without_the_quoted_bank_proves_nothing():
+    parsed = log.parse_event_log(GOOD_LOG)
+    for bank in (0x0C, 0x12, 0xFF):
+        with pytest.raises(Malformed, match="eventlog.bank_missing"):
+            verify_boot(parsed, bank=bank, quoted={}, pcrs=())
+
+
 def test_a_log_beyond_its_caps_or_cut_is_refused_by_its_own_rule():
     events = firmware.boot_events(firmware.GOOD)
     small = log.Event(0, log.EV_ACTION, {ALG_SHA256: bytes(32)}, b"")

@@ -28,9 +28,7 @@ def run(case: Case, facts: Facts) -> tuple[Finding, ...]:
     binary = entry.hint == "ima-binary"
     entries = parse_binary(data) if binary else parse_ima(data)
     facts.update(list_facts(entries))
-    bank = _BANKS.get(case.text("pcr_bank") or "", 0)
-    if not bank:
-        raise Unavailable("material.unsupported", "the case names no bank that is known", got=case.text("pcr_bank"))
+    bank = _bank(case)
     given = expected_pcrs(case).get(HASH_NAMES[bank], {}).get(10)
     covered = _covered(case, entries) if case.mode == "policy" else ()
     try:
@@ -45,6 +43,16 @@ def run(case: Case, facts: Facts) -> tuple[Finding, ...]:
             raise
         return (*covered, _broken(error))
     return covered
+
+
+def _bank(case: Case) -> int:
+    """The bank that is named, or the one that values are expected in; where nothing is expected any bank will do."""
+    expected = sorted(expected_pcrs(case))
+    named = case.text("pcr_bank") or (expected[0] if len(expected) == 1 else None if expected else "sha1")
+    bank = _BANKS.get(named or "")
+    if bank is None:
+        raise Unavailable("material.unsupported", "the case names no bank that is known", got=named)
+    return bank
 
 
 def _broken(error: NotAuthentic) -> Finding:
