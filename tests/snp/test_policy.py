@@ -126,6 +126,7 @@ def test_evidence_that_differs_in_one_thing_is_refused_for_it(world, name, chang
 def test_a_fact_that_the_report_version_has_not_refuses(world):
     outcomes = _outcomes(world, _policy(world), world.verify(world.report(3)))
     assert outcomes["snp.launch_mitigations"] is Outcome.NOT_MET
+    assert outcomes["snp.current_mitigations"] is Outcome.NOT_MET
 
 
 def test_a_simulated_root_counts_only_where_the_ledger_allows_it(world):
