@@ -115,7 +115,9 @@ def parse_line(line: bytes) -> ImaEntry:
     if len(fields) != 5:
         raise Malformed("ima.line", "not a line of an IMA list", expected="pcr hash template digest path", got=len(fields))
     pcr, template_hash, template, named_digest, rest = fields
-    measured = _template_hash(_hex(template_hash))
+    measured = _hex(template_hash)
+    if len(measured) not in _TEMPLATE_HASH_SIZES:
+        raise Malformed("ima.line", "a template hash has the wrong length", got=len(measured))
     index = PCR if pcr == b"10" else _index(pcr)
     name = _TEMPLATE_NAMES.get(template) or _template(template)
     if name != "ima-sig" and name != "ima-ng":  # noqa: PLR1714 - a set is slower, and these two are nearly all there are
@@ -333,12 +335,6 @@ def _named(kind: str, algorithm: str, digest: bytes) -> bytes:
 def _bounded(data: bytes) -> None:
     if len(data) > MAX_LIST:
         raise Malformed("ima.too_large", "the IMA list is too large", expected=f"<= {MAX_LIST} bytes", got=len(data))
-
-
-def _template_hash(measured: bytes) -> bytes:
-    if len(measured) not in _TEMPLATE_HASH_SIZES:
-        raise Malformed("ima.line", "a template hash has the wrong length", got=len(measured))
-    return measured
 
 
 def _template(named: bytes) -> str:
