@@ -18,7 +18,8 @@ from moorline.ledger import blocks, checkpoint, records, state, transactions
 from moorline.ledger.blocks import Block
 from moorline.ledger.checkpoint import Note
 from moorline.ledger.engines import embedded
-from moorline.ledger.engines.embedded import Cosigner, Proposal, Sequencer
+from moorline.ledger.engines.cosigner import Cosigner
+from moorline.ledger.engines.embedded import Proposal, Sequencer
 from moorline.ledger.engines.node import Committed, Node
 from moorline.ledger.light_client import verify_bundle
 from moorline.ledger.transactions import SenderKind
@@ -61,6 +62,22 @@ class Local:
     async def submit(self, transaction):
         await self._reached()
         return await self.engine.submit(transaction)
+
+    async def manifest(self):
+        await self._reached()
+        return self.engine.node.manifest()
+
+    async def chunk(self, first):
+        await self._reached()
+        return self.engine.node.chunk(first)
+
+    async def standing(self):
+        await self._reached()
+        return self.engine.node.conduct.standing()
+
+    async def promise(self, request):
+        await self._reached()
+        return self.engine.node.promise(request)
 
 
 class Refusals(Sequencer):
@@ -106,22 +123,25 @@ class Engines:
         for node in self.nodes.values():
             node.store.close()
 
-    def transaction(self, value=12):
+    def transaction(self, value=12, sender="authority-2"):
         payload = transactions.make(
             transactions.propose(transactions.SetParameter(name="max_age_s", value=value)),
-            sender=transactions.Sender(kind=SenderKind.AUTHORITY, name="authority-2"),
+            sender=transactions.Sender(kind=SenderKind.AUTHORITY, name=sender),
             ledger_id=self.consortium.made.genesis.ledger_id,
             nonce=secrets.token_bytes(32),
             valid_until=self.nodes[FIRST].head.state.height + 50,
         )
-        return transactions.sign(payload, self.consortium.authorities["authority-2"].signer())
+        return transactions.sign(payload, self.consortium.authorities[sender].signer())
 
-    def proposal(self, *batch, time_ms=None, lines=(), **header):
+    def proposal(self, *batch, time_ms=None, lines=(), attempt=0, **header):
         """The next block as the sequencer would make it, with a header changed at will."""
         time_ms = self.now_ms if time_ms is None else time_ms
         block, head, _ = blocks.make(self.nodes[FIRST].head, batch, time_ms=time_ms)
         block = Block(header=replace(block.header, **header), transactions=block.transactions)
-        proposal = Proposal(block=blocks.encode(block), previous=None, cosignatures=tuple(lines))
+        seal = self.nodes[FIRST].seal(block.header, term=0, attempt=attempt)
+        proposal = Proposal(
+            block=blocks.encode(block), previous=None, cosignatures=tuple(lines), seal=seal, first=None, certificate=None
+        )
         return schema.encode(proposal), head
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moorline.cli import acting, ledger_contract, ledger_up, render
+from moorline.cli import acting, ledger_contract, ledger_evidence, ledger_node, ledger_up, render
 
 if TYPE_CHECKING:
     from moorline.clock import Instant
@@ -128,6 +128,10 @@ def trust(
     found = parse(render.read(genesis)).trust()
     render.new_file(output, trust_file.render(found).encode())
     render.files([output], as_json=as_json, then=["compare the ledger id by another way"], ledger=found.ledger_id.hex())
+
+
+ledger_node.register(app)
+app.add_typer(ledger_evidence.app, name="evidence")
 
 
 def load_trust(path: Path) -> LedgerTrust:

@@ -157,6 +157,28 @@ def execute_again(head: Head, block: Block) -> tuple[Head, tuple[Applied, ...]]:
     return _head(executed.state, header, head.frontier), tuple(applied)
 
 
+def verify_body(block: Block) -> None:
+    """Raises NotAuthentic("ledger.block_invalid") unless the transactions are those that the header commits to."""
+    found = merkle.root([merkle.leaf_hash(data) for data in block.transactions])
+    if (found, len(block.transactions)) != (block.header.transactions_root, block.header.transactions_count):
+        raise NotAuthentic("ledger.block_invalid", "the block's transactions are not those of its header")
+
+
+def digest(header: Header) -> bytes:
+    """What the next block's `previous` holds; 32 bytes."""
+    return tagged_hash("ledger-header", schema.encode(header))
+
+
+def leaf_of(header: Header) -> bytes:
+    """The block's leaf in the log; 32 bytes."""
+    return merkle.leaf_hash(schema.encode(header))
+
+
+def log_root(header: Header, edge: bytes) -> bytes:
+    """The root of the log up to this block, if `edge` is that of the log before it. Raises Malformed."""
+    return frontier_of(header.height, edge).appended(leaf_of(header)).root()
+
+
 def encode(block: Block) -> bytes:
     """Deterministic CBOR."""
     return schema.encode(block)

@@ -191,6 +191,15 @@ def signers(note: Note, authorities: Mapping[str, bytes]) -> dict[str, Instant]:
     return found
 
 
+def makers(note: Note, authorities: Mapping[str, bytes]) -> set[str]:
+    """Which of `authorities` signed as the block's maker; the note is one that `signers` took."""
+    return {
+        signature.name
+        for signature in note.signatures
+        if signature.blob[:4] == _key_id(signature.name, _NOTE_SIGNATURE, authorities[signature.name])
+    }
+
+
 def verify_note(note: Note, authorities: Mapping[str, bytes], quorum: int) -> Checkpoint:
     """The checkpoint, now known to be cosigned by `quorum` distinct `authorities`.
 

@@ -81,6 +81,23 @@ class LedgerClient:
         """The note of the newest checkpoint, unverified."""
         return await self._first(lambda client: client.get_bytes("/v1/checkpoint"))
 
+    async def evidence(self) -> list[bytes]:
+        """Evidence that any authority that can be reached has: unverified (ledger.evidence)."""
+        found: list[bytes] = []
+        unavailable: Unavailable | None = None
+        answered = False
+        for client in self._clients:
+            try:
+                answer = cbor.decode(await client.get_bytes("/v1/evidence"), max_bytes=16 << 20)
+            except Unavailable as error:
+                unavailable = error
+                continue
+            answered = True
+            found += [one for one in answer if isinstance(one, bytes)] if isinstance(answer, list) else []
+        if not answered and unavailable is not None:
+            raise unavailable
+        return found
+
     async def genesis(self) -> bytes:
         """The genesis: it is the right one if its ledger id is."""
         status = cbor.decode(await self._first(lambda client: client.get_bytes("/v1/ledger")))

@@ -141,7 +141,7 @@ def verify_bundle(bundle: bytes, trust: LedgerTrust, *, now: Instant, highest: C
             expected=trust.ledger_id,
             got=head.checkpoint.ledger_id,
         )
-    authorities, quorum = _set_in_force(parsed.changes, trust, before=head.checkpoint.height)  # 3
+    authorities, quorum = set_in_force(parsed.changes, trust, before=head.checkpoint.height)  # 3
     checkpoint = anchor.verify(head, authorities, quorum)  # 4
     judge_age(checkpoint, now=now, max_age_s=trust.max_age_s)  # 5
     judge_progress(checkpoint, highest)  # 6
@@ -183,9 +183,13 @@ def judge_progress(checkpoint: Checkpoint, highest: Checkpoint | None) -> None:
         )
 
 
-def _set_in_force(
+def set_in_force(
     changes: tuple[proof.SetChange, ...], trust: LedgerTrust, *, before: int
 ) -> tuple[Mapping[str, bytes], int]:
+    """The authorities that sign a head at height `before`, and how many must, by `changes` from the set the trust knows.
+
+    Raises NotAuthentic("ledger.proof_invalid", and as `anchor.verify`).
+    """
     authorities: Mapping[str, bytes] = trust.authorities
     quorum = trust.quorum
     # A client provisioned after some changes starts at the last one that led to the set it knows.

@@ -21,20 +21,24 @@ from fastapi import Path as PathParameter
 from fastapi.responses import Response
 
 from moorline.clock import Clock, Instant, SystemClock
-from moorline.errors import Misconfigured, MoorlineError, Refused
+from moorline.errors import Malformed, Misconfigured, MoorlineError, Refused
 from moorline.ledger import blocks, ceremony, genesis, records
 from moorline.ledger.ceremony import AuthorityKeys
-from moorline.ledger.engines.embedded import Cosigner, Sequencer
+from moorline.ledger.engines.cosigner import Cosigner
+from moorline.ledger.engines.embedded import Peer, Proposal, Sequencer
 from moorline.ledger.engines.node import Node, encode_status
+from moorline.ledger.engines.node_state import AT_ONCE
+from moorline.ledger.engines.office import Candidate, Office
 from moorline.ledger.genesis import Genesis
-from moorline.ledger.transactions import MAX_TRANSACTION_BYTES
-from moorline.nfv import Role, SpiffeId
+from moorline.ledger.tree import SUBTREE_BITS
+from moorline.nfv import Role
 from moorline.services import metrics
 from moorline.services.comet_settings import CometSettings
 from moorline.services.http import TlsIdentity, application, require, serve
 from moorline.services.process import announce_ready
 from moorline.storage.database import open_database
 from moorline.storage.ledger_store import LedgerStore
+from moorline.wire import cbor, schema
 from moorline.wire.certificates import dns_name
 from moorline.wire.http import CBOR_TYPE, ClientIdentity, HttpClient
 
@@ -45,6 +49,8 @@ TLS_RENEWAL_S: Final = 1800
 PEER_TIMEOUT_S: Final = 3.0
 SUBMIT_TIMEOUT_S: Final = 20.0
 MAX_HEIGHT: Final = (1 << 53) - 1
+MAX_EVIDENCE: Final = 100
+SCRUB_PAUSE_S: Final = 0.002
 # What the sequencer may send a cosigner; everybody else sends transactions.
 BODY_CAP: Final = 2 * blocks.MAX_BLOCK_BYTES
 
@@ -63,6 +69,16 @@ class Settings:
     """SQLAlchemy URL of its database; SQLite in `directory` if left out."""
     cometbft: CometSettings | None = None
     """For the CometBFT engine; the embedded engine if left out."""
+    snapshot_after: int = 2000
+    """With an empty database: how many blocks behind it takes a snapshot from the others instead of executing all blocks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promotion:
+    """What an operator says: this authority is to sequence; `again`, in a new term, if it does already."""
+
+    sequencer: str
+    again: bool
 
 
 class HttpPeer:
@@ -77,7 +93,8 @@ class HttpPeer:
 
     async def cosign(self, proposal: bytes) -> str:
         """Its signature line for an encoded proposal."""
-        return (await self._client(PEER_TIMEOUT_S).post_cbor("/v1/cosign", proposal)).decode("utf-8", errors="replace")
+        answer = await self._client(PEER_TIMEOUT_S).post_cbor("/v1/cosign", proposal)
+        return answer.decode("utf-8", errors="replace")
 
     async def announce(self, committed: bytes) -> None:
         """Tell it of a committed block."""
@@ -93,7 +110,23 @@ class HttpPeer:
 
     async def submit(self, transaction: bytes) -> bytes:
         """Hand it a transaction."""
-        return await self._client(SUBMIT_TIMEOUT_S).post_cbor("/v1/transactions", transaction)
+        return await self._client(SUBMIT_TIMEOUT_S).post_cbor("/v1/transactions?forwarded=true", transaction)
+
+    async def manifest(self) -> bytes:
+        """The manifest of its head."""
+        return await self._client(SUBMIT_TIMEOUT_S).get_bytes("/v1/snapshot")
+
+    async def chunk(self, first: int) -> bytes:
+        """Records of its state from a subtree on."""
+        return await self._client(SUBMIT_TIMEOUT_S).get_bytes(f"/v1/snapshot/{first}")
+
+    async def standing(self) -> bytes:
+        """Whom it follows."""
+        return await self._client(PEER_TIMEOUT_S).get_bytes("/v1/term")
+
+    async def promise(self, request: bytes) -> bytes:
+        """Its operator's word and what it holds."""
+        return await self._client(SUBMIT_TIMEOUT_S).post_cbor("/v1/words", request)
 
     def _client(self, timeout_s: float) -> HttpClient:
         if self._clients and time.monotonic() - self._made > TLS_RENEWAL_S:
@@ -121,14 +154,14 @@ async def _close_later(client: HttpClient) -> None:
     await client.aclose()
 
 
-class Peers(Mapping[str, HttpPeer]):
+class Peers(Mapping[str, Peer]):
     """The other authorities in force, at the addresses the ledger has for them: admission and retirement show at once."""
 
     def __init__(self, node: Node, identity: Callable[[], TlsIdentity]) -> None:
         self._node, self._identity = node, identity
         self._known: dict[str, HttpPeer] = {}
 
-    def __getitem__(self, name: str) -> HttpPeer:
+    def __getitem__(self, name: str) -> Peer:
         record = records.parse(records.AuthorityRecord, self._node.head.state.records[records.authority_key(name)])
         known = self._known.get(name)
         if known is None or known.address != record.address:
@@ -163,32 +196,62 @@ class LoggingCosigner(Cosigner):
         structlog.get_logger().warning("cannot follow the sequencer", **error.as_problem())
 
 
+class LoggingCandidate(Candidate):
+    """A candidate that says whose word is missing."""
+
+    def on_trouble(self, error: MoorlineError) -> None:
+        """Logged, as often as it asks."""
+        structlog.get_logger().warning("not sequencing yet", **error.as_problem())
+
+
+class LoggingOffice(Office):
+    """An office whose parts log."""
+
+    def _sequencer(self) -> Sequencer:
+        structlog.get_logger().info("sequencing", term=self.node.conduct.following.term)
+        return LoggingSequencer(self.node, self._peers)
+
+    def _cosigner(self, sequencer: str) -> Cosigner:
+        structlog.get_logger().info("cosigning", sequencer=sequencer, term=self.node.conduct.word.term)
+        others = {name: self._peers[name] for name in self._peers if name != sequencer}
+        return LoggingCosigner(self.node, self._peers[sequencer], others=others, snapshot_after=self._snapshot_after)
+
+    def _candidate(self) -> Candidate:
+        structlog.get_logger().info("gathering words", term=self.node.conduct.word.term)
+        return LoggingCandidate(self.node, self._peers)
+
+
 def server_name(found: Genesis, name: str) -> str:
     """The DNS name of an authority's TLS certificate."""
     return dns_name(ceremony.authority_id(found.consortium_domain, name))
 
 
-def authority_app(node: Node | CometNode, engine: Sequencer | Cosigner | Consensus) -> FastAPI:
+def authority_app(node: Node | CometNode, engine: Office | Consensus) -> FastAPI:
     """The HTTPS interface of an authority (docs/reference/endpoints.md)."""
 
     def why_not() -> str | None:
+        if isinstance(node, Node) and node.conduct.halted():
+            return f"the ledger forked at height {node.conduct.halted()}"
         return None if node.note is not None else "no block has been signed yet"
 
-    app = application(
-        "moorline authority", body_cap=BODY_CAP if isinstance(engine, Cosigner) else MAX_TRANSACTION_BYTES, ready=why_not
-    )
+    app = application("moorline authority", body_cap=BODY_CAP, ready=why_not)
     metrics.of_authority(app, node)
     _public_routes(app, node, engine)
-    if isinstance(engine, Cosigner):
-        _cosigner_routes(app, engine.node, engine)
+    if isinstance(engine, Office):
+        _embedded_routes(app, engine.node)
+        _authority_routes(app, engine.node, engine)
+        _own_routes(app, engine.node, engine)
     return app
 
 
-def _public_routes(app: FastAPI, node: Node | CometNode, engine: Sequencer | Cosigner | Consensus) -> None:
+def _public_routes(app: FastAPI, node: Node | CometNode, engine: Office | Consensus) -> None:
     @app.post("/v1/transactions")
-    async def submit(request: Request) -> Response:
+    async def submit(
+        request: Request, *, forwarded: Annotated[bool, Query(description="By an authority that does not sequence.")] = False
+    ) -> Response:
         """Public: a transaction is signed by its sender. Answers with the receipt once a quorum signed."""
-        return _cbor(await engine.submit(await request.body()))
+        data = await request.body()
+        return _cbor(await (engine.submit(data, forwarded=forwarded) if isinstance(engine, Office) else engine.submit(data)))
 
     @app.get("/v1/proof")
     async def prove(
@@ -213,33 +276,98 @@ def _public_routes(app: FastAPI, node: Node | CometNode, engine: Sequencer | Cos
 
     @app.get("/v1/ledger")
     async def ledger() -> Response:
-        """Public: the genesis and how far this authority is."""
+        """Public: the genesis, who sequences, and how far this authority is."""
         return _cbor(encode_status(node))
 
 
-def _cosigner_routes(app: FastAPI, node: Node, engine: Cosigner) -> None:
+def _embedded_routes(app: FastAPI, node: Node) -> None:
+    @app.get("/v1/term")
+    async def term() -> Response:
+        """Public: who sequences in which term, by whose word, as this authority knows it."""
+        return _cbor(node.conduct.standing())
+
+    @app.get("/v1/evidence")
+    async def evidence() -> Response:
+        """Public: evidence that authorities lied, as far as this authority has it; each proves itself."""
+        return _cbor(cbor.encode([one.body for one in node.store.evidence()[-MAX_EVIDENCE:]]))
+
+    @app.get("/v1/snapshot")
+    async def manifest() -> Response:
+        """Public: the manifest of a snapshot of the head, which proves itself."""
+        return _cbor(node.manifest())
+
+    @app.get("/v1/snapshot/{first}")
+    async def chunk(first: Annotated[int, PathParameter(ge=0, lt=1 << SUBTREE_BITS)]) -> Response:
+        """Public: records of the state from a subtree on; a manifest says what they have to be."""
+        return _cbor(node.chunk(first))
+
+
+def _authority_routes(app: FastAPI, node: Node, office: Office) -> None:
     domain = node.genesis.consortium_domain
 
-    def is_sequencer(caller: SpiffeId) -> None:
-        if caller.segments != (node.genesis.sequencer,):
-            raise Refused(
-                "ledger.not_sequencer",
-                "only the sequencer proposes blocks",
-                expected=node.genesis.sequencer,
-                got=caller.segments[-1],
-            )
+    def authority(request: Request) -> str:
+        name: str = require(request, Role.AUTHORITY, trust_domain=domain).segments[-1]
+        if name not in node.authorities():
+            raise Refused("ledger.authority_unknown", "the caller is no authority in force", got=name)
+        return name
 
     @app.post("/v1/cosign")
     async def cosign(request: Request) -> Response:
-        """The sequencer only: a signature line for a block it proposes."""
-        is_sequencer(require(request, Role.AUTHORITY, trust_domain=domain))
-        return Response(await engine.cosign(await request.body()), media_type="text/plain; charset=utf-8")
+        """The sequencer only: a signature line for a block it proposes under its seal."""
+        caller = authority(request)
+        if caller != node.conduct.following.sequencer and node.conduct.following.term == node.conduct.word.term:
+            await _asked_who_sequences(node, caller, await request.body())
+        return Response(await office.cosign(await request.body()), media_type="text/plain; charset=utf-8")
 
     @app.post("/v1/blocks")
     async def announce(request: Request) -> Response:
-        """The sequencer only: a block that a quorum signed."""
-        is_sequencer(require(request, Role.AUTHORITY, trust_domain=domain))
-        await engine.announce(await request.body())
+        """Authorities only: a block that a quorum signed."""
+        authority(request)
+        await office.announce(await request.body())
+        return _cbor(b"")
+
+    @app.post("/v1/words")
+    async def words(request: Request) -> Response:
+        """Authorities only: the word of this authority's operator on who sequences, with what it holds, if it was given."""
+        authority(request)
+        return _cbor(node.promise(await request.body()))
+
+
+async def _asked_who_sequences(node: Node, caller: str, body: bytes) -> None:
+    """Whoever is not the sequencer known here may be that of a later term: its proposal then carries the certificate."""
+    try:
+        found = schema.decode(Proposal, body, max_bytes=BODY_CAP)
+    except Malformed:
+        found = None  # who may not propose is told that, whatever it sent
+    if found is None or found.seal.name != caller or found.certificate is None:
+        following = node.conduct.following
+        raise Refused(
+            "ledger.not_sequencer",
+            "only the sequencer proposes blocks",
+            expected=f"{following.sequencer} in term {following.term}",
+            got=caller,
+        )
+
+
+def _own_routes(app: FastAPI, node: Node, office: Office) -> None:
+    def own(request: Request) -> None:
+        caller = require(request, Role.AUTHORITY, trust_domain=node.genesis.consortium_domain)
+        if caller.segments != (node.name,):
+            raise Refused("ledger.operator_only", "only this authority's own operator decides this", got=caller.segments[-1])
+
+    @app.post("/v1/operator/promote")
+    async def promote(request: Request) -> Response:
+        """The authority's own key only: its operator's word on who sequences; the term it is for."""
+        own(request)
+        said = schema.decode(Promotion, await request.body())
+        term = await office.promote(said.sequencer, again=said.again)
+        return _cbor(cbor.encode({"term": term, "sequencer": said.sequencer}))
+
+    @app.post("/v1/operator/resume")
+    async def resume(request: Request) -> Response:
+        """The authority's own key only: go on after a fork that halted it, because the consortium decided so."""
+        own(request)
+        node.conduct.halt(0)
         return _cbor(b"")
 
 
@@ -250,7 +378,7 @@ async def run(settings: Settings, log: structlog.stdlib.BoundLogger) -> None:
     if settings.cometbft is not None:
         await _run_cometbft(settings, log, keys, found)
         return
-    store = LedgerStore(open_database(_database(settings), "ledger"))
+    store = LedgerStore(open_database(database_url(settings), "ledger"))
     try:
         await _run(settings, log, keys, found, store)
     finally:
@@ -269,22 +397,40 @@ async def _run(
         store=store,
         now_ms=_now_ms,
     )
-    _own_keys(keys, settings, node)
+    own_keys(keys, settings, node)
+    node.on_evidence = lambda finding: log.error(
+        "an authority lied", kind=finding.kind, height=finding.height, offenders=finding.offenders, forked=finding.forked
+    )
     clock = SystemClock()
-    peers = Peers(node, lambda: _identity(keys, found, clock))
-    sequences = found.sequencer == settings.name
-    engine = LoggingSequencer(node, peers) if sequences else LoggingCosigner(node, peers[found.sequencer])
+    office = LoggingOffice(
+        node, Peers(node, lambda: tls_identity(keys, found, clock)), snapshot_after=settings.snapshot_after
+    )
     log.info("authority", name=settings.name, height=node.head.state.height, ledger=found.ledger_id.hex())
-    working = asyncio.ensure_future(engine.run())
-    serving = asyncio.ensure_future(_serve(settings, authority_app(node, engine), keys, found, clock))
+    tasks = {
+        asyncio.ensure_future(office.run()),
+        asyncio.ensure_future(_serve(settings, authority_app(node, office), keys, found, clock)),
+        asyncio.ensure_future(_scrub(node)),
+    }
     try:
-        done, _ = await asyncio.wait({working, serving}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
     finally:
-        for task in (working, serving):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(working, serving, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _scrub(node: Node) -> None:
+    """Verify the whole of a large state once, slowly, while serving. A part that is damaged ends this process, and is named.
+
+    A small one was verified when it was opened.
+    """
+    if len(node.head.state.tree) > AT_ONCE:
+        for prefix in range(1 << SUBTREE_BITS):
+            if node.scrub(prefix):
+                await asyncio.sleep(SCRUB_PAUSE_S)
+    await asyncio.Event().wait()
 
 
 async def _run_cometbft(settings: Settings, log: structlog.stdlib.BoundLogger, keys: AuthorityKeys, found: Genesis) -> None:
@@ -315,14 +461,15 @@ async def _serve(settings: Settings, app: FastAPI, keys: AuthorityKeys, found: G
                 await serve(
                     app,
                     listen=settings.listen,
-                    identity=_identity(keys, found, clock),
+                    identity=tls_identity(keys, found, clock),
                     client_roots_pem=ceremony.pem_of(found.roots),
                     ready=ready,
                 )
                 return
 
 
-def _own_keys(keys: AuthorityKeys, settings: Settings, node: Node) -> None:
+def own_keys(keys: AuthorityKeys, settings: Settings, node: Node) -> None:
+    """Raises Misconfigured("ledger.authority_folder") if the checkpoint key is not the one the ledger has."""
     known = node.authorities().get(settings.name)
     # Who was admitted later, or begins with an empty database after a rotation, knows its own record when it has caught up.
     if known is None or node.note is None:
@@ -338,13 +485,15 @@ def _own_keys(keys: AuthorityKeys, settings: Settings, node: Node) -> None:
         )
 
 
-def _identity(keys: AuthorityKeys, found: Genesis, clock: Clock) -> TlsIdentity:
+def tls_identity(keys: AuthorityKeys, found: Genesis, clock: Clock) -> TlsIdentity:
+    """A TLS key of this hour, certified under the authority's."""
     now = Instant(clock.now())
     chain_pem, key_pem = ceremony.tls_identity(keys, found.consortium_domain, now=now)
     return TlsIdentity(chain_pem=chain_pem, key_pem=key_pem)
 
 
-def _database(settings: Settings) -> str:
+def database_url(settings: Settings) -> str:
+    """Where the database is, an SQLAlchemy URL."""
     return settings.database or f"sqlite:///{(settings.directory / 'ledger.db').absolute()}"
 
 

@@ -26,6 +26,7 @@ _BLOCKS = sa.Table(
     sa.Column("note", sa.LargeBinary),
     sa.Column("leaf", sa.LargeBinary),
     sa.Column("edge", sa.LargeBinary),
+    sa.Column("seal", sa.LargeBinary),
 )
 _RECORDS = sa.Table(
     "records",
@@ -101,13 +102,17 @@ _MARKS = sa.Table("marks", _META, sa.Column("name", sa.String, primary_key=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredBlock:
-    """A block a quorum signed. `edge`: the log's subtrees before it, 32 bytes each; None in a database of an old version."""
+    """A block a quorum signed. `edge`: the log's subtrees before it, 32 bytes each; None in a database of an old version.
+
+    `seal` is its maker's, None where it is not known.
+    """
 
     height: int
     body: bytes
     note: bytes
     leaf: bytes
     edge: bytes | None
+    seal: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,21 +268,24 @@ class LedgerStore:
                 )
                 connection.execute(sa.delete(_SUBTREES).where(_SUBTREES.c.prefix == prefix))
 
-    def put_blocks(self, blocks: Sequence[tuple[StoredBlock, Sequence[bytes]]]) -> None:
-        """Put blocks below the head, with the ids of their transactions."""
+    def put_heads(
+        self, blocks: Sequence[tuple[StoredBlock, Sequence[bytes]]], *, changes: Sequence[tuple[int, bytes, bytes]]
+    ) -> None:
+        """Put the block that the state taken over belongs to, those before it, and the changes of the authority set."""
         with writing(self._engine) as connection:
             for block, transactions in blocks:
                 _put_block(connection, block, transactions)
+            self._put_changes(connection, changes)
 
-    def put_head(
-        self, block: StoredBlock, *, transactions: Sequence[bytes], changes: Sequence[tuple[int, bytes, bytes]]
-    ) -> None:
-        """Put the block that the state taken over belongs to: from now on it is this authority's head."""
+    def put_set_changes(self, changes: Sequence[tuple[int, bytes, bytes]]) -> None:
+        """Put height, note and encoded set after it of blocks that changed the authority set."""
         with writing(self._engine) as connection:
-            _put_block(connection, block, transactions)
-            rows = [{"height": height, "note": note, "authorities": after} for height, note, after in changes]
-            if rows:
-                _put(connection, _SET_CHANGES, rows)
+            self._put_changes(connection, changes)
+
+    def _put_changes(self, connection: sa.Connection, changes: Sequence[tuple[int, bytes, bytes]]) -> None:
+        rows = [{"height": height, "note": note, "authorities": after} for height, note, after in changes]
+        if rows:
+            _put(connection, _SET_CHANGES, rows)
 
     def fill_edges(self, edges: Mapping[int, bytes]) -> None:
         """Complete blocks that an old version wrote."""
@@ -341,6 +349,16 @@ class LedgerStore:
             row = connection.execute(query).mappings().one_or_none()
         return None if row is None else StoredTerm(**row)
 
+    def terms(self) -> list[StoredTerm]:
+        """All terms, in order."""
+        with reading(self._engine) as connection:
+            return [StoredTerm(**row) for row in connection.execute(sa.select(_TERMS).order_by(_TERMS.c.term)).mappings()]
+
+    def marks(self) -> list[tuple[str, int]]:
+        """All marks."""
+        with reading(self._engine) as connection:
+            return [(name, value) for name, value in connection.execute(sa.select(_MARKS.c.name, _MARKS.c.value))]
+
     def put_term(self, term: StoredTerm) -> None:
         """Record a word given (once a term: another sequencer for it is an error), or the certificate of a term."""
         values = {"term": term.term, "sequencer": term.sequencer, "certificate": term.certificate}
@@ -389,7 +407,14 @@ def _in_subtrees(first: int, last: int) -> sa.ColumnElement[bool]:
 
 def _put_block(connection: sa.Connection, block: StoredBlock, transactions: Sequence[bytes]) -> None:
     connection.execute(
-        sa.insert(_BLOCKS).values(height=block.height, body=block.body, note=block.note, leaf=block.leaf, edge=block.edge)
+        sa.insert(_BLOCKS).values(
+            height=block.height,
+            body=block.body,
+            note=block.note,
+            leaf=block.leaf,
+            edge=block.edge,
+            seal=block.seal,
+        )
     )
     if transactions:
         rows = [{"id": one, "height": block.height, "position": i} for i, one in enumerate(transactions)]

@@ -7,32 +7,41 @@ part of it again when it is read (engines.node_state): a database that was chang
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from moorline.clock import Instant
 from moorline.errors import Malformed, Misconfigured, MoorlineError, NotAuthentic, Refused, Unavailable
-from moorline.ledger import blocks, checkpoint, proof
+from moorline.ledger import blocks, checkpoint, evidence, proof, seals, snapshot, terms
 from moorline.ledger.blocks import Block, Head
 from moorline.ledger.checkpoint import Checkpoint, NoteSignature, quorum_of
 from moorline.ledger.engines import node_state
+from moorline.ledger.engines.conduct import Conduct, checked_request
+from moorline.ledger.evidence import Finding
 from moorline.ledger.genesis import Genesis
+from moorline.ledger.seals import Seal
 from moorline.ledger.state import Applied, State
 from moorline.ledger.transactions import parse as parse_transaction
-from moorline.storage.ledger_store import LedgerStore, StoredBlock
+from moorline.ledger.tree import SUBTREE_BITS, key_digest, subtree_of
+from moorline.storage.ledger_store import LedgerStore, StoredBlock, StoredEvidence, StoredSignature
 from moorline.wire import cbor, schema
-from moorline.wire.schema import Bytes32
+from moorline.wire.schema import Bytes32, Size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Committed:
-    """A block with the note a quorum signed; what authorities hand each other."""
+    """A block with the note a quorum signed; what authorities hand each other.
+
+    `edge` is that of the log before it, `seal` its maker's; null where an authority does not know it.
+    """
 
     block: bytes
     note: bytes
+    edge: Annotated[bytes, Size(at_most=64 * 32)] | None = None
+    seal: Annotated[bytes, Size(at_most=512)] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +70,25 @@ class Node:
         self.now_ms = now_ms
         self._keys = [one for one in (key, next_key) if one is not None]
         self._state = node_state.StoredState(store, genesis.ledger_id)
+        self.conduct = Conduct(store, genesis)
+        self.on_evidence: Callable[[Finding], None] = lambda _: None
+        """Told of new evidence; a service logs it."""
+        self.reload()
+
+    def reload(self) -> None:
+        """Take head and state from the database."""
         self.head, self.note = self._load()
         self._changes = [
             proof.SetChange(note=note, authorities=schema.decode(AuthoritySet, data).authorities)
-            for note, data in store.set_changes()
+            for note, data in self.store.set_changes()
         ]
+        known = self._changes[-1].authorities if self._changes else self.genesis.trust().authorities
+        if (
+            self.note is not None and known != self.authorities()
+        ):  # the head itself changed the set; a snapshot cannot say so
+            after = AuthoritySet(authorities=self.authorities())
+            self.store.put_set_changes([(self.head.state.height, self.note, schema.encode(after))])
+            self._changes.append(proof.SetChange(note=self.note, authorities=after.authorities))
 
     # Reading ---------------------------------------------------------------------------------------------------------
 
@@ -87,6 +110,10 @@ class Node:
             keys=keys,
         )
 
+    def blank(self) -> bool:
+        """True if this authority knows of no block, and of none it made or signed: it is new, or lost its disk."""
+        return self.note is None and self.store.signed() is None and self.store.proposed() is None
+
     def signed_note(self) -> bytes:
         """The head's note. Raises Unavailable("ledger.no_block_yet")."""
         if self.note is None:
@@ -98,7 +125,38 @@ class Node:
         stored = self.store.block(height)
         if stored is None:
             raise Refused("ledger.no_such_block", "there is no block at this height", got=height)
-        return schema.encode(Committed(block=stored.body, note=stored.note))
+        return schema.encode(Committed(block=stored.body, note=stored.note, edge=stored.edge, seal=stored.seal))
+
+    def manifest(self) -> bytes:
+        """The manifest of a snapshot of the head (ledger.snapshot). Raises Unavailable("ledger.no_block_yet")."""
+        stored = self.store.head()
+        return snapshot.make(
+            note=self.signed_note(),
+            block=b"" if stored is None else stored.body,
+            edge=self.head.edge,
+            changes=self._changes_before(self.head.state.height),
+            subtrees=self.head.state.tree.all_subtrees(),
+        )
+
+    def chunk(self, first: int) -> bytes:
+        """A piece of the head's state, from subtree `first` on."""
+        return snapshot.chunk(first, self._subtrees_from(first))
+
+    def _subtrees_from(self, first: int) -> Iterator[tuple[int, list[tuple[str, bytes]]]]:
+        step = 256
+        for start in range(first, 1 << SUBTREE_BITS, step):
+            last = min(start + step, 1 << SUBTREE_BITS) - 1
+            found: dict[int, list[tuple[str, bytes]]] = {}
+            for key, value in self.store.records(start, last):
+                found.setdefault(subtree_of(key_digest(key)), []).append((key, value))
+            yield from sorted(found.items())
+
+    def scrub(self, prefix: int) -> int:
+        """Read one subtree of the stored state and verify it; how many keys it has.
+
+        Raises NotAuthentic("ledger.state_damaged").
+        """
+        return self._state.scrub(self.head.state.tree, prefix)
 
     def receipt(self, transaction_id: bytes) -> bytes | None:
         """The receipt of a transaction that stands in the ledger, or None."""
@@ -123,6 +181,40 @@ class Node:
         """A cosignature by this authority, made `at`; the same twice is the same. The caller recorded its intent first."""
         return checkpoint.cosign(found, name=self.name, key=self._key(), now=at)
 
+    def seal(self, header: blocks.Header, *, term: int, attempt: int) -> Seal:
+        """The seal on a block this authority proposes."""
+        return seals.seal(
+            header, ledger_id=self.genesis.ledger_id, term=term, attempt=attempt, name=self.name, key=self._key()
+        )
+
+    def promise(self, request: bytes) -> bytes:
+        """The word of its operator, if given, with what it holds above its head; an encoded `terms.Promise`."""
+        wanted = checked_request(request, self.conduct)
+        height, signed = self.head.state.height, self.store.signed()
+        held = signed if signed is not None and signed.height == height + 1 else None
+        word = terms.give(
+            ledger_id=self.genesis.ledger_id,
+            term=wanted.term,
+            sequencer=wanted.sequencer,
+            name=self.name,
+            height=height,
+            held=terms.NOTHING_HELD if held is None else blocks.digest(blocks.parse(held.body).header),
+            key=self._key(),
+        )
+        return schema.encode(
+            terms.Promise(
+                word=word,
+                block=None if held is None else held.body,
+                seal=None if held is None else held.seal,
+                line=None if held is None else self._line_on(held),
+            )
+        )
+
+    def _line_on(self, held: StoredSignature) -> str:
+        head, _ = blocks.execute_again(self.head, blocks.parse(held.body))
+        at = self.now() if held.time_s is None else Instant(held.time_s)
+        return self.cosign(head.checkpoint(), at=at).line()
+
     def sign_as_maker(self, found: Checkpoint) -> NoteSignature:
         """The note signature of a block's maker."""
         return checkpoint.sign_note(found, name=self.name, key=self._key())
@@ -136,10 +228,11 @@ class Node:
         note = checkpoint.parse_note(committed.note)
         block = blocks.parse(committed.block)
         if note.checkpoint.height <= self.head.state.height:
-            self._compare(note, block)
+            self._compare(note, block, committed.seal)
             return
         authorities = self.authorities()
         signed = checkpoint.verify_note(note, authorities, quorum_of(len(authorities)))
+        self._accuse_maker(block, committed.seal)
         head, applied = blocks.execute_again(self.head, block)
         if head.checkpoint() != signed:
             raise NotAuthentic(
@@ -150,6 +243,12 @@ class Node:
                 remedy="compare this authority's database and version with the others'",
             )
         self.commit(committed, head, applied)
+
+    def _accuse_maker(self, block: Block, seal: bytes | None) -> None:
+        """Its maker may have shown this authority another block at this height before."""
+        signed = self.store.signed()
+        if signed is not None and signed.height == block.header.height and seal is not None:
+            self.accuse_proposals(signed, block.header, schema.decode(Seal, seal))
 
     def commit(self, committed: Committed, head: Head, applied: Iterable[Applied]) -> None:
         """Put a block that was judged already."""
@@ -193,22 +292,55 @@ class Node:
     def _changes_before(self, height: int) -> tuple[proof.SetChange, ...]:
         return tuple(change for change in self._changes if checkpoint.parse_note(change.note).checkpoint.height < height)
 
-    def _compare(self, note: checkpoint.Note, block: Block) -> None:
+    def _compare(self, note: checkpoint.Note, block: Block, seal: bytes | None) -> None:
         mine = self.store.block(note.checkpoint.height)
         if mine is None or checkpoint.parse_note(mine.note).checkpoint == note.checkpoint:
             return
+        if mine.seal is not None and seal is not None:
+            theirs = (block.header, schema.decode(Seal, seal))
+            self._keep(self._of_proposals((blocks.parse(mine.body).header, schema.decode(Seal, mine.seal)), theirs))
+        self._keep(
+            evidence.of_heads(self.genesis.ledger_id, mine.note, note.encode(), self._changes_before(block.header.height))
+        )
         raise NotAuthentic(
             "ledger.fork",
             "two blocks at one height",
             expected=checkpoint.parse_note(mine.note).checkpoint.root,
             got=f"{note.checkpoint.root.hex()} at {block.header.height}",
-            remedy="keep both notes: together they show which authorities lied",
+            remedy="see moor ledger evidence: it names who lied",
         )
+
+    def accuse_proposals(self, signed: StoredSignature, header: blocks.Header, seal: Seal) -> None:
+        """Keep as evidence, if it is, that a sequencer sealed another block than the one this authority signed."""
+        if signed.seal is not None:
+            mine = (blocks.parse(signed.body).header, schema.decode(Seal, signed.seal))
+            self._keep(self._of_proposals(mine, (header, seal)))
+
+    def _of_proposals(self, mine: tuple[blocks.Header, Seal], theirs: tuple[blocks.Header, Seal]) -> bytes | None:
+        if mine[0] == theirs[0] or mine[0].height != theirs[0].height:
+            return None
+        changes = self._changes_before(mine[0].height)
+        return evidence.of_proposals(self.genesis.ledger_id, mine, theirs, changes)
+
+    def _keep(self, found: bytes | None) -> None:
+        """Keep evidence that names somebody; halt if it shows that the ledger has forked."""
+        if found is None:
+            return
+        try:
+            finding = evidence.verify(found, self.genesis.trust())
+        except MoorlineError:  # it proves nothing: a new attempt, signatures that do not hold
+            return
+        self.store.keep_evidence(
+            StoredEvidence(id=evidence.identify(found), height=finding.height, found_ms=self.now_ms(), body=found)
+        )
+        if finding.forked:
+            self.conduct.halt(finding.height)
+        self.on_evidence(finding)
 
     def _load(self) -> tuple[Head, bytes | None]:
         first = blocks.genesis_head(self.genesis)
         try:
-            stored = self.store.head()
+            stored = None if self.store.mark("taking_over") else self.store.head()
             if stored is None:
                 return first, None
             return self._state.resumed(first, stored), stored.note
@@ -254,6 +386,7 @@ class HasState(Protocol):
 
 def encode_status(node: Standing) -> bytes:
     """What GET /v1/ledger answers: public facts of the ledger as this authority sees it, CBOR."""
+    following = node.conduct.following if isinstance(node, Node) else None
     return cbor.encode(
         {
             "genesis": node.genesis.encode(),
@@ -261,6 +394,7 @@ def encode_status(node: Standing) -> bytes:
             "time_ms": node.head.state.time_ms,
             "state_root": node.head.state.root,
             "name": node.name,
-            "sequencer": node.genesis.sequencer,
+            "sequencer": node.genesis.sequencer if following is None else following.sequencer,
+            "term": 0 if following is None else following.term,
         }
     )

@@ -37,6 +37,7 @@ def upgrade() -> None:
     )
     op.create_index("nonces_valid_until", "nonces", ["valid_until"])
     op.add_column("blocks", sa.Column("edge", sa.LargeBinary))  # null: this authority fills it in when it opens the database
+    op.add_column("blocks", sa.Column("seal", sa.LargeBinary))
     op.create_table(
         "set_changes",
         sa.Column("height", sa.BigInteger, primary_key=True, autoincrement=False),
