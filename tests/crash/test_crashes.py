@@ -107,6 +107,7 @@ OTHERS = {
     "broker.code.made",
     "broker.device.enrolled",
     "broker.pool.refilled",
+    "broker.pool.taken",
     "broker.ticket.used",
     "broker.lease.granted",
     "broker.epoch.opened",

@@ -28,6 +28,7 @@ from moorline.ledger.genesis import Parameters
 from moorline.nfv import Role, SpiffeId
 from moorline.services import settings
 from moorline.services.broker import BrokerSettings
+from moorline.services.token_owner import TokenOwnerSettings
 from moorline.wire import keys
 from moorline.wire.certificates import Issuer, dns_name
 from moorline.wire.http import ClientIdentity, HttpClient
@@ -89,6 +90,7 @@ class Provider:
     broker: Process
     settings: BrokerSettings
     roots_pem: bytes
+    owner: Process | None = None
 
     @property
     def trust_domain(self) -> str:
@@ -138,8 +140,10 @@ class Consortium:
         await asyncio.gather(*(process.start() for process in processes))
         return cls(directory, made, processes, LedgerClient(made.endpoints, roots_pem=made.roots_pem))
 
-    async def admit(self, name: str, *, start: bool = True, circle: Circle | None = None, **changes) -> Provider:
-        """Admit a provider, set its HSM up, register it, start its broker."""
+    async def admit(
+        self, name: str, *, start: bool = True, owned: bool = False, circle: Circle | None = None, **changes
+    ) -> Provider:
+        """Admit a provider, set its HSM up, register it, start its broker; `owned`: its token in a process of its own."""
         folder = self.directory / name
         folder.mkdir()
         now = SystemClock().now()
@@ -185,10 +189,13 @@ class Consortium:
             "chain.pem": (certificate, authority.ca.certificate),
         }.items():
             (folder / file).write_bytes(b"".join(each.public_bytes(serialization.Encoding.PEM) for each in certificates))
+        owner = await self._own(folder, hsm) if owned else None
+        if owner is not None:
+            changes["token_owner"] = folder / "owner.sock"
         chosen = replace(self._settings(name, folder, hsm, sessions, https), **changes)
         settings.write(chosen, folder / "broker.toml")
         process = Process(("broker", "run", "--config", str(folder / "broker.toml")), folder / "log")
-        provider = Provider(name, folder, issuer, hsm, submitter, process, chosen, self.ceremony.roots_pem)
+        provider = Provider(name, folder, issuer, hsm, submitter, process, chosen, self.ceremony.roots_pem, owner)
         self.providers[name] = provider
         if start:
             await process.start()
@@ -197,9 +204,24 @@ class Consortium:
     async def close(self) -> None:
         for provider in self.providers.values():
             await provider.broker.stop()
+            if provider.owner is not None:
+                await provider.owner.stop()
         await self.client.aclose()
         for authority in self.authorities:
             await authority.stop()
+
+    async def _own(self, folder: Path, hsm: HsmCeremony) -> Process:
+        wanted = TokenOwnerSettings(
+            token_module=hsm.location.module,
+            token_label=hsm.location.label,
+            token_pin_file=hsm.location.pin_file,
+            softhsm_conf=Path(hsm.location.environment["SOFTHSM2_CONF"]),
+            socket=folder / "owner.sock",
+        )
+        settings.write(wanted, folder / "token.toml")
+        process = Process(("hsm", "serve", "--config", str(folder / "token.toml")), folder / "owner-log")
+        await process.start()
+        return process
 
     def authority_submitter(self, name: str) -> Submitter:
         authority = load_authority(self.directory / "ledger" / "authorities" / name)

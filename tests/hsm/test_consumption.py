@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import signal
 import threading
 from dataclasses import replace
@@ -11,12 +13,13 @@ import pytest
 import sqlalchemy
 from cryptography.hazmat.primitives import serialization
 
+from moorline import storage
 from moorline.audit import log
 from moorline.clock import Instant
 from moorline.errors import Conflict, MoorlineError, NotAuthentic, Refused, Unavailable
 from moorline.hsm.launch_keys import COUNTER, LaunchKeys
 from moorline.services.broker_clock import RisingClock
-from moorline.storage import audit_store, broker_generations, broker_store, checkpoint_store
+from moorline.storage import broker_store
 from moorline.storage.broker_store import CONFIRMED, BrokerStore, Issued, Launch, PoolEntry
 from moorline.wire import keys, launch
 from moorline.wire.launch import ChannelProfile, LaunchFields
@@ -497,14 +500,20 @@ def test_an_operator_hears_of_it_and_decides(launch_keys, leased, store):
     assert refused(store, replace(launch_of(), epoch=leased.epoch)) == "launch.sequence_not_leased"
 
 
+def _modules():
+    """Every module of the room that may hold tables of the broker's store."""
+    shared = ("audit_store", "checkpoint_store")
+    found = (module.name for module in pkgutil.iter_modules(storage.__path__))
+    return [f"moorline.storage.{name}" for name in found if name in shared or name.startswith("broker_")]
+
+
 def test_two_brokers_on_different_tables_agree_on_names():
     """verifies that: the store's table clauses and the migration name the same columns."""
     from moorline.storage.database import open_database
 
     engine = open_database("sqlite://", "broker")
     inspector = sqlalchemy.inspect(engine)
-    modules = (broker_store, broker_generations, audit_store, checkpoint_store)
-    named = [one for module in modules for one in vars(module).values()]
+    named = [one for name in _modules() for one in vars(importlib.import_module(name)).values()]
     tables = {one.name: one for one in named if isinstance(one, sqlalchemy.sql.expression.TableClause)}
     assert {name for name in inspector.get_table_names() if name != "broker_version"} == set(tables)
     for name, table in tables.items():

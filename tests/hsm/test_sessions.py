@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -52,10 +53,13 @@ from moorline.wire.session import (
     FunctionFields,
     FunctionSecrets,
     HostFields,
+    KeyKind,
     LauncherFields,
     LauncherSecrets,
     LauncherTicket,
     ProveCall,
+    RekeyCall,
+    RekeyReply,
     SessionRole,
 )
 
@@ -85,6 +89,7 @@ class World:
     launcher_key: bytes = b""
     sequence: int = 0
     number: int = 0
+    address: str | None = None
     verdicts: VerifierStore | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -146,7 +151,7 @@ class World:
             return Collected(format=EvidenceFormat.SNP, evidence=made.outblob, endorsements=made.auxblob)
 
         return await open_session(
-            self.alpha.broker.said["sessions"],
+            self.address or self.alpha.broker.said["sessions"],
             role=role,
             formats=(EvidenceFormat.SNP,),
             fields=fields,
@@ -291,7 +296,13 @@ async def serve_results(world: World, address: str) -> asyncio.Task[None]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("sessions")
+    async with built(tmp_path_factory.mktemp("sessions")) as made:
+        yield made
+
+
+@contextlib.asynccontextmanager
+async def built(directory: Path, **alphas):
+    """The world, with changes to how alpha is set up."""
     now = SystemClock().now()
     maker = create_manufacturer(directory / "silicon", now=now)
     chip = open_chip(maker.make_chip("m0", now=now))
@@ -305,6 +316,7 @@ async def world(tmp_path_factory):
             verifier_url=f"https://{address}",
             snp_anchors=maker.anchors_path,
             snp_minimum_tcb=(chip.tcb.boot_loader, chip.tcb.tee, chip.tcb.snp, chip.tcb.microcode),
+            **alphas,
         )
         beta = await consortium.admit("beta", start=False)
         made = World(consortium, alpha, Silicon(chip), (directory / "ledger" / "trust.cbor").read_bytes())
@@ -401,6 +413,22 @@ async def test_a_ticket_by_a_stranger(world, tmp_path):
     """verifies that: only the provider's registered key signs tickets."""
     stranger = make_provider_key(tmp_path / "key.pem")
     assert await world.refused(world.launcher(world.ticket(key=stranger))) == "launcher.ticket_not_authentic"
+
+
+@pytest.mark.parametrize("kind", KeyKind)
+async def test_a_function_gets_fresh_keys(world, kind):
+    """verifies that: over its session a function gets key after key of the kind it asks, each certified in its name."""
+    async with await world.function(world.fields()) as session:
+        got = [schema.decode(RekeyReply, await session.call("rekey", schema.encode(RekeyCall(kind=kind)))) for _ in range(3)]
+        leaves = [x509.load_der_x509_certificate(one.activation.certificate) for one in got]
+        for one, leaf in zip(got, leaves, strict=True):
+            key = serialization.load_der_private_key(one.private_key, None)
+            assert keys.public_bytes(key.public_key()) == keys.public_bytes(leaf.public_key())
+            assert one.activation.spiffe_id == session.activation.spiffe_id
+        assert len({one.private_key for one in got}) == 3
+        with pytest.raises(MoorlineError):
+            await session.call("rekey", cbor.encode({"kind": "dsa"}))
+        await session.call("renew", b"")  # of the launch key, as before
 
 
 # Functions -------------------------------------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ class IssuingCa:
         """Certificate and token key, for what else an issuer signs: CRLs and OCSP responses (hsm.revocation)."""
         return self._issuer
 
-    def issue(self, public: keys.PublicKey, spiffe_id: SpiffeId, now: Instant) -> Leaf:
+    def issue(self, public: keys.CertifiedKey, spiffe_id: SpiffeId, now: Instant) -> Leaf:
         """An X509-SVID. That the holder of `public` is `spiffe_id` is the caller's to know.
 
         Raises Refused("issuing.not_ours") for another trust domain, or a role that is not issued here.
@@ -175,7 +175,7 @@ def serial_number(random: bytes) -> int:
     return int.from_bytes(b"\x01" + random[: _SERIAL_BYTES - 1], "big")
 
 
-def key_digest(public: keys.PublicKey) -> bytes:
+def key_digest(public: keys.CertifiedKey) -> bytes:
     """SHA-256 of SubjectPublicKeyInfo."""
     return hashlib.sha256(keys.public_bytes(public)).digest()
 
@@ -184,7 +184,7 @@ def _leaf(
     token: Token,
     issuer: certificates.Issuer,
     chain: tuple[bytes, ...],
-    public: keys.PublicKey,
+    public: keys.CertifiedKey,
     spiffe_id: SpiffeId,
     now: Instant,
     life_s: int,

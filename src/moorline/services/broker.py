@@ -53,7 +53,8 @@ from moorline.wire.launch import ChannelProfile
 
 _TLS_LIFE_S: Final = 3000
 _RENEW_BEFORE_S: Final = 1200
-_REFILL_EVERY_S: Final = 5.0
+_REFILL_EVERY_S: Final = 1.0
+_REFILL_AT_ONCE: Final = 8
 _GRACE_MAX_S: Final = 120
 _LEDGER_FIRST_S: Final = 5.0
 _REUSE_MAX_S: Final = 5
@@ -245,6 +246,8 @@ class Broker:
     revoked: asyncio.Event
     anchoring: asyncio.Lock
     decisions: Decisions
+    effects: dict[str, float]
+    """Seconds from the last lost verdict to the last session closed: since the verifier's event, and since it was read."""
     revocations: RevocationStore
     enrolments: EnrolmentStore
     manufacturer_roots: bytes | None
@@ -351,6 +354,7 @@ def _assembled(
         manufacturer_roots=_manufacturer_roots(settings),
         decisions=Decisions(_release_policy(settings)),
         hsm=hsm,
+        effects={},
     )
 
 
@@ -409,6 +413,7 @@ async def run(settings: BrokerSettings, *, ready: Callable[[dict[str, str]], Non
                 broker_admin.serve(broker, lists, tenants, lambda address: on_bound("admin", address)),
                 anchoring,
                 broker_drift.keep_watching(broker),
+                broker_drift.keep_ending(broker),
                 broker_revoking.keep_revoking(broker),
                 _keep_pools(broker),
                 keep_marking(broker.clock),
@@ -432,7 +437,11 @@ async def _keep_pools(broker: Broker) -> None:
             pass
         broker.refill.clear()
         try:
-            await asyncio.to_thread(broker.pool.refill_known)
+            # A few at a time, and only while nobody waits for an answer: requests come before what may be needed later.
+            while broker.open.working == 0 or await asyncio.to_thread(broker.pool.low):
+                if not await asyncio.to_thread(broker.pool.top_up, at_most=_REFILL_AT_ONCE):
+                    break
+                await asyncio.sleep(0)
         except MoorlineError:
             await asyncio.sleep(_REFILL_EVERY_S)  # token or database is busy or gone; a launch that needs them says so
 

@@ -13,6 +13,7 @@ away and give none, so they count by the verifier's TLS identity; results, which
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Final
 
 import structlog
@@ -20,6 +21,7 @@ import structlog
 from moorline.errors import MoorlineError, Refused
 from moorline.services.broker import Broker
 from moorline.services.broker_hosts import HostAuthority
+from moorline.storage import broker_generations as generations
 from moorline.storage import verifier_events
 from moorline.storage.broker_generations import Generation
 
@@ -27,6 +29,7 @@ _LOG: Final = structlog.stdlib.get_logger("broker")
 _WAIT_S: Final = 20
 _RETRY_MIN_S: Final = 0.5
 _RETRY_MAX_S: Final = 15.0
+_LOOK_EVERY_S: Final = 0.5
 
 
 async def keep_watching(broker: Broker) -> None:
@@ -58,10 +61,37 @@ async def watch(broker: Broker, hosts: HostAuthority, *, wait_s: int = _WAIT_S) 
     for event in page.events:
         hosts.forget(event.host)
         if event.kind == verifier_events.LOST:
+            began = time.monotonic()
             ended = await asyncio.to_thread(broker.instances.act_on_loss, event, at=broker.clock.now())
             _close(broker, ended, event.code)
+            # The verifier tells whole seconds: the first figure is within one of the truth, the second is exact.
+            broker.effects.update(event=float(max(0, broker.clock.now() - event.at)), broker=time.monotonic() - began)
     if page.next != after:
         await asyncio.to_thread(broker.instances.move_cursor, page.next)
+
+
+async def keep_ending(broker: Broker) -> None:
+    """End the sessions here of instances that another broker process of this database ended, until cancelled."""
+    while True:
+        await asyncio.sleep(_LOOK_EVERY_S)
+        names = broker.open.names()
+        if not names:
+            continue
+        try:
+            ended = await asyncio.to_thread(broker.instances.ended_of, names)
+        except MoorlineError as error:
+            _LOG.info("ended instances not read", code=error.code)
+            continue
+        for one in ended:
+            broker.open.end(one.instance, one.generation, _why(one))
+
+
+def _why(one: Generation) -> Refused:
+    if one.state == generations.RETIRED:
+        return Refused("renewal.instance_revoked", "this generation was retired and its identity revoked", got=one.code)
+    if one.state == generations.SUPERSEDED:
+        return Refused("renewal.generation_behind", "a later generation of this instance was launched", got=one.generation)
+    return _host_lost(one.code)
 
 
 async def look_around(broker: Broker, hosts: HostAuthority) -> None:
@@ -80,15 +110,18 @@ async def look_around(broker: Broker, hosts: HostAuthority) -> None:
     await asyncio.to_thread(broker.instances.move_cursor, page.newest)
 
 
+def _host_lost(code: str) -> Refused:
+    return Refused(
+        "renewal.host_not_standing",
+        "the host lost its standing; the identity is revoked and not renewed",
+        got=code,
+        remedy="the orchestrator launches the function again on another host",
+    )
+
+
 def _close(broker: Broker, ended: tuple[Generation, ...], code: str) -> None:
     for one in ended:
         _LOG.warning("instance halted", instance=one.instance, generation=one.generation, host=one.host, code=code)
-        reason = Refused(
-            "renewal.host_not_standing",
-            "the host lost its standing; the identity is revoked and not renewed",
-            got=code,
-            remedy="the orchestrator launches the function again on another host",
-        )
-        broker.open.end(one.instance, one.generation, reason)
+        broker.open.end(one.instance, one.generation, _host_lost(code))
     if ended:
         broker.revoking.set()

@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeVar
+
+from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from moorline.channel.driver import Claim
 from moorline.clock import Instant
@@ -47,10 +50,20 @@ from moorline.verification.snp import SnpClaims
 from moorline.verification.verified import Verified
 from moorline.wire import keys, launch, schema
 from moorline.wire.launch import ChannelProfile, LaunchFields
-from moorline.wire.session import Activation, AuthoriseDeviceCall, FunctionFields, FunctionSecrets, resume_message
+from moorline.wire.session import (
+    Activation,
+    AuthoriseDeviceCall,
+    FunctionFields,
+    FunctionSecrets,
+    KeyKind,
+    RekeyCall,
+    RekeyReply,
+    resume_message,
+)
 
 _GENERATION_END: Final = 1 << 31
 _NUMBER_END: Final = 1 << 63
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -64,6 +77,7 @@ class FunctionSession:
     verdicts_seen: int = 0
     asked: ReleaseRequest | None = None
     record: RecordFacts | None = None
+    _kind: KeyKind = KeyKind.P256
 
     async def appraise(self) -> bytes:
         """Numbers are those of the module's docstring."""
@@ -93,7 +107,10 @@ class FunctionSession:
                 raise Refused("broker.other_service", "a function asks for its own service only", got=asked.service)
             return schema.encode(await authorise_device(self.broker, asked))
         if operation == "renew":
-            return schema.encode(await self._renew())
+            return schema.encode(await self._renew(self._renewed))
+        if operation == "rekey":
+            self._kind = schema.decode(RekeyCall, body).kind
+            return schema.encode(await self._renew(self._rekeyed))
         raise no_such_operation(operation)
 
     async def _request(self, fields: LaunchFields, expected: bytes | None, enclave: Verified[SnpClaims]) -> ReleaseRequest:
@@ -176,6 +193,7 @@ class FunctionSession:
             ),
             now,
         )
+        broker.pool.took(fields.service, profile)
         private_key = broker.pool.open(taken, fields.service, profile)
         self.fields, self.taken = fields, taken
         return schema.encode(
@@ -204,12 +222,12 @@ class FunctionSession:
         kept = self.broker.store.confirm(self._launch(fields), issued(leaf, spiffe_id, public), at=now)
         return activation(self.broker, kept.der, str(spiffe_id))
 
-    async def _renew(self) -> Activation:
+    async def _renew(self, make: Callable[[LaunchFields, Taken, str], T]) -> T:
         fields, taken = self._held()
         try:
             await asyncio.to_thread(self.broker.instances.require_live, fields.instance, fields.generation)
             await self._require_renewable(fields)
-            return await asyncio.to_thread(self._renewed, fields, taken, "function-renewed")
+            return await asyncio.to_thread(make, fields, taken, "function-renewed")
         except Refused as refusal:
             await asyncio.to_thread(
                 self.broker.instances.refused,
@@ -254,6 +272,18 @@ class FunctionSession:
         leaf = self.broker.ca.issue(public, spiffe_id, now)
         self.broker.instances.renew(fields.instance, fields.generation, issued(leaf, spiffe_id, public), kind=kind, at=now)
         return activation(self.broker, leaf.der, str(spiffe_id))
+
+    def _rekeyed(self, fields: LaunchFields, _taken: Taken, kind: str) -> RekeyReply:
+        """A key from the pool, gone from it before; its certificate recorded before it is handed out."""
+        now = self.broker.clock.now()
+        der, private_key = self.broker.pool.take(fields.service, self._kind, now)
+        public = load_der_public_key(der)
+        assert isinstance(public, keys.CertifiedKey)  # the pool makes no other
+        spiffe_id = self._spiffe_id(fields)
+        leaf = self.broker.ca.issue(public, spiffe_id, now)
+        self.broker.instances.renew(fields.instance, fields.generation, issued(leaf, spiffe_id, public), kind=kind, at=now)
+        self.broker.refill.set()
+        return RekeyReply(private_key=private_key, activation=activation(self.broker, leaf.der, str(spiffe_id)))
 
     def _spiffe_id(self, fields: LaunchFields) -> SpiffeId:
         segments = (fields.service, launch.identity_name(fields.instance, fields.generation))

@@ -12,6 +12,8 @@ class OpenFunctions:
 
     def __init__(self) -> None:
         self._nonces: dict[tuple[str, int], bytes] = {}
+        self.working = 0
+        """Requests that are being answered now: background work yields to them."""
         self._end: Callable[[bytes, MoorlineError], bool] = _nobody
 
     def bind(self, end: Callable[[bytes, MoorlineError], bool]) -> None:
@@ -34,6 +36,10 @@ class OpenFunctions:
         """End the session of an instance, if it has one; its function is told why."""
         nonce = self._nonces.get((instance, generation))
         return nonce is not None and self._end(nonce, reason)
+
+    def names(self) -> tuple[tuple[str, int], ...]:
+        """Every instance and generation that has a session here."""
+        return tuple(self._nonces)
 
     def end_before(self, instance: str, generation: int, reason: MoorlineError) -> None:
         """End the sessions of all earlier generations."""

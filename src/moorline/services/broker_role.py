@@ -43,7 +43,7 @@ def session_name(claim: Claim) -> str:
     return f"{claim.role} from {claim.peer_address}, kem {kem}, key {signing}"
 
 
-def issued(leaf: Leaf, spiffe_id: SpiffeId, public: keys.PublicKey) -> Issued:
+def issued(leaf: Leaf, spiffe_id: SpiffeId, public: keys.CertifiedKey) -> Issued:
     """The record of a certificate."""
     return Issued(
         serial=f"{leaf.certificate.serial_number:x}",

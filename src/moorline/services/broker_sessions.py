@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import structlog
@@ -41,6 +42,18 @@ class Sessions:
 
     async def appraise(self, claim: Claim) -> bytes:
         """The secrets of message 4. Raises Refused("session.role") for a role this broker does not serve."""
+        with self._working():
+            return await self._appraise(claim)
+
+    @contextlib.contextmanager
+    def _working(self) -> Iterator[None]:
+        self._broker.open.working += 1
+        try:
+            yield
+        finally:
+            self._broker.open.working -= 1
+
+    async def _appraise(self, claim: Claim) -> bytes:
         make = _ROLES.get(claim.role)
         if make is None:
             raise Refused("session.role", "this broker serves no such role", expected="/".join(_ROLES), got=claim.role)
@@ -56,7 +69,8 @@ class Sessions:
 
     async def activate(self, claim: Claim) -> Activation:
         """Message 6."""
-        return await self._of(claim).activate()
+        with self._working():
+            return await self._of(claim).activate()
 
     async def call(self, claim: Claim, operation: str, body: bytes) -> bytes:
         """`time` and `ledger.prove` for everybody, the rest by role."""
@@ -68,7 +82,8 @@ class Sessions:
             if not 0 < len(keys) <= _KEYS_CAP:
                 raise Refused("broker.too_many_keys", "a proof is about 1 to 64 keys", got=len(keys))
             return await self._broker.ledger.bundle(keys)
-        return await session.call(operation, body)
+        with self._working():
+            return await session.call(operation, body)
 
     async def ended(self, claim: Claim) -> None:
         """The connection is gone."""

@@ -76,6 +76,13 @@ def of_broker(app: FastAPI, broker: Any) -> None:  # noqa: ANN401 - services.bro
         newest = store.newest_epoch()
         return {} if newest is None else {(): newest.epoch}
 
+    measured(
+        app,
+        "moorline_broker_verdict_effect_seconds",
+        "From the last lost verdict to the last session closed: since the verifier's event, and since it was read here",
+        lambda: {(since,): seconds for since, seconds in broker.effects.items()},
+        labels=("since",),
+    )
     measured(app, "moorline_broker_epoch", "The running epoch of launch keys", epoch)
     measured(
         app,

@@ -24,6 +24,7 @@ from moorline.storage.verifier_events import VerdictEvent
 CURSOR: Final = "verifier-cursor"
 STORAGE_KEY: Final = "storage-key"
 FUNCTION_KEY: Final = "function-key"
+_ASKED_AT_ONCE: Final = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +102,19 @@ class InstanceStore:
         with self._store.reading() as c:
             query = sa.select(GENERATIONS.c.host).where(GENERATIONS.c.state == LIVE).distinct().order_by(GENERATIONS.c.host)
             return tuple(row.host for row in c.execute(query))
+
+    def ended_of(self, names: tuple[tuple[str, int], ...]) -> tuple[Generation, ...]:
+        """Those of these instances and generations that are not live any more, whichever broker process ended them."""
+        found: list[Generation] = []
+        with self._store.reading() as c:
+            for first in range(0, len(names), _ASKED_AT_ONCE):
+                some = names[first : first + _ASKED_AT_ONCE]
+                query = sa.select(GENERATIONS).where(
+                    GENERATIONS.c.state != LIVE, GENERATIONS.c.instance.in_([instance for instance, _ in some])
+                )
+                found += [Generation(**row) for row in c.execute(query).mappings()]
+        wanted = set(names)
+        return tuple(one for one in found if (one.instance, one.generation) in wanted)
 
     # -- renewal ----------------------------------------------------------------------------------------------------
 

@@ -433,6 +433,22 @@ class BrokerStore:
         )
         return int(rows[0]["n"])
 
+    def take_from_pool(self, service: str, profile: str, *, count: int, at: Instant) -> tuple[Taken, ...]:
+        """Up to `count` entries, gone from here: who dies with them loses them, and nobody has them twice."""
+
+        def work(c: sa.Connection) -> tuple[Taken, ...]:
+            where = (_POOL.c.service == service, _POOL.c.profile == profile)
+            rows = c.execute(sa.select(_POOL).where(*where).order_by(_POOL.c.entry).limit(count)).all()
+            if rows:
+                c.execute(sa.delete(_POOL).where(*where, _POOL.c.entry <= rows[-1].entry))
+                _append(c, at, "pool-taken", {"service": service, "profile": profile, "count": len(rows)})
+            return tuple(Taken(public=row.public, wrapped=row.wrapped, again=False) for row in rows)
+
+        taken = self._group.write(work)
+        if taken:
+            reached("broker.pool.taken")
+        return taken
+
     def pools(self) -> dict[tuple[str, str], int]:
         """The fill of every pool."""
         query = sa.select(_POOL.c.service, _POOL.c.profile, sa.func.count().label("n"))

@@ -20,7 +20,7 @@ from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsag
 from moorline.clock import Validity, to_datetime
 from moorline.errors import Malformed
 from moorline.nfv import SpiffeId
-from moorline.wire.keys import PrivateKey, PublicKey
+from moorline.wire.keys import CertifiedKey, PrivateKey, PublicKey
 
 MAX_CERTIFICATE_BYTES: Final = 20 * 1024
 LEAF_MAX_LIFE_S: Final = 3600
@@ -103,7 +103,7 @@ def issuing_ca_certificate(
 
 
 def leaf_certificate(
-    public: PublicKey,
+    public: CertifiedKey,
     *,
     spiffe_id: SpiffeId,
     issuer: Issuer,
@@ -182,7 +182,7 @@ def _names(spiffe_id: SpiffeId) -> x509.SubjectAlternativeName:
 
 
 def _base(
-    subject: x509.Name, public: PublicKey, issuer: x509.Name, validity: Validity, serial: int
+    subject: x509.Name, public: CertifiedKey, issuer: x509.Name, validity: Validity, serial: int
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()

@@ -10,12 +10,16 @@ from typing import Final, Protocol, cast
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
 from moorline.errors import Malformed, NotAuthentic
 
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
+CertifiedKey = PublicKey | rsa.RSAPublicKey
+"""Keys that may stand in a certificate issued here. RSA is for peers of functions that speak nothing else; nothing of ours
+verifies by it.
+"""
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
 ES256: Final = -7
@@ -95,7 +99,7 @@ def verify_as(algorithm: int, key: PublicKey, signature: bytes, message: bytes) 
         ) from None
 
 
-def public_bytes(key: PublicKey) -> bytes:
+def public_bytes(key: CertifiedKey) -> bytes:
     """DER SubjectPublicKeyInfo."""
     return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 

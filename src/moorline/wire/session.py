@@ -237,6 +237,30 @@ class ProveCall:
     keys: tuple[str, ...]
 
 
+class KeyKind(StrEnum):
+    """Kinds of key pairs that are made ahead, as a `rekey` names them."""
+
+    P256 = "p-256"
+    P384 = "p-384"
+    ED25519 = "ed25519"
+    RSA2048 = "rsa-2048"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RekeyCall:
+    """operation "rekey": a fresh key pair of this kind with a certificate in the function's name. Reply: `RekeyReply`."""
+
+    kind: KeyKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RekeyReply:
+    """The private key (PKCS#8 DER) and its activation. The key of the launch stays what a session is resumed by."""
+
+    private_key: Annotated[bytes, Size(at_most=4096)]
+    activation: Activation
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthoriseDeviceCall:
     """operation "device.authorise": may this device use this service now? Reply body: `AuthoriseDeviceReply`."""
