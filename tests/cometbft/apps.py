@@ -51,7 +51,7 @@ class App:
     def open(self):
         self.store = ConsensusStore(open_database(f"sqlite:///{self.directory / 'consensus.db'}", "consensus"))
         self.chain = Chain(genesis=self.made.genesis, store=self.store)
-        self.mempool = Mempool()
+        self.mempool = Mempool(self.chain.verified)
         self.snapshots = Snapshots(self.directory / "snapshots", self.chain, self.store, self._confirm)
         self.application = Application(self.chain, self.mempool, self.snapshots)
         self.node = CometNode(name=NAMES[0], genesis=self.made.genesis, chain=self.chain, store=self.store)

@@ -12,7 +12,7 @@ from moorline.errors import Misconfigured
 
 
 def signer_key(
-    config: Annotated[Path, typer.Option("--config", help="authority.toml, with a table [cometbft.signer].")],
+    config: Annotated[Path, typer.Option("--config", help="authority.toml, with a table [validator_token].")],
     *,
     make: Annotated[bool, typer.Option("--make", help="Make the key pair in the token; it must not be there yet.")] = False,
     as_json: render.AsJson = False,
@@ -23,11 +23,11 @@ def signer_key(
     from moorline.services.authority_cometbft import open_validator_token
 
     found = settings.load(Settings, config, service="authority")
-    signer = found.cometbft.signer if found.cometbft is not None else None
-    if signer is None:
+    where = found.validator_token
+    if where is None:
         raise Misconfigured(
-            "comet.no_signer", "these settings name no token", got=config, remedy="add a table [cometbft.signer]"
+            "comet.no_signer", "these settings name no token", got=config, remedy="add a table [validator_token]"
         )
-    with open_validator_token(signer) as token:
-        public = token.generate_ed25519_key(signer.key) if make else token.ed25519_public(signer.key)
-    render.facts({"authority": found.name, "key": signer.key, "public": public.hex()}, as_json=as_json)
+    with open_validator_token(where) as token:
+        public = token.generate_ed25519_key(where.key) if make else token.ed25519_public(where.key)
+    render.facts({"authority": found.name, "key": where.key, "public": public.hex()}, as_json=as_json)

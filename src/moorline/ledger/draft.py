@@ -11,6 +11,7 @@ from moorline.errors import Conflict
 from moorline.ledger import records
 from moorline.ledger.parameters import PARAMETERS
 from moorline.ledger.records import AuthorityRecord, IndexRecord, ParameterRecord
+from moorline.ledger.verified import Verified
 
 R = TypeVar("R")
 
@@ -56,6 +57,7 @@ class Draft:
     view: View
     ledger_id: bytes
     block: BlockContext
+    verified: Verified | None = None
     writes: dict[str, bytes] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
 

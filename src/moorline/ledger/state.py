@@ -26,6 +26,7 @@ from moorline.ledger.genesis import Genesis
 from moorline.ledger.nonces import Nonces
 from moorline.ledger.transactions import Payload, SenderKind, Transaction
 from moorline.ledger.tree import Tree
+from moorline.ledger.verified import Verified
 from moorline.wire import cose, keys
 
 
@@ -123,12 +124,17 @@ def restored(
     )
 
 
-def execute(state: State, batch: Sequence[bytes], *, time_ms: int) -> Executed:
-    """The state after a block of these transactions at this time. Rejected ones leave no trace; see `outcomes`."""
+def execute(state: State, batch: Sequence[bytes], *, time_ms: int, verified: Verified | None = None) -> Executed:
+    """The state after a block of these transactions at this time. Rejected ones leave no trace; see `outcomes`.
+
+    `verified` spares signatures that held before; it changes no outcome.
+    """
     names = r.parse(r.IndexRecord, state.records[r.AUTHORITIES_INDEX]).holders
     block = BlockContext(height=state.height + 1, time_ms=time_ms, authorities=names)
     working = _Working(state)
-    outcomes = tuple(working.take(apply(working, data, ledger_id=state.ledger_id, block=block)) for data in batch)
+    outcomes = tuple(
+        working.take(apply(working, data, ledger_id=state.ledger_id, block=block, verified=verified)) for data in batch
+    )
     after = State(
         ledger_id=state.ledger_id,
         height=block.height,
@@ -139,9 +145,11 @@ def execute(state: State, batch: Sequence[bytes], *, time_ms: int) -> Executed:
     return Executed(state=after, outcomes=outcomes)
 
 
-def apply(view: View, data: bytes, *, ledger_id: bytes, block: BlockContext) -> Applied | Rejected:
+def apply(
+    view: View, data: bytes, *, ledger_id: bytes, block: BlockContext, verified: Verified | None = None
+) -> Applied | Rejected:
     """What this transaction does in this block. Total: any bytes give an answer. Numbers are those of the docstring."""
-    draft = Draft(view=view, ledger_id=ledger_id, block=block)
+    draft = Draft(view=view, ledger_id=ledger_id, block=block, verified=verified)
     try:
         transaction = transactions.parse(data)  # 1
         _in_time(transaction.payload, draft)
@@ -190,7 +198,7 @@ def _by_authority(draft: Draft, transaction: Transaction) -> None:
     record = draft.read(r.AuthorityRecord, r.authority_key(name))
     if record is None or record.status is not r.Status.ACTIVE or name not in draft.block.authorities:  # 3
         raise Refused("ledger.authority_unknown", "the sender is no authority in force", got=name)
-    _signed_by(transaction, (record.transaction_key,))
+    _signed_by(draft, transaction, (record.transaction_key,))
     body = transaction.body  # 4
     if isinstance(body, transactions.Propose):
         admission.propose(draft, name, body, transaction)
@@ -210,7 +218,7 @@ def _by_provider(draft: Draft, transaction: Transaction) -> None:
     if sender.kind is SenderKind.HSM:
         _by_hsm(draft, transaction, provider, hsm_id)
     else:
-        _signed_by(transaction, _ca_keys(provider, draft))
+        _signed_by(draft, transaction, _ca_keys(provider, draft))
     registration.perform(draft, provider, cast("transactions.ProviderBody", body))  # 4
 
 
@@ -218,7 +226,7 @@ def _by_hsm(draft: Draft, transaction: Transaction, provider: r.ProviderRecord, 
     hsm = draft.read(r.HsmRecord, r.hsm_key(provider.name, hsm_id))
     if hsm is None or hsm.status is not r.Status.ACTIVE:
         raise Refused("ledger.hsm_unknown", "the sender is no active HSM of this provider", got=hsm_id)
-    _signed_by(transaction, (hsm.signing_public,))
+    _signed_by(draft, transaction, (hsm.signing_public,))
     body = transaction.body
     revokes = isinstance(body, transactions.Revoke) and body.kind in registration.HSM_REVOKES
     anchors = isinstance(body, transactions.AnchorLog) and body.log == hsm_id
@@ -246,13 +254,16 @@ def _verifying_key(spki: bytes) -> cose.VerifyingKey:
     return cose.verifying_key(keys.parse_public(spki))
 
 
-def _signed_by(transaction: Transaction, allowed: tuple[bytes, ...]) -> None:
+def _signed_by(draft: Draft, transaction: Transaction, allowed: tuple[bytes, ...]) -> None:
     for spki in allowed:
         key = _verifying_key(spki)
         if key.id != transaction.sign1.key_id:
             continue
         try:
-            cose.verify(transaction.sign1, key)
+            if draft.verified is None:
+                cose.verify(transaction.sign1, key)
+            else:
+                draft.verified.verify(transaction.sign1, key)
         except NotAuthentic as error:
             raise NotAuthentic("ledger.signature_invalid", "the signature does not hold", got=error.code) from None
         return

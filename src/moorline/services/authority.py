@@ -33,7 +33,7 @@ from moorline.ledger.genesis import Genesis
 from moorline.ledger.tree import SUBTREE_BITS
 from moorline.nfv import Role
 from moorline.services import metrics
-from moorline.services.comet_settings import CometSettings
+from moorline.services.comet_settings import CometSettings, ValidatorToken
 from moorline.services.http import TlsIdentity, application, require, serve
 from moorline.services.process import announce_ready
 from moorline.storage.database import open_database
@@ -69,6 +69,8 @@ class Settings:
     """SQLAlchemy URL of its database; SQLite in `directory` if left out."""
     cometbft: CometSettings | None = None
     """For the CometBFT engine; the embedded engine if left out."""
+    validator_token: ValidatorToken | None = None
+    """For the CometBFT engine: where the validator's key is; the checkpoint key in `directory` if left out."""
     snapshot_after: int = 2000
     """With an empty database: how many blocks behind it takes a snapshot from the others instead of executing all blocks."""
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from moorline.hsm.token import LocalToken
     from moorline.services.authority import Settings
-    from moorline.services.comet_settings import SignerSettings
+    from moorline.services.comet_settings import ValidatorToken
 
 CONFIRM_TIMEOUT_S: Final = 5.0
 MAX_HEIGHT: Final = (1 << 53) - 1
@@ -102,7 +102,7 @@ async def run(
     url = settings.database or f"sqlite:///{(settings.directory / 'consensus.db').absolute()}"
     store = ConsensusStore(open_database(url, "consensus"))
     try:
-        with signing_key(settings.cometbft.signer, keys) as key:
+        with signing_key(settings.validator_token, keys) as key:
             await _Authority(settings, log, key, genesis, store).run(serve)
     finally:
         store.close()
@@ -124,7 +124,7 @@ class _Authority:
         self._name = settings.name
         self._chain = Chain(genesis=genesis, store=store)
         self._snapshots = Snapshots(settings.directory / "snapshots", self._chain, store, self._confirmations)
-        mempool = Mempool()
+        mempool = Mempool(self._chain.verified)
         self._application = Application(self._chain, mempool, self._snapshots)
         self._node = CometNode(name=settings.name, genesis=genesis, chain=self._chain, store=store)
         self._rpc = CometRpc(f"http://{self._comet.rpc}")
@@ -236,16 +236,16 @@ def server_name_of(genesis: Genesis, name: str) -> str:
 
 
 @contextlib.contextmanager
-def signing_key(signer_settings: SignerSettings | None, keys: AuthorityKeys) -> Iterator[SigningKey]:
+def signing_key(where: ValidatorToken | None, keys: AuthorityKeys) -> Iterator[SigningKey]:
     """The validator's key: in its token, which is open meanwhile, or in the authority's folder."""
-    if signer_settings is None:
+    if where is None:
         yield _MemoryKey(keys.checkpoint)
         return
-    with open_validator_token(signer_settings) as token:
-        yield TokenKey(token, signer_settings.key)
+    with open_validator_token(where) as token:
+        yield TokenKey(token, where.key)
 
 
-def open_validator_token(settings: SignerSettings) -> LocalToken:
+def open_validator_token(settings: ValidatorToken) -> LocalToken:
     """The token that holds, or is to hold, a validator's key."""
     from moorline.hsm.token import TokenLocation, open_token
 

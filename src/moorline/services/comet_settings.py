@@ -7,8 +7,8 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SignerSettings:
-    """The table [cometbft.signer]: the validator's key is in a PKCS#11 token."""
+class ValidatorToken:
+    """The table [validator_token]: the validator's key is in a PKCS#11 token."""
 
     token_module: str
     """Path of the token's PKCS#11 module."""
@@ -34,5 +34,3 @@ class CometSettings:
     """The cometbft to run; the one ./dev built, or the one on the PATH, if left out."""
     snapshot_every: int = 1000
     """A snapshot of the state is made every so many blocks, for authorities that begin late; 0 for never."""
-    signer: SignerSettings | None = None
-    """Where the validator's key is; the checkpoint key in the authority's folder if left out."""

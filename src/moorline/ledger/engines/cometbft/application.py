@@ -121,6 +121,8 @@ class Application:
     def check_tx(self, request: pb.RequestCheckTx) -> pb.Response:
         """Whether it may wait; asked again after each block about those that do."""
         again = request.type == pb.RECHECK
+        if again and self.mempool.still_fits(self.chain.state, request.tx, self.chain.last_writes):
+            return pb.Response(check_tx=pb.ResponseCheckTx(code=OK))
         judge = self.mempool.judge if again else self.mempool.admit
         outcome = judge(self.chain.state, request.tx)
         if isinstance(outcome, Applied):

@@ -19,6 +19,7 @@ from moorline.ledger import state as machine
 from moorline.ledger.engines.cometbft.header import address_of
 from moorline.ledger.genesis import Genesis
 from moorline.ledger.state import Applied, Executed, State
+from moorline.ledger.verified import Verified
 from moorline.storage.consensus_store import ConsensusStore, Misbehaviour, StoredHead
 from moorline.storage.steps import reached
 from moorline.wire import schema
@@ -57,6 +58,8 @@ class Chain:
         self.genesis = genesis
         self.store = store
         self.state = self._load()
+        self.verified = Verified()
+        self.last_writes: frozenset[str] | None = None
         self.decided: Decided | None = None
         self.recent: OrderedDict[int, State] = OrderedDict({self.state.height: self.state})
         self.on_commit: Callable[[Decided], None] = lambda _: None
@@ -70,7 +73,8 @@ class Chain:
         key = hashlib.sha256(b"".join(parts)).digest()
         known = self._executed.get(key)
         if known is None:
-            known = self._executed[key] = machine.execute(self.state, transactions, time_ms=time_ms)
+            known = machine.execute(self.state, transactions, time_ms=time_ms, verified=self.verified)
+            self._executed[key] = known
             while len(self._executed) > _REMEMBERED:
                 self._executed.popitem(last=False)
         return known
@@ -109,6 +113,7 @@ class Chain:
         )
         reached("comet.block.committed")
         self.adopt(after)
+        self.last_writes = frozenset(key for one in applied for key in one.writes)
         self.decided = None
         self.on_commit(decided)
 
@@ -116,6 +121,7 @@ class Chain:
         """Go on from this state, which is durable already."""
         self.state = state
         self._executed.clear()
+        self.last_writes = None
         self.recent[state.height] = state
         while len(self.recent) > _REMEMBERED:
             self.recent.popitem(last=False)

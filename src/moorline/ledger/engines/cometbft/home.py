@@ -117,6 +117,7 @@ moniker = "{name}"
 abci = "socket"
 proxy_app = "unix://{APP_SOCKET}"
 priv_validator_laddr = "unix://{SIGNER_SOCKET}" # the validator's key is our signer's alone
+priv_validator_key_file = "data/unused_key.json" # CometBFT makes one whatever it is told; nobody knows it
 log_level = "error"
 log_format = "json"
 

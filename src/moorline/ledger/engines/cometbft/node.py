@@ -237,7 +237,7 @@ class Consensus:
                 raise
 
     def _is_on_its_way(self, transaction_id: bytes) -> bool:
-        return transaction_id in self._mempool.waiting() or self.node.store.transaction(transaction_id) is not None
+        return self._mempool.waits(transaction_id) or self.node.store.transaction(transaction_id) is not None
 
     def committed(self, height: int, transactions: Iterable[bytes]) -> None:
         """Told by the chain of every committed block."""
