@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -403,6 +404,46 @@ def make_twin(network, number, directory):
     twin = networks.Authority(name, directory, rpc)
     network.authorities["authority-5"] = twin
     return twin
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+async def test_an_authority_moves_its_key_into_a_token_while_it_runs(tmp_path):
+    """verifies that: rotated by a quorum, votes are signed in the token from two blocks later on, without a restart."""
+    network = networks.made_network(tmp_path / "ledger")
+    location = initialise_softhsm(tmp_path / "token", label="validator")
+    with open_token(location) as token:
+        public = token.generate_ed25519_key("validator")
+    found = settings.load(Settings, network[4].config)
+    where = ValidatorToken(
+        token_module=location.module,
+        token_label="validator",
+        token_pin_file=location.pin_file,
+        softhsm_conf=Path(location.environment["SOFTHSM2_CONF"]),
+    )
+    settings.write(replace(found, validator_token=where), network[4].config)
+    try:
+        await network.start()
+        alpha = await Provider(network, "alpha").admitted()
+        before = next(one for one in network.made.genesis.authorities if one.name == "authority-4")
+        action = transactions.RotateAuthorityKey(
+            name="authority-4",
+            certificate=before.certificate,
+            transaction_key=before.transaction_key,
+            checkpoint_key=public,
+            address=before.address,
+        )
+        await decide(network, action, by=("authority-1", "authority-2", "authority-3"))
+        for _ in range(2):
+            await submit(network, alpha.anchor())
+        await network[3].kill()  # three of four are needed, and the fourth has no other key to vote with
+        receipt = await submit(network, alpha.anchor(), 1, 2, 4, within_s=90)
+        async with CometRpc(f"http://{network[1].rpc}") as rpc:
+            signed = await rpc.signed_header(receipt.height)
+        assert address_of(public) in {one.address for one in signed.commit.precommits}
+        assert (await proven(network, "authority/authority-4", number=1)).record("authority/authority-4")
+    finally:
+        await network.stop()
 
 
 @pytest.mark.long

@@ -18,7 +18,7 @@ from moorline.ledger.engines.cometbft.abci import framed, read_message
 from moorline.ledger.engines.cometbft.proto import privval_types_pb2 as pv
 from moorline.ledger.engines.cometbft.proto import types_types_pb2 as tm
 from moorline.ledger.engines.cometbft.signer import SignedFile, Signer
-from moorline.services.authority_cometbft import TokenKey
+from moorline.services.authority_cometbft import KeyRing, TokenKey
 
 CHAIN = "moor-chain"
 
@@ -223,6 +223,18 @@ async def test_the_protocol_over_a_real_socket(key, tmp_path):
         dialling.cancel()
         server.close()
     assert troubles
+
+
+def test_the_key_that_signs_is_the_one_in_force(key):
+    """verifies that: after a rotation the next key signs, by itself; without any in force the first is shown."""
+    following, wanted = Key(), [key.public_bytes()]
+    ring = KeyRing([key, following], lambda: wanted[0])
+    for one in (key, following):
+        wanted[0] = one.public_bytes()
+        assert ring.public_bytes() == one.public_bytes()
+        one.key.public_key().verify(ring.sign(b"message"), b"message")
+    wanted[0] = None
+    assert ring.public_bytes() == key.public_bytes()
 
 
 def test_the_key_may_be_in_a_token(tmp_path):

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Final
 
 import structlog
@@ -102,8 +102,8 @@ async def run(
     url = settings.database or f"sqlite:///{(settings.directory / 'consensus.db').absolute()}"
     store = ConsensusStore(open_database(url, "consensus"))
     try:
-        with signing_key(settings.validator_token, keys) as key:
-            await _Authority(settings, log, key, genesis, store).run(serve)
+        with held_keys(settings, keys) as held:
+            await _Authority(settings, log, held, genesis, store).run(serve)
     finally:
         store.close()
 
@@ -115,7 +115,7 @@ class _Authority:
         self,
         settings: Settings,
         log: structlog.stdlib.BoundLogger,
-        key: SigningKey,
+        held: Sequence[SigningKey],
         genesis: Genesis,
         store: ConsensusStore,
     ) -> None:
@@ -133,7 +133,7 @@ class _Authority:
         self._application.on_rejected = self._consensus.rejected
         self._snapshots.on_restored = self._node.refresh
         self._signer = Signer(
-            key,
+            KeyRing(held, self._node.signing_key),
             chain_id=chain_id_of(genesis.ledger_id),
             state=SignedFile(settings.directory / "signed.json"),
         )
@@ -235,14 +235,41 @@ def server_name_of(genesis: Genesis, name: str) -> str:
     return dns_name(ceremony.authority_id(genesis.consortium_domain, name))
 
 
+class KeyRing:
+    """The validator's keys: the one that signs is the one the ledger has for this authority at the next height.
+
+    CometBFT asks for the public key after every block, so a rotation that a quorum decided takes effect in both by itself.
+    An authority with no key in force is no validator, and shows its first.
+    """
+
+    def __init__(self, held: Sequence[SigningKey], in_force: Callable[[], bytes | None]) -> None:
+        self._held, self._in_force = held, in_force
+
+    def public_bytes(self) -> bytes:
+        """32 bytes."""
+        return self._current().public_bytes()
+
+    def sign(self, message: bytes) -> bytes:
+        """64 bytes."""
+        return self._current().sign(message)
+
+    def _current(self) -> SigningKey:
+        wanted = self._in_force()
+        return next((one for one in self._held if one.public_bytes() == wanted), self._held[0])
+
+
 @contextlib.contextmanager
-def signing_key(where: ValidatorToken | None, keys: AuthorityKeys) -> Iterator[SigningKey]:
-    """The validator's key: in its token, which is open meanwhile, or in the authority's folder."""
-    if where is None:
-        yield _MemoryKey(keys.checkpoint)
+def held_keys(settings: Settings, keys: AuthorityKeys) -> Iterator[list[SigningKey]]:
+    """All keys this authority may sign with: the one in its token, which is open meanwhile, its own and its next."""
+    following = ceremony.load_next(settings.directory)
+    held: list[SigningKey] = [_MemoryKey(keys.checkpoint)]
+    if following is not None:
+        held.append(_MemoryKey(following.checkpoint))
+    if settings.validator_token is None:
+        yield held
         return
-    with open_validator_token(where) as token:
-        yield TokenKey(token, where.key)
+    with open_validator_token(settings.validator_token) as token:
+        yield [TokenKey(token, settings.validator_token.key), *held]
 
 
 def open_validator_token(settings: ValidatorToken) -> LocalToken:

@@ -23,6 +23,7 @@ from moorline.ledger.engines.cometbft.chain import Chain
 from moorline.ledger.engines.cometbft.header import AUTHORITY_POWER, authority_validators, chain_id_of
 from moorline.ledger.engines.cometbft.mempool import Mempool
 from moorline.ledger.engines.cometbft.proto import abci_types_pb2 as pb
+from moorline.ledger.engines.node import transaction_id_of
 from moorline.ledger.state import Applied, Rejected
 from moorline.storage.consensus_store import Misbehaviour
 
@@ -134,9 +135,9 @@ class Application:
         )
 
     def _leaves(self, transaction: bytes, outcome: Rejected) -> None:
-        from moorline.ledger.transactions import parse
-
-        found = parse(transaction).id  # it was admitted, so it can be read
+        found = transaction_id_of(transaction)
+        if found is None:
+            return  # admitted by another program: nobody here waits for it
         self.mempool.forget([found])
         self.on_rejected(found, outcome.error())
 

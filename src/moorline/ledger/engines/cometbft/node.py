@@ -156,6 +156,10 @@ class CometNode:
         if after != self._sets[-1][1]:
             self._sets.append((height, after))
 
+    def signing_key(self) -> bytes | None:
+        """The public key with which this authority votes on the next block; None if it does not."""
+        return self._set_for(self._chain.state.height + 1).get(self.name)
+
     def refresh(self) -> None:
         """Read the changes of the authority set anew: at the start, and after a snapshot."""
         self._sets = [(0, dict(self.genesis.trust().authorities)), *self._stored_sets()]
