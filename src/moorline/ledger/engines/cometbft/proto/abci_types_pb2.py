@@ -4,149 +4,142 @@
 # source: moorline/ledger/engines/cometbft/proto/abci_types.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 7, 35, 1, "", "moorline/ledger/engines/cometbft/proto/abci_types.proto"
+    _runtime_version.Domain.PUBLIC,
+    7,
+    35,
+    1,
+    '',
+    'moorline/ledger/engines/cometbft/proto/abci_types.proto'
 )
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-from moorline.ledger.engines.cometbft.proto import (
-    crypto_proof_pb2 as moorline_dot_ledger_dot_engines_dot_cometbft_dot_proto_dot_crypto__proof__pb2,
-)
-from moorline.ledger.engines.cometbft.proto import (
-    crypto_keys_pb2 as moorline_dot_ledger_dot_engines_dot_cometbft_dot_proto_dot_crypto__keys__pb2,
-)
-from moorline.ledger.engines.cometbft.proto import (
-    types_params_pb2 as moorline_dot_ledger_dot_engines_dot_cometbft_dot_proto_dot_types__params__pb2,
-)
-from moorline.ledger.engines.cometbft.proto import (
-    types_validator_pb2 as moorline_dot_ledger_dot_engines_dot_cometbft_dot_proto_dot_types__validator__pb2,
-)
+from moorline.ledger.engines.cometbft.proto import crypto_proof_pb2 as moorline_dot_ledger_dot_engines_dot_cometbft_dot_proto_dot_crypto__proof__pb2
+from moorline.ledger.engines.cometbft.proto import crypto_keys_pb2 as moorline_dot_ledger_dot_engines_dot_cometbft_dot_proto_dot_crypto__keys__pb2
+from moorline.ledger.engines.cometbft.proto import types_params_pb2 as moorline_dot_ledger_dot_engines_dot_cometbft_dot_proto_dot_types__params__pb2
+from moorline.ledger.engines.cometbft.proto import types_validator_pb2 as moorline_dot_ledger_dot_engines_dot_cometbft_dot_proto_dot_types__validator__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n7moorline/ledger/engines/cometbft/proto/abci_types.proto\x12\x0ftendermint.abci\x1a\x39moorline/ledger/engines/cometbft/proto/crypto_proof.proto\x1a\x38moorline/ledger/engines/cometbft/proto/crypto_keys.proto\x1a\x39moorline/ledger/engines/cometbft/proto/types_params.proto\x1a<moorline/ledger/engines/cometbft/proto/types_validator.proto\x1a\x1fgoogle/protobuf/timestamp.proto"\xf2\x07\n\x07Request\x12,\n\x04\x65\x63ho\x18\x01 \x01(\x0b\x32\x1c.tendermint.abci.RequestEchoH\x00\x12.\n\x05\x66lush\x18\x02 \x01(\x0b\x32\x1d.tendermint.abci.RequestFlushH\x00\x12,\n\x04info\x18\x03 \x01(\x0b\x32\x1c.tendermint.abci.RequestInfoH\x00\x12\x37\n\ninit_chain\x18\x05 \x01(\x0b\x32!.tendermint.abci.RequestInitChainH\x00\x12.\n\x05query\x18\x06 \x01(\x0b\x32\x1d.tendermint.abci.RequestQueryH\x00\x12\x33\n\x08\x63heck_tx\x18\x08 \x01(\x0b\x32\x1f.tendermint.abci.RequestCheckTxH\x00\x12\x30\n\x06\x63ommit\x18\x0b \x01(\x0b\x32\x1e.tendermint.abci.RequestCommitH\x00\x12?\n\x0elist_snapshots\x18\x0c \x01(\x0b\x32%.tendermint.abci.RequestListSnapshotsH\x00\x12?\n\x0eoffer_snapshot\x18\r \x01(\x0b\x32%.tendermint.abci.RequestOfferSnapshotH\x00\x12H\n\x13load_snapshot_chunk\x18\x0e \x01(\x0b\x32).tendermint.abci.RequestLoadSnapshotChunkH\x00\x12J\n\x14\x61pply_snapshot_chunk\x18\x0f \x01(\x0b\x32*.tendermint.abci.RequestApplySnapshotChunkH\x00\x12\x43\n\x10prepare_proposal\x18\x10 \x01(\x0b\x32\'.tendermint.abci.RequestPrepareProposalH\x00\x12\x43\n\x10process_proposal\x18\x11 \x01(\x0b\x32\'.tendermint.abci.RequestProcessProposalH\x00\x12\x39\n\x0b\x65xtend_vote\x18\x12 \x01(\x0b\x32".tendermint.abci.RequestExtendVoteH\x00\x12L\n\x15verify_vote_extension\x18\x13 \x01(\x0b\x32+.tendermint.abci.RequestVerifyVoteExtensionH\x00\x12?\n\x0e\x66inalize_block\x18\x14 \x01(\x0b\x32%.tendermint.abci.RequestFinalizeBlockH\x00\x42\x07\n\x05valueJ\x04\x08\x04\x10\x05J\x04\x08\x07\x10\x08J\x04\x08\t\x10\nJ\x04\x08\n\x10\x0b"\x1e\n\x0bRequestEcho\x12\x0f\n\x07message\x18\x01 \x01(\t"\x0e\n\x0cRequestFlush"`\n\x0bRequestInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x15\n\rblock_version\x18\x02 \x01(\x04\x12\x13\n\x0bp2p_version\x18\x03 \x01(\x04\x12\x14\n\x0c\x61\x62\x63i_version\x18\x04 \x01(\t"\xf2\x01\n\x10RequestInitChain\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x63hain_id\x18\x02 \x01(\t\x12;\n\x10\x63onsensus_params\x18\x03 \x01(\x0b\x32!.tendermint.types.ConsensusParams\x12\x34\n\nvalidators\x18\x04 \x03(\x0b\x32 .tendermint.abci.ValidatorUpdate\x12\x17\n\x0f\x61pp_state_bytes\x18\x05 \x01(\x0c\x12\x16\n\x0einitial_height\x18\x06 \x01(\x03"I\n\x0cRequestQuery\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06height\x18\x03 \x01(\x03\x12\r\n\x05prove\x18\x04 \x01(\x08"H\n\x0eRequestCheckTx\x12\n\n\x02tx\x18\x01 \x01(\x0c\x12*\n\x04type\x18\x02 \x01(\x0e\x32\x1c.tendermint.abci.CheckTxType"\x0f\n\rRequestCommit"\x16\n\x14RequestListSnapshots"U\n\x14RequestOfferSnapshot\x12+\n\x08snapshot\x18\x01 \x01(\x0b\x32\x19.tendermint.abci.Snapshot\x12\x10\n\x08\x61pp_hash\x18\x02 \x01(\x0c"I\n\x18RequestLoadSnapshotChunk\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\r\x12\r\n\x05\x63hunk\x18\x03 \x01(\r"I\n\x19RequestApplySnapshotChunk\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x12\x0e\n\x06sender\x18\x03 \x01(\t"\xa0\x02\n\x16RequestPrepareProposal\x12\x14\n\x0cmax_tx_bytes\x18\x01 \x01(\x03\x12\x0b\n\x03txs\x18\x02 \x03(\x0c\x12>\n\x11local_last_commit\x18\x03 \x01(\x0b\x32#.tendermint.abci.ExtendedCommitInfo\x12\x31\n\x0bmisbehavior\x18\x04 \x03(\x0b\x32\x1c.tendermint.abci.Misbehavior\x12\x0e\n\x06height\x18\x05 \x01(\x03\x12(\n\x04time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\x14next_validators_hash\x18\x07 \x01(\x0c\x12\x18\n\x10proposer_address\x18\x08 \x01(\x0c"\x93\x02\n\x16RequestProcessProposal\x12\x0b\n\x03txs\x18\x01 \x03(\x0c\x12\x39\n\x14proposed_last_commit\x18\x02 \x01(\x0b\x32\x1b.tendermint.abci.CommitInfo\x12\x31\n\x0bmisbehavior\x18\x03 \x03(\x0b\x32\x1c.tendermint.abci.Misbehavior\x12\x0c\n\x04hash\x18\x04 \x01(\x0c\x12\x0e\n\x06height\x18\x05 \x01(\x03\x12(\n\x04time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\x14next_validators_hash\x18\x07 \x01(\x0c\x12\x18\n\x10proposer_address\x18\x08 \x01(\x0c"\x8e\x02\n\x11RequestExtendVote\x12\x0c\n\x04hash\x18\x01 \x01(\x0c\x12\x0e\n\x06height\x18\x02 \x01(\x03\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03txs\x18\x04 \x03(\x0c\x12\x39\n\x14proposed_last_commit\x18\x05 \x01(\x0b\x32\x1b.tendermint.abci.CommitInfo\x12\x31\n\x0bmisbehavior\x18\x06 \x03(\x0b\x32\x1c.tendermint.abci.Misbehavior\x12\x1c\n\x14next_validators_hash\x18\x07 \x01(\x0c\x12\x18\n\x10proposer_address\x18\x08 \x01(\x0c"m\n\x1aRequestVerifyVoteExtension\x12\x0c\n\x04hash\x18\x01 \x01(\x0c\x12\x19\n\x11validator_address\x18\x02 \x01(\x0c\x12\x0e\n\x06height\x18\x03 \x01(\x03\x12\x16\n\x0evote_extension\x18\x04 \x01(\x0c"\x90\x02\n\x14RequestFinalizeBlock\x12\x0b\n\x03txs\x18\x01 \x03(\x0c\x12\x38\n\x13\x64\x65\x63ided_last_commit\x18\x02 \x01(\x0b\x32\x1b.tendermint.abci.CommitInfo\x12\x31\n\x0bmisbehavior\x18\x03 \x03(\x0b\x32\x1c.tendermint.abci.Misbehavior\x12\x0c\n\x04hash\x18\x04 \x01(\x0c\x12\x0e\n\x06height\x18\x05 \x01(\x03\x12(\n\x04time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\x14next_validators_hash\x18\x07 \x01(\x0c\x12\x18\n\x10proposer_address\x18\x08 \x01(\x0c"\xbc\x08\n\x08Response\x12\x37\n\texception\x18\x01 \x01(\x0b\x32".tendermint.abci.ResponseExceptionH\x00\x12-\n\x04\x65\x63ho\x18\x02 \x01(\x0b\x32\x1d.tendermint.abci.ResponseEchoH\x00\x12/\n\x05\x66lush\x18\x03 \x01(\x0b\x32\x1e.tendermint.abci.ResponseFlushH\x00\x12-\n\x04info\x18\x04 \x01(\x0b\x32\x1d.tendermint.abci.ResponseInfoH\x00\x12\x38\n\ninit_chain\x18\x06 \x01(\x0b\x32".tendermint.abci.ResponseInitChainH\x00\x12/\n\x05query\x18\x07 \x01(\x0b\x32\x1e.tendermint.abci.ResponseQueryH\x00\x12\x34\n\x08\x63heck_tx\x18\t \x01(\x0b\x32 .tendermint.abci.ResponseCheckTxH\x00\x12\x31\n\x06\x63ommit\x18\x0c \x01(\x0b\x32\x1f.tendermint.abci.ResponseCommitH\x00\x12@\n\x0elist_snapshots\x18\r \x01(\x0b\x32&.tendermint.abci.ResponseListSnapshotsH\x00\x12@\n\x0eoffer_snapshot\x18\x0e \x01(\x0b\x32&.tendermint.abci.ResponseOfferSnapshotH\x00\x12I\n\x13load_snapshot_chunk\x18\x0f \x01(\x0b\x32*.tendermint.abci.ResponseLoadSnapshotChunkH\x00\x12K\n\x14\x61pply_snapshot_chunk\x18\x10 \x01(\x0b\x32+.tendermint.abci.ResponseApplySnapshotChunkH\x00\x12\x44\n\x10prepare_proposal\x18\x11 \x01(\x0b\x32(.tendermint.abci.ResponsePrepareProposalH\x00\x12\x44\n\x10process_proposal\x18\x12 \x01(\x0b\x32(.tendermint.abci.ResponseProcessProposalH\x00\x12:\n\x0b\x65xtend_vote\x18\x13 \x01(\x0b\x32#.tendermint.abci.ResponseExtendVoteH\x00\x12M\n\x15verify_vote_extension\x18\x14 \x01(\x0b\x32,.tendermint.abci.ResponseVerifyVoteExtensionH\x00\x12@\n\x0e\x66inalize_block\x18\x15 \x01(\x0b\x32&.tendermint.abci.ResponseFinalizeBlockH\x00\x42\x07\n\x05valueJ\x04\x08\x05\x10\x06J\x04\x08\x08\x10\tJ\x04\x08\n\x10\x0bJ\x04\x08\x0b\x10\x0c""\n\x11ResponseException\x12\r\n\x05\x65rror\x18\x01 \x01(\t"\x1f\n\x0cResponseEcho\x12\x0f\n\x07message\x18\x01 \x01(\t"\x0f\n\rResponseFlush"z\n\x0cResponseInfo\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x61pp_version\x18\x03 \x01(\x04\x12\x19\n\x11last_block_height\x18\x04 \x01(\x03\x12\x1b\n\x13last_block_app_hash\x18\x05 \x01(\x0c"\x98\x01\n\x11ResponseInitChain\x12;\n\x10\x63onsensus_params\x18\x01 \x01(\x0b\x32!.tendermint.types.ConsensusParams\x12\x34\n\nvalidators\x18\x02 \x03(\x0b\x32 .tendermint.abci.ValidatorUpdate\x12\x10\n\x08\x61pp_hash\x18\x03 \x01(\x0c"\xb6\x01\n\rResponseQuery\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0b\n\x03log\x18\x03 \x01(\t\x12\x0c\n\x04info\x18\x04 \x01(\t\x12\r\n\x05index\x18\x05 \x01(\x03\x12\x0b\n\x03key\x18\x06 \x01(\x0c\x12\r\n\x05value\x18\x07 \x01(\x0c\x12.\n\tproof_ops\x18\x08 \x01(\x0b\x32\x1b.tendermint.crypto.ProofOps\x12\x0e\n\x06height\x18\t \x01(\x03\x12\x11\n\tcodespace\x18\n \x01(\t"\xe6\x01\n\x0fResponseCheckTx\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0b\n\x03log\x18\x03 \x01(\t\x12\x0c\n\x04info\x18\x04 \x01(\t\x12\x1e\n\ngas_wanted\x18\x05 \x01(\x03R\ngas_wanted\x12\x1a\n\x08gas_used\x18\x06 \x01(\x03R\x08gas_used\x12&\n\x06\x65vents\x18\x07 \x03(\x0b\x32\x16.tendermint.abci.Event\x12\x11\n\tcodespace\x18\x08 \x01(\tJ\x04\x08\t\x10\x0cR\x06senderR\x08priorityR\rmempool_error"3\n\x0eResponseCommit\x12\x15\n\rretain_height\x18\x03 \x01(\x03J\x04\x08\x01\x10\x02J\x04\x08\x02\x10\x03"E\n\x15ResponseListSnapshots\x12,\n\tsnapshots\x18\x01 \x03(\x0b\x32\x19.tendermint.abci.Snapshot"\xb6\x01\n\x15ResponseOfferSnapshot\x12=\n\x06result\x18\x01 \x01(\x0e\x32-.tendermint.abci.ResponseOfferSnapshot.Result"^\n\x06Result\x12\x0b\n\x07UNKNOWN\x10\x00\x12\n\n\x06\x41\x43\x43\x45PT\x10\x01\x12\t\n\x05\x41\x42ORT\x10\x02\x12\n\n\x06REJECT\x10\x03\x12\x11\n\rREJECT_FORMAT\x10\x04\x12\x11\n\rREJECT_SENDER\x10\x05"*\n\x19ResponseLoadSnapshotChunk\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c"\xf2\x01\n\x1aResponseApplySnapshotChunk\x12\x42\n\x06result\x18\x01 \x01(\x0e\x32\x32.tendermint.abci.ResponseApplySnapshotChunk.Result\x12\x16\n\x0erefetch_chunks\x18\x02 \x03(\r\x12\x16\n\x0ereject_senders\x18\x03 \x03(\t"`\n\x06Result\x12\x0b\n\x07UNKNOWN\x10\x00\x12\n\n\x06\x41\x43\x43\x45PT\x10\x01\x12\t\n\x05\x41\x42ORT\x10\x02\x12\t\n\x05RETRY\x10\x03\x12\x12\n\x0eRETRY_SNAPSHOT\x10\x04\x12\x13\n\x0fREJECT_SNAPSHOT\x10\x05"&\n\x17ResponsePrepareProposal\x12\x0b\n\x03txs\x18\x01 \x03(\x0c"\x99\x01\n\x17ResponseProcessProposal\x12G\n\x06status\x18\x01 \x01(\x0e\x32\x37.tendermint.abci.ResponseProcessProposal.ProposalStatus"5\n\x0eProposalStatus\x12\x0b\n\x07UNKNOWN\x10\x00\x12\n\n\x06\x41\x43\x43\x45PT\x10\x01\x12\n\n\x06REJECT\x10\x02",\n\x12ResponseExtendVote\x12\x16\n\x0evote_extension\x18\x01 \x01(\x0c"\x9d\x01\n\x1bResponseVerifyVoteExtension\x12I\n\x06status\x18\x01 \x01(\x0e\x32\x39.tendermint.abci.ResponseVerifyVoteExtension.VerifyStatus"3\n\x0cVerifyStatus\x12\x0b\n\x07UNKNOWN\x10\x00\x12\n\n\x06\x41\x43\x43\x45PT\x10\x01\x12\n\n\x06REJECT\x10\x02"\x85\x02\n\x15ResponseFinalizeBlock\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.tendermint.abci.Event\x12\x31\n\ntx_results\x18\x02 \x03(\x0b\x32\x1d.tendermint.abci.ExecTxResult\x12;\n\x11validator_updates\x18\x03 \x03(\x0b\x32 .tendermint.abci.ValidatorUpdate\x12\x42\n\x17\x63onsensus_param_updates\x18\x04 \x01(\x0b\x32!.tendermint.types.ConsensusParams\x12\x10\n\x08\x61pp_hash\x18\x05 \x01(\x0c"E\n\nCommitInfo\x12\r\n\x05round\x18\x01 \x01(\x05\x12(\n\x05votes\x18\x02 \x03(\x0b\x32\x19.tendermint.abci.VoteInfo"U\n\x12\x45xtendedCommitInfo\x12\r\n\x05round\x18\x01 \x01(\x05\x12\x30\n\x05votes\x18\x02 \x03(\x0b\x32!.tendermint.abci.ExtendedVoteInfo"J\n\x05\x45vent\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x33\n\nattributes\x18\x02 \x03(\x0b\x32\x1f.tendermint.abci.EventAttribute";\n\x0e\x45ventAttribute\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\x08"\xbc\x01\n\x0c\x45xecTxResult\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0b\n\x03log\x18\x03 \x01(\t\x12\x0c\n\x04info\x18\x04 \x01(\t\x12\x1e\n\ngas_wanted\x18\x05 \x01(\x03R\ngas_wanted\x12\x1a\n\x08gas_used\x18\x06 \x01(\x03R\x08gas_used\x12&\n\x06\x65vents\x18\x07 \x03(\x0b\x32\x16.tendermint.abci.Event\x12\x11\n\tcodespace\x18\x08 \x01(\t"d\n\x08TxResult\x12\x0e\n\x06height\x18\x01 \x01(\x03\x12\r\n\x05index\x18\x02 \x01(\r\x12\n\n\x02tx\x18\x03 \x01(\x0c\x12-\n\x06result\x18\x04 \x01(\x0b\x32\x1d.tendermint.abci.ExecTxResult"+\n\tValidator\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0c\x12\r\n\x05power\x18\x03 \x01(\x03"O\n\x0fValidatorUpdate\x12-\n\x07pub_key\x18\x01 \x01(\x0b\x32\x1c.tendermint.crypto.PublicKey\x12\r\n\x05power\x18\x02 \x01(\x03"u\n\x08VoteInfo\x12-\n\tvalidator\x18\x01 \x01(\x0b\x32\x1a.tendermint.abci.Validator\x12\x34\n\rblock_id_flag\x18\x03 \x01(\x0e\x32\x1d.tendermint.types.BlockIDFlagJ\x04\x08\x02\x10\x03"\xb2\x01\n\x10\x45xtendedVoteInfo\x12-\n\tvalidator\x18\x01 \x01(\x0b\x32\x1a.tendermint.abci.Validator\x12\x16\n\x0evote_extension\x18\x03 \x01(\x0c\x12\x1b\n\x13\x65xtension_signature\x18\x04 \x01(\x0c\x12\x34\n\rblock_id_flag\x18\x05 \x01(\x0e\x32\x1d.tendermint.types.BlockIDFlagJ\x04\x08\x02\x10\x03"\xc2\x01\n\x0bMisbehavior\x12.\n\x04type\x18\x01 \x01(\x0e\x32 .tendermint.abci.MisbehaviorType\x12-\n\tvalidator\x18\x02 \x01(\x0b\x32\x1a.tendermint.abci.Validator\x12\x0e\n\x06height\x18\x03 \x01(\x03\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12total_voting_power\x18\x05 \x01(\x03"Z\n\x08Snapshot\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\r\x12\x0e\n\x06\x63hunks\x18\x03 \x01(\r\x12\x0c\n\x04hash\x18\x04 \x01(\x0c\x12\x10\n\x08metadata\x18\x05 \x01(\x0c*#\n\x0b\x43heckTxType\x12\x07\n\x03NEW\x10\x00\x12\x0b\n\x07RECHECK\x10\x01*K\n\x0fMisbehaviorType\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x12\n\x0e\x44UPLICATE_VOTE\x10\x01\x12\x17\n\x13LIGHT_CLIENT_ATTACK\x10\x02\x62\x06proto3'
-)
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n7moorline/ledger/engines/cometbft/proto/abci_types.proto\x12\x0ftendermint.abci\x1a\x39moorline/ledger/engines/cometbft/proto/crypto_proof.proto\x1a\x38moorline/ledger/engines/cometbft/proto/crypto_keys.proto\x1a\x39moorline/ledger/engines/cometbft/proto/types_params.proto\x1a<moorline/ledger/engines/cometbft/proto/types_validator.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf2\x07\n\x07Request\x12,\n\x04\x65\x63ho\x18\x01 \x01(\x0b\x32\x1c.tendermint.abci.RequestEchoH\x00\x12.\n\x05\x66lush\x18\x02 \x01(\x0b\x32\x1d.tendermint.abci.RequestFlushH\x00\x12,\n\x04info\x18\x03 \x01(\x0b\x32\x1c.tendermint.abci.RequestInfoH\x00\x12\x37\n\ninit_chain\x18\x05 \x01(\x0b\x32!.tendermint.abci.RequestInitChainH\x00\x12.\n\x05query\x18\x06 \x01(\x0b\x32\x1d.tendermint.abci.RequestQueryH\x00\x12\x33\n\x08\x63heck_tx\x18\x08 \x01(\x0b\x32\x1f.tendermint.abci.RequestCheckTxH\x00\x12\x30\n\x06\x63ommit\x18\x0b \x01(\x0b\x32\x1e.tendermint.abci.RequestCommitH\x00\x12?\n\x0elist_snapshots\x18\x0c \x01(\x0b\x32%.tendermint.abci.RequestListSnapshotsH\x00\x12?\n\x0eoffer_snapshot\x18\r \x01(\x0b\x32%.tendermint.abci.RequestOfferSnapshotH\x00\x12H\n\x13load_snapshot_chunk\x18\x0e \x01(\x0b\x32).tendermint.abci.RequestLoadSnapshotChunkH\x00\x12J\n\x14\x61pply_snapshot_chunk\x18\x0f \x01(\x0b\x32*.tendermint.abci.RequestApplySnapshotChunkH\x00\x12\x43\n\x10prepare_proposal\x18\x10 \x01(\x0b\x32\'.tendermint.abci.RequestPrepareProposalH\x00\x12\x43\n\x10process_proposal\x18\x11 \x01(\x0b\x32\'.tendermint.abci.RequestProcessProposalH\x00\x12\x39\n\x0b\x65xtend_vote\x18\x12 \x01(\x0b\x32\".tendermint.abci.RequestExtendVoteH\x00\x12L\n\x15verify_vote_extension\x18\x13 \x01(\x0b\x32+.tendermint.abci.RequestVerifyVoteExtensionH\x00\x12?\n\x0e\x66inalize_block\x18\x14 \x01(\x0b\x32%.tendermint.abci.RequestFinalizeBlockH\x00\x42\x07\n\x05valueJ\x04\x08\x04\x10\x05J\x04\x08\x07\x10\x08J\x04\x08\t\x10\nJ\x04\x08\n\x10\x0b\"\x1e\n\x0bRequestEcho\x12\x0f\n\x07message\x18\x01 \x01(\t\"\x0e\n\x0cRequestFlush\"`\n\x0bRequestInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x15\n\rblock_version\x18\x02 \x01(\x04\x12\x13\n\x0bp2p_version\x18\x03 \x01(\x04\x12\x14\n\x0c\x61\x62\x63i_version\x18\x04 \x01(\t\"\xf2\x01\n\x10RequestInitChain\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x63hain_id\x18\x02 \x01(\t\x12;\n\x10\x63onsensus_params\x18\x03 \x01(\x0b\x32!.tendermint.types.ConsensusParams\x12\x34\n\nvalidators\x18\x04 \x03(\x0b\x32 .tendermint.abci.ValidatorUpdate\x12\x17\n\x0f\x61pp_state_bytes\x18\x05 \x01(\x0c\x12\x16\n\x0einitial_height\x18\x06 \x01(\x03\"I\n\x0cRequestQuery\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06height\x18\x03 \x01(\x03\x12\r\n\x05prove\x18\x04 \x01(\x08\"H\n\x0eRequestCheckTx\x12\n\n\x02tx\x18\x01 \x01(\x0c\x12*\n\x04type\x18\x02 \x01(\x0e\x32\x1c.tendermint.abci.CheckTxType\"\x0f\n\rRequestCommit\"\x16\n\x14RequestListSnapshots\"U\n\x14RequestOfferSnapshot\x12+\n\x08snapshot\x18\x01 \x01(\x0b\x32\x19.tendermint.abci.Snapshot\x12\x10\n\x08\x61pp_hash\x18\x02 \x01(\x0c\"I\n\x18RequestLoadSnapshotChunk\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\r\x12\r\n\x05\x63hunk\x18\x03 \x01(\r\"I\n\x19RequestApplySnapshotChunk\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x12\x0e\n\x06sender\x18\x03 \x01(\t\"\xa0\x02\n\x16RequestPrepareProposal\x12\x14\n\x0cmax_tx_bytes\x18\x01 \x01(\x03\x12\x0b\n\x03txs\x18\x02 \x03(\x0c\x12>\n\x11local_last_commit\x18\x03 \x01(\x0b\x32#.tendermint.abci.ExtendedCommitInfo\x12\x31\n\x0bmisbehavior\x18\x04 \x03(\x0b\x32\x1c.tendermint.abci.Misbehavior\x12\x0e\n\x06height\x18\x05 \x01(\x03\x12(\n\x04time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\x14next_validators_hash\x18\x07 \x01(\x0c\x12\x18\n\x10proposer_address\x18\x08 \x01(\x0c\"\x93\x02\n\x16RequestProcessProposal\x12\x0b\n\x03txs\x18\x01 \x03(\x0c\x12\x39\n\x14proposed_last_commit\x18\x02 \x01(\x0b\x32\x1b.tendermint.abci.CommitInfo\x12\x31\n\x0bmisbehavior\x18\x03 \x03(\x0b\x32\x1c.tendermint.abci.Misbehavior\x12\x0c\n\x04hash\x18\x04 \x01(\x0c\x12\x0e\n\x06height\x18\x05 \x01(\x03\x12(\n\x04time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\x14next_validators_hash\x18\x07 \x01(\x0c\x12\x18\n\x10proposer_address\x18\x08 \x01(\x0c\"\x8e\x02\n\x11RequestExtendVote\x12\x0c\n\x04hash\x18\x01 \x01(\x0c\x12\x0e\n\x06height\x18\x02 \x01(\x03\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03txs\x18\x04 \x03(\x0c\x12\x39\n\x14proposed_last_commit\x18\x05 \x01(\x0b\x32\x1b.tendermint.abci.CommitInfo\x12\x31\n\x0bmisbehavior\x18\x06 \x03(\x0b\x32\x1c.tendermint.abci.Misbehavior\x12\x1c\n\x14next_validators_hash\x18\x07 \x01(\x0c\x12\x18\n\x10proposer_address\x18\x08 \x01(\x0c\"m\n\x1aRequestVerifyVoteExtension\x12\x0c\n\x04hash\x18\x01 \x01(\x0c\x12\x19\n\x11validator_address\x18\x02 \x01(\x0c\x12\x0e\n\x06height\x18\x03 \x01(\x03\x12\x16\n\x0evote_extension\x18\x04 \x01(\x0c\"\x90\x02\n\x14RequestFinalizeBlock\x12\x0b\n\x03txs\x18\x01 \x03(\x0c\x12\x38\n\x13\x64\x65\x63ided_last_commit\x18\x02 \x01(\x0b\x32\x1b.tendermint.abci.CommitInfo\x12\x31\n\x0bmisbehavior\x18\x03 \x03(\x0b\x32\x1c.tendermint.abci.Misbehavior\x12\x0c\n\x04hash\x18\x04 \x01(\x0c\x12\x0e\n\x06height\x18\x05 \x01(\x03\x12(\n\x04time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\x14next_validators_hash\x18\x07 \x01(\x0c\x12\x18\n\x10proposer_address\x18\x08 \x01(\x0c\"\xbc\x08\n\x08Response\x12\x37\n\texception\x18\x01 \x01(\x0b\x32\".tendermint.abci.ResponseExceptionH\x00\x12-\n\x04\x65\x63ho\x18\x02 \x01(\x0b\x32\x1d.tendermint.abci.ResponseEchoH\x00\x12/\n\x05\x66lush\x18\x03 \x01(\x0b\x32\x1e.tendermint.abci.ResponseFlushH\x00\x12-\n\x04info\x18\x04 \x01(\x0b\x32\x1d.tendermint.abci.ResponseInfoH\x00\x12\x38\n\ninit_chain\x18\x06 \x01(\x0b\x32\".tendermint.abci.ResponseInitChainH\x00\x12/\n\x05query\x18\x07 \x01(\x0b\x32\x1e.tendermint.abci.ResponseQueryH\x00\x12\x34\n\x08\x63heck_tx\x18\t \x01(\x0b\x32 .tendermint.abci.ResponseCheckTxH\x00\x12\x31\n\x06\x63ommit\x18\x0c \x01(\x0b\x32\x1f.tendermint.abci.ResponseCommitH\x00\x12@\n\x0elist_snapshots\x18\r \x01(\x0b\x32&.tendermint.abci.ResponseListSnapshotsH\x00\x12@\n\x0eoffer_snapshot\x18\x0e \x01(\x0b\x32&.tendermint.abci.ResponseOfferSnapshotH\x00\x12I\n\x13load_snapshot_chunk\x18\x0f \x01(\x0b\x32*.tendermint.abci.ResponseLoadSnapshotChunkH\x00\x12K\n\x14\x61pply_snapshot_chunk\x18\x10 \x01(\x0b\x32+.tendermint.abci.ResponseApplySnapshotChunkH\x00\x12\x44\n\x10prepare_proposal\x18\x11 \x01(\x0b\x32(.tendermint.abci.ResponsePrepareProposalH\x00\x12\x44\n\x10process_proposal\x18\x12 \x01(\x0b\x32(.tendermint.abci.ResponseProcessProposalH\x00\x12:\n\x0b\x65xtend_vote\x18\x13 \x01(\x0b\x32#.tendermint.abci.ResponseExtendVoteH\x00\x12M\n\x15verify_vote_extension\x18\x14 \x01(\x0b\x32,.tendermint.abci.ResponseVerifyVoteExtensionH\x00\x12@\n\x0e\x66inalize_block\x18\x15 \x01(\x0b\x32&.tendermint.abci.ResponseFinalizeBlockH\x00\x42\x07\n\x05valueJ\x04\x08\x05\x10\x06J\x04\x08\x08\x10\tJ\x04\x08\n\x10\x0bJ\x04\x08\x0b\x10\x0c\"\"\n\x11ResponseException\x12\r\n\x05\x65rror\x18\x01 \x01(\t\"\x1f\n\x0cResponseEcho\x12\x0f\n\x07message\x18\x01 \x01(\t\"\x0f\n\rResponseFlush\"z\n\x0cResponseInfo\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x61pp_version\x18\x03 \x01(\x04\x12\x19\n\x11last_block_height\x18\x04 \x01(\x03\x12\x1b\n\x13last_block_app_hash\x18\x05 \x01(\x0c\"\x98\x01\n\x11ResponseInitChain\x12;\n\x10\x63onsensus_params\x18\x01 \x01(\x0b\x32!.tendermint.types.ConsensusParams\x12\x34\n\nvalidators\x18\x02 \x03(\x0b\x32 .tendermint.abci.ValidatorUpdate\x12\x10\n\x08\x61pp_hash\x18\x03 \x01(\x0c\"\xb6\x01\n\rResponseQuery\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0b\n\x03log\x18\x03 \x01(\t\x12\x0c\n\x04info\x18\x04 \x01(\t\x12\r\n\x05index\x18\x05 \x01(\x03\x12\x0b\n\x03key\x18\x06 \x01(\x0c\x12\r\n\x05value\x18\x07 \x01(\x0c\x12.\n\tproof_ops\x18\x08 \x01(\x0b\x32\x1b.tendermint.crypto.ProofOps\x12\x0e\n\x06height\x18\t \x01(\x03\x12\x11\n\tcodespace\x18\n \x01(\t\"\xe6\x01\n\x0fResponseCheckTx\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0b\n\x03log\x18\x03 \x01(\t\x12\x0c\n\x04info\x18\x04 \x01(\t\x12\x1e\n\ngas_wanted\x18\x05 \x01(\x03R\ngas_wanted\x12\x1a\n\x08gas_used\x18\x06 \x01(\x03R\x08gas_used\x12&\n\x06\x65vents\x18\x07 \x03(\x0b\x32\x16.tendermint.abci.Event\x12\x11\n\tcodespace\x18\x08 \x01(\tJ\x04\x08\t\x10\x0cR\x06senderR\x08priorityR\rmempool_error\"3\n\x0eResponseCommit\x12\x15\n\rretain_height\x18\x03 \x01(\x03J\x04\x08\x01\x10\x02J\x04\x08\x02\x10\x03\"E\n\x15ResponseListSnapshots\x12,\n\tsnapshots\x18\x01 \x03(\x0b\x32\x19.tendermint.abci.Snapshot\"\xb6\x01\n\x15ResponseOfferSnapshot\x12=\n\x06result\x18\x01 \x01(\x0e\x32-.tendermint.abci.ResponseOfferSnapshot.Result\"^\n\x06Result\x12\x0b\n\x07UNKNOWN\x10\x00\x12\n\n\x06\x41\x43\x43\x45PT\x10\x01\x12\t\n\x05\x41\x42ORT\x10\x02\x12\n\n\x06REJECT\x10\x03\x12\x11\n\rREJECT_FORMAT\x10\x04\x12\x11\n\rREJECT_SENDER\x10\x05\"*\n\x19ResponseLoadSnapshotChunk\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"\xf2\x01\n\x1aResponseApplySnapshotChunk\x12\x42\n\x06result\x18\x01 \x01(\x0e\x32\x32.tendermint.abci.ResponseApplySnapshotChunk.Result\x12\x16\n\x0erefetch_chunks\x18\x02 \x03(\r\x12\x16\n\x0ereject_senders\x18\x03 \x03(\t\"`\n\x06Result\x12\x0b\n\x07UNKNOWN\x10\x00\x12\n\n\x06\x41\x43\x43\x45PT\x10\x01\x12\t\n\x05\x41\x42ORT\x10\x02\x12\t\n\x05RETRY\x10\x03\x12\x12\n\x0eRETRY_SNAPSHOT\x10\x04\x12\x13\n\x0fREJECT_SNAPSHOT\x10\x05\"&\n\x17ResponsePrepareProposal\x12\x0b\n\x03txs\x18\x01 \x03(\x0c\"\x99\x01\n\x17ResponseProcessProposal\x12G\n\x06status\x18\x01 \x01(\x0e\x32\x37.tendermint.abci.ResponseProcessProposal.ProposalStatus\"5\n\x0eProposalStatus\x12\x0b\n\x07UNKNOWN\x10\x00\x12\n\n\x06\x41\x43\x43\x45PT\x10\x01\x12\n\n\x06REJECT\x10\x02\",\n\x12ResponseExtendVote\x12\x16\n\x0evote_extension\x18\x01 \x01(\x0c\"\x9d\x01\n\x1bResponseVerifyVoteExtension\x12I\n\x06status\x18\x01 \x01(\x0e\x32\x39.tendermint.abci.ResponseVerifyVoteExtension.VerifyStatus\"3\n\x0cVerifyStatus\x12\x0b\n\x07UNKNOWN\x10\x00\x12\n\n\x06\x41\x43\x43\x45PT\x10\x01\x12\n\n\x06REJECT\x10\x02\"\x85\x02\n\x15ResponseFinalizeBlock\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.tendermint.abci.Event\x12\x31\n\ntx_results\x18\x02 \x03(\x0b\x32\x1d.tendermint.abci.ExecTxResult\x12;\n\x11validator_updates\x18\x03 \x03(\x0b\x32 .tendermint.abci.ValidatorUpdate\x12\x42\n\x17\x63onsensus_param_updates\x18\x04 \x01(\x0b\x32!.tendermint.types.ConsensusParams\x12\x10\n\x08\x61pp_hash\x18\x05 \x01(\x0c\"E\n\nCommitInfo\x12\r\n\x05round\x18\x01 \x01(\x05\x12(\n\x05votes\x18\x02 \x03(\x0b\x32\x19.tendermint.abci.VoteInfo\"U\n\x12\x45xtendedCommitInfo\x12\r\n\x05round\x18\x01 \x01(\x05\x12\x30\n\x05votes\x18\x02 \x03(\x0b\x32!.tendermint.abci.ExtendedVoteInfo\"J\n\x05\x45vent\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x33\n\nattributes\x18\x02 \x03(\x0b\x32\x1f.tendermint.abci.EventAttribute\";\n\x0e\x45ventAttribute\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\x08\"\xbc\x01\n\x0c\x45xecTxResult\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0b\n\x03log\x18\x03 \x01(\t\x12\x0c\n\x04info\x18\x04 \x01(\t\x12\x1e\n\ngas_wanted\x18\x05 \x01(\x03R\ngas_wanted\x12\x1a\n\x08gas_used\x18\x06 \x01(\x03R\x08gas_used\x12&\n\x06\x65vents\x18\x07 \x03(\x0b\x32\x16.tendermint.abci.Event\x12\x11\n\tcodespace\x18\x08 \x01(\t\"d\n\x08TxResult\x12\x0e\n\x06height\x18\x01 \x01(\x03\x12\r\n\x05index\x18\x02 \x01(\r\x12\n\n\x02tx\x18\x03 \x01(\x0c\x12-\n\x06result\x18\x04 \x01(\x0b\x32\x1d.tendermint.abci.ExecTxResult\"+\n\tValidator\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0c\x12\r\n\x05power\x18\x03 \x01(\x03\"O\n\x0fValidatorUpdate\x12-\n\x07pub_key\x18\x01 \x01(\x0b\x32\x1c.tendermint.crypto.PublicKey\x12\r\n\x05power\x18\x02 \x01(\x03\"u\n\x08VoteInfo\x12-\n\tvalidator\x18\x01 \x01(\x0b\x32\x1a.tendermint.abci.Validator\x12\x34\n\rblock_id_flag\x18\x03 \x01(\x0e\x32\x1d.tendermint.types.BlockIDFlagJ\x04\x08\x02\x10\x03\"\xb2\x01\n\x10\x45xtendedVoteInfo\x12-\n\tvalidator\x18\x01 \x01(\x0b\x32\x1a.tendermint.abci.Validator\x12\x16\n\x0evote_extension\x18\x03 \x01(\x0c\x12\x1b\n\x13\x65xtension_signature\x18\x04 \x01(\x0c\x12\x34\n\rblock_id_flag\x18\x05 \x01(\x0e\x32\x1d.tendermint.types.BlockIDFlagJ\x04\x08\x02\x10\x03\"\xc2\x01\n\x0bMisbehavior\x12.\n\x04type\x18\x01 \x01(\x0e\x32 .tendermint.abci.MisbehaviorType\x12-\n\tvalidator\x18\x02 \x01(\x0b\x32\x1a.tendermint.abci.Validator\x12\x0e\n\x06height\x18\x03 \x01(\x03\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12total_voting_power\x18\x05 \x01(\x03\"Z\n\x08Snapshot\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\r\x12\x0e\n\x06\x63hunks\x18\x03 \x01(\r\x12\x0c\n\x04hash\x18\x04 \x01(\x0c\x12\x10\n\x08metadata\x18\x05 \x01(\x0c*#\n\x0b\x43heckTxType\x12\x07\n\x03NEW\x10\x00\x12\x0b\n\x07RECHECK\x10\x01*K\n\x0fMisbehaviorType\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x12\n\x0e\x44UPLICATE_VOTE\x10\x01\x12\x17\n\x13LIGHT_CLIENT_ATTACK\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "moorline.ledger.engines.cometbft.proto.abci_types_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'moorline.ledger.engines.cometbft.proto.abci_types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_CHECKTXTYPE"]._serialized_start = 7843
-    _globals["_CHECKTXTYPE"]._serialized_end = 7878
-    _globals["_MISBEHAVIORTYPE"]._serialized_start = 7880
-    _globals["_MISBEHAVIORTYPE"]._serialized_end = 7955
-    _globals["_REQUEST"]._serialized_start = 348
-    _globals["_REQUEST"]._serialized_end = 1358
-    _globals["_REQUESTECHO"]._serialized_start = 1360
-    _globals["_REQUESTECHO"]._serialized_end = 1390
-    _globals["_REQUESTFLUSH"]._serialized_start = 1392
-    _globals["_REQUESTFLUSH"]._serialized_end = 1406
-    _globals["_REQUESTINFO"]._serialized_start = 1408
-    _globals["_REQUESTINFO"]._serialized_end = 1504
-    _globals["_REQUESTINITCHAIN"]._serialized_start = 1507
-    _globals["_REQUESTINITCHAIN"]._serialized_end = 1749
-    _globals["_REQUESTQUERY"]._serialized_start = 1751
-    _globals["_REQUESTQUERY"]._serialized_end = 1824
-    _globals["_REQUESTCHECKTX"]._serialized_start = 1826
-    _globals["_REQUESTCHECKTX"]._serialized_end = 1898
-    _globals["_REQUESTCOMMIT"]._serialized_start = 1900
-    _globals["_REQUESTCOMMIT"]._serialized_end = 1915
-    _globals["_REQUESTLISTSNAPSHOTS"]._serialized_start = 1917
-    _globals["_REQUESTLISTSNAPSHOTS"]._serialized_end = 1939
-    _globals["_REQUESTOFFERSNAPSHOT"]._serialized_start = 1941
-    _globals["_REQUESTOFFERSNAPSHOT"]._serialized_end = 2026
-    _globals["_REQUESTLOADSNAPSHOTCHUNK"]._serialized_start = 2028
-    _globals["_REQUESTLOADSNAPSHOTCHUNK"]._serialized_end = 2101
-    _globals["_REQUESTAPPLYSNAPSHOTCHUNK"]._serialized_start = 2103
-    _globals["_REQUESTAPPLYSNAPSHOTCHUNK"]._serialized_end = 2176
-    _globals["_REQUESTPREPAREPROPOSAL"]._serialized_start = 2179
-    _globals["_REQUESTPREPAREPROPOSAL"]._serialized_end = 2467
-    _globals["_REQUESTPROCESSPROPOSAL"]._serialized_start = 2470
-    _globals["_REQUESTPROCESSPROPOSAL"]._serialized_end = 2745
-    _globals["_REQUESTEXTENDVOTE"]._serialized_start = 2748
-    _globals["_REQUESTEXTENDVOTE"]._serialized_end = 3018
-    _globals["_REQUESTVERIFYVOTEEXTENSION"]._serialized_start = 3020
-    _globals["_REQUESTVERIFYVOTEEXTENSION"]._serialized_end = 3129
-    _globals["_REQUESTFINALIZEBLOCK"]._serialized_start = 3132
-    _globals["_REQUESTFINALIZEBLOCK"]._serialized_end = 3404
-    _globals["_RESPONSE"]._serialized_start = 3407
-    _globals["_RESPONSE"]._serialized_end = 4491
-    _globals["_RESPONSEEXCEPTION"]._serialized_start = 4493
-    _globals["_RESPONSEEXCEPTION"]._serialized_end = 4527
-    _globals["_RESPONSEECHO"]._serialized_start = 4529
-    _globals["_RESPONSEECHO"]._serialized_end = 4560
-    _globals["_RESPONSEFLUSH"]._serialized_start = 4562
-    _globals["_RESPONSEFLUSH"]._serialized_end = 4577
-    _globals["_RESPONSEINFO"]._serialized_start = 4579
-    _globals["_RESPONSEINFO"]._serialized_end = 4701
-    _globals["_RESPONSEINITCHAIN"]._serialized_start = 4704
-    _globals["_RESPONSEINITCHAIN"]._serialized_end = 4856
-    _globals["_RESPONSEQUERY"]._serialized_start = 4859
-    _globals["_RESPONSEQUERY"]._serialized_end = 5041
-    _globals["_RESPONSECHECKTX"]._serialized_start = 5044
-    _globals["_RESPONSECHECKTX"]._serialized_end = 5274
-    _globals["_RESPONSECOMMIT"]._serialized_start = 5276
-    _globals["_RESPONSECOMMIT"]._serialized_end = 5327
-    _globals["_RESPONSELISTSNAPSHOTS"]._serialized_start = 5329
-    _globals["_RESPONSELISTSNAPSHOTS"]._serialized_end = 5398
-    _globals["_RESPONSEOFFERSNAPSHOT"]._serialized_start = 5401
-    _globals["_RESPONSEOFFERSNAPSHOT"]._serialized_end = 5583
-    _globals["_RESPONSEOFFERSNAPSHOT_RESULT"]._serialized_start = 5489
-    _globals["_RESPONSEOFFERSNAPSHOT_RESULT"]._serialized_end = 5583
-    _globals["_RESPONSELOADSNAPSHOTCHUNK"]._serialized_start = 5585
-    _globals["_RESPONSELOADSNAPSHOTCHUNK"]._serialized_end = 5627
-    _globals["_RESPONSEAPPLYSNAPSHOTCHUNK"]._serialized_start = 5630
-    _globals["_RESPONSEAPPLYSNAPSHOTCHUNK"]._serialized_end = 5872
-    _globals["_RESPONSEAPPLYSNAPSHOTCHUNK_RESULT"]._serialized_start = 5776
-    _globals["_RESPONSEAPPLYSNAPSHOTCHUNK_RESULT"]._serialized_end = 5872
-    _globals["_RESPONSEPREPAREPROPOSAL"]._serialized_start = 5874
-    _globals["_RESPONSEPREPAREPROPOSAL"]._serialized_end = 5912
-    _globals["_RESPONSEPROCESSPROPOSAL"]._serialized_start = 5915
-    _globals["_RESPONSEPROCESSPROPOSAL"]._serialized_end = 6068
-    _globals["_RESPONSEPROCESSPROPOSAL_PROPOSALSTATUS"]._serialized_start = 6015
-    _globals["_RESPONSEPROCESSPROPOSAL_PROPOSALSTATUS"]._serialized_end = 6068
-    _globals["_RESPONSEEXTENDVOTE"]._serialized_start = 6070
-    _globals["_RESPONSEEXTENDVOTE"]._serialized_end = 6114
-    _globals["_RESPONSEVERIFYVOTEEXTENSION"]._serialized_start = 6117
-    _globals["_RESPONSEVERIFYVOTEEXTENSION"]._serialized_end = 6274
-    _globals["_RESPONSEVERIFYVOTEEXTENSION_VERIFYSTATUS"]._serialized_start = 6223
-    _globals["_RESPONSEVERIFYVOTEEXTENSION_VERIFYSTATUS"]._serialized_end = 6274
-    _globals["_RESPONSEFINALIZEBLOCK"]._serialized_start = 6277
-    _globals["_RESPONSEFINALIZEBLOCK"]._serialized_end = 6538
-    _globals["_COMMITINFO"]._serialized_start = 6540
-    _globals["_COMMITINFO"]._serialized_end = 6609
-    _globals["_EXTENDEDCOMMITINFO"]._serialized_start = 6611
-    _globals["_EXTENDEDCOMMITINFO"]._serialized_end = 6696
-    _globals["_EVENT"]._serialized_start = 6698
-    _globals["_EVENT"]._serialized_end = 6772
-    _globals["_EVENTATTRIBUTE"]._serialized_start = 6774
-    _globals["_EVENTATTRIBUTE"]._serialized_end = 6833
-    _globals["_EXECTXRESULT"]._serialized_start = 6836
-    _globals["_EXECTXRESULT"]._serialized_end = 7024
-    _globals["_TXRESULT"]._serialized_start = 7026
-    _globals["_TXRESULT"]._serialized_end = 7126
-    _globals["_VALIDATOR"]._serialized_start = 7128
-    _globals["_VALIDATOR"]._serialized_end = 7171
-    _globals["_VALIDATORUPDATE"]._serialized_start = 7173
-    _globals["_VALIDATORUPDATE"]._serialized_end = 7252
-    _globals["_VOTEINFO"]._serialized_start = 7254
-    _globals["_VOTEINFO"]._serialized_end = 7371
-    _globals["_EXTENDEDVOTEINFO"]._serialized_start = 7374
-    _globals["_EXTENDEDVOTEINFO"]._serialized_end = 7552
-    _globals["_MISBEHAVIOR"]._serialized_start = 7555
-    _globals["_MISBEHAVIOR"]._serialized_end = 7749
-    _globals["_SNAPSHOT"]._serialized_start = 7751
-    _globals["_SNAPSHOT"]._serialized_end = 7841
+  DESCRIPTOR._loaded_options = None
+  _globals['_CHECKTXTYPE']._serialized_start=7843
+  _globals['_CHECKTXTYPE']._serialized_end=7878
+  _globals['_MISBEHAVIORTYPE']._serialized_start=7880
+  _globals['_MISBEHAVIORTYPE']._serialized_end=7955
+  _globals['_REQUEST']._serialized_start=348
+  _globals['_REQUEST']._serialized_end=1358
+  _globals['_REQUESTECHO']._serialized_start=1360
+  _globals['_REQUESTECHO']._serialized_end=1390
+  _globals['_REQUESTFLUSH']._serialized_start=1392
+  _globals['_REQUESTFLUSH']._serialized_end=1406
+  _globals['_REQUESTINFO']._serialized_start=1408
+  _globals['_REQUESTINFO']._serialized_end=1504
+  _globals['_REQUESTINITCHAIN']._serialized_start=1507
+  _globals['_REQUESTINITCHAIN']._serialized_end=1749
+  _globals['_REQUESTQUERY']._serialized_start=1751
+  _globals['_REQUESTQUERY']._serialized_end=1824
+  _globals['_REQUESTCHECKTX']._serialized_start=1826
+  _globals['_REQUESTCHECKTX']._serialized_end=1898
+  _globals['_REQUESTCOMMIT']._serialized_start=1900
+  _globals['_REQUESTCOMMIT']._serialized_end=1915
+  _globals['_REQUESTLISTSNAPSHOTS']._serialized_start=1917
+  _globals['_REQUESTLISTSNAPSHOTS']._serialized_end=1939
+  _globals['_REQUESTOFFERSNAPSHOT']._serialized_start=1941
+  _globals['_REQUESTOFFERSNAPSHOT']._serialized_end=2026
+  _globals['_REQUESTLOADSNAPSHOTCHUNK']._serialized_start=2028
+  _globals['_REQUESTLOADSNAPSHOTCHUNK']._serialized_end=2101
+  _globals['_REQUESTAPPLYSNAPSHOTCHUNK']._serialized_start=2103
+  _globals['_REQUESTAPPLYSNAPSHOTCHUNK']._serialized_end=2176
+  _globals['_REQUESTPREPAREPROPOSAL']._serialized_start=2179
+  _globals['_REQUESTPREPAREPROPOSAL']._serialized_end=2467
+  _globals['_REQUESTPROCESSPROPOSAL']._serialized_start=2470
+  _globals['_REQUESTPROCESSPROPOSAL']._serialized_end=2745
+  _globals['_REQUESTEXTENDVOTE']._serialized_start=2748
+  _globals['_REQUESTEXTENDVOTE']._serialized_end=3018
+  _globals['_REQUESTVERIFYVOTEEXTENSION']._serialized_start=3020
+  _globals['_REQUESTVERIFYVOTEEXTENSION']._serialized_end=3129
+  _globals['_REQUESTFINALIZEBLOCK']._serialized_start=3132
+  _globals['_REQUESTFINALIZEBLOCK']._serialized_end=3404
+  _globals['_RESPONSE']._serialized_start=3407
+  _globals['_RESPONSE']._serialized_end=4491
+  _globals['_RESPONSEEXCEPTION']._serialized_start=4493
+  _globals['_RESPONSEEXCEPTION']._serialized_end=4527
+  _globals['_RESPONSEECHO']._serialized_start=4529
+  _globals['_RESPONSEECHO']._serialized_end=4560
+  _globals['_RESPONSEFLUSH']._serialized_start=4562
+  _globals['_RESPONSEFLUSH']._serialized_end=4577
+  _globals['_RESPONSEINFO']._serialized_start=4579
+  _globals['_RESPONSEINFO']._serialized_end=4701
+  _globals['_RESPONSEINITCHAIN']._serialized_start=4704
+  _globals['_RESPONSEINITCHAIN']._serialized_end=4856
+  _globals['_RESPONSEQUERY']._serialized_start=4859
+  _globals['_RESPONSEQUERY']._serialized_end=5041
+  _globals['_RESPONSECHECKTX']._serialized_start=5044
+  _globals['_RESPONSECHECKTX']._serialized_end=5274
+  _globals['_RESPONSECOMMIT']._serialized_start=5276
+  _globals['_RESPONSECOMMIT']._serialized_end=5327
+  _globals['_RESPONSELISTSNAPSHOTS']._serialized_start=5329
+  _globals['_RESPONSELISTSNAPSHOTS']._serialized_end=5398
+  _globals['_RESPONSEOFFERSNAPSHOT']._serialized_start=5401
+  _globals['_RESPONSEOFFERSNAPSHOT']._serialized_end=5583
+  _globals['_RESPONSEOFFERSNAPSHOT_RESULT']._serialized_start=5489
+  _globals['_RESPONSEOFFERSNAPSHOT_RESULT']._serialized_end=5583
+  _globals['_RESPONSELOADSNAPSHOTCHUNK']._serialized_start=5585
+  _globals['_RESPONSELOADSNAPSHOTCHUNK']._serialized_end=5627
+  _globals['_RESPONSEAPPLYSNAPSHOTCHUNK']._serialized_start=5630
+  _globals['_RESPONSEAPPLYSNAPSHOTCHUNK']._serialized_end=5872
+  _globals['_RESPONSEAPPLYSNAPSHOTCHUNK_RESULT']._serialized_start=5776
+  _globals['_RESPONSEAPPLYSNAPSHOTCHUNK_RESULT']._serialized_end=5872
+  _globals['_RESPONSEPREPAREPROPOSAL']._serialized_start=5874
+  _globals['_RESPONSEPREPAREPROPOSAL']._serialized_end=5912
+  _globals['_RESPONSEPROCESSPROPOSAL']._serialized_start=5915
+  _globals['_RESPONSEPROCESSPROPOSAL']._serialized_end=6068
+  _globals['_RESPONSEPROCESSPROPOSAL_PROPOSALSTATUS']._serialized_start=6015
+  _globals['_RESPONSEPROCESSPROPOSAL_PROPOSALSTATUS']._serialized_end=6068
+  _globals['_RESPONSEEXTENDVOTE']._serialized_start=6070
+  _globals['_RESPONSEEXTENDVOTE']._serialized_end=6114
+  _globals['_RESPONSEVERIFYVOTEEXTENSION']._serialized_start=6117
+  _globals['_RESPONSEVERIFYVOTEEXTENSION']._serialized_end=6274
+  _globals['_RESPONSEVERIFYVOTEEXTENSION_VERIFYSTATUS']._serialized_start=6223
+  _globals['_RESPONSEVERIFYVOTEEXTENSION_VERIFYSTATUS']._serialized_end=6274
+  _globals['_RESPONSEFINALIZEBLOCK']._serialized_start=6277
+  _globals['_RESPONSEFINALIZEBLOCK']._serialized_end=6538
+  _globals['_COMMITINFO']._serialized_start=6540
+  _globals['_COMMITINFO']._serialized_end=6609
+  _globals['_EXTENDEDCOMMITINFO']._serialized_start=6611
+  _globals['_EXTENDEDCOMMITINFO']._serialized_end=6696
+  _globals['_EVENT']._serialized_start=6698
+  _globals['_EVENT']._serialized_end=6772
+  _globals['_EVENTATTRIBUTE']._serialized_start=6774
+  _globals['_EVENTATTRIBUTE']._serialized_end=6833
+  _globals['_EXECTXRESULT']._serialized_start=6836
+  _globals['_EXECTXRESULT']._serialized_end=7024
+  _globals['_TXRESULT']._serialized_start=7026
+  _globals['_TXRESULT']._serialized_end=7126
+  _globals['_VALIDATOR']._serialized_start=7128
+  _globals['_VALIDATOR']._serialized_end=7171
+  _globals['_VALIDATORUPDATE']._serialized_start=7173
+  _globals['_VALIDATORUPDATE']._serialized_end=7252
+  _globals['_VOTEINFO']._serialized_start=7254
+  _globals['_VOTEINFO']._serialized_end=7371
+  _globals['_EXTENDEDVOTEINFO']._serialized_start=7374
+  _globals['_EXTENDEDVOTEINFO']._serialized_end=7552
+  _globals['_MISBEHAVIOR']._serialized_start=7555
+  _globals['_MISBEHAVIOR']._serialized_end=7749
+  _globals['_SNAPSHOT']._serialized_start=7751
+  _globals['_SNAPSHOT']._serialized_end=7841
 # @@protoc_insertion_point(module_scope)

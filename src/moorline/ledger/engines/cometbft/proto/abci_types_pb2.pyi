@@ -24,7 +24,6 @@ class MisbehaviorType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     UNKNOWN: _ClassVar[MisbehaviorType]
     DUPLICATE_VOTE: _ClassVar[MisbehaviorType]
     LIGHT_CLIENT_ATTACK: _ClassVar[MisbehaviorType]
-
 NEW: CheckTxType
 RECHECK: CheckTxType
 UNKNOWN: MisbehaviorType
@@ -32,24 +31,7 @@ DUPLICATE_VOTE: MisbehaviorType
 LIGHT_CLIENT_ATTACK: MisbehaviorType
 
 class Request(_message.Message):
-    __slots__ = (
-        "echo",
-        "flush",
-        "info",
-        "init_chain",
-        "query",
-        "check_tx",
-        "commit",
-        "list_snapshots",
-        "offer_snapshot",
-        "load_snapshot_chunk",
-        "apply_snapshot_chunk",
-        "prepare_proposal",
-        "process_proposal",
-        "extend_vote",
-        "verify_vote_extension",
-        "finalize_block",
-    )
+    __slots__ = ("echo", "flush", "info", "init_chain", "query", "check_tx", "commit", "list_snapshots", "offer_snapshot", "load_snapshot_chunk", "apply_snapshot_chunk", "prepare_proposal", "process_proposal", "extend_vote", "verify_vote_extension", "finalize_block")
     ECHO_FIELD_NUMBER: _ClassVar[int]
     FLUSH_FIELD_NUMBER: _ClassVar[int]
     INFO_FIELD_NUMBER: _ClassVar[int]
@@ -82,25 +64,7 @@ class Request(_message.Message):
     extend_vote: RequestExtendVote
     verify_vote_extension: RequestVerifyVoteExtension
     finalize_block: RequestFinalizeBlock
-    def __init__(
-        self,
-        echo: _Optional[_Union[RequestEcho, _Mapping]] = ...,
-        flush: _Optional[_Union[RequestFlush, _Mapping]] = ...,
-        info: _Optional[_Union[RequestInfo, _Mapping]] = ...,
-        init_chain: _Optional[_Union[RequestInitChain, _Mapping]] = ...,
-        query: _Optional[_Union[RequestQuery, _Mapping]] = ...,
-        check_tx: _Optional[_Union[RequestCheckTx, _Mapping]] = ...,
-        commit: _Optional[_Union[RequestCommit, _Mapping]] = ...,
-        list_snapshots: _Optional[_Union[RequestListSnapshots, _Mapping]] = ...,
-        offer_snapshot: _Optional[_Union[RequestOfferSnapshot, _Mapping]] = ...,
-        load_snapshot_chunk: _Optional[_Union[RequestLoadSnapshotChunk, _Mapping]] = ...,
-        apply_snapshot_chunk: _Optional[_Union[RequestApplySnapshotChunk, _Mapping]] = ...,
-        prepare_proposal: _Optional[_Union[RequestPrepareProposal, _Mapping]] = ...,
-        process_proposal: _Optional[_Union[RequestProcessProposal, _Mapping]] = ...,
-        extend_vote: _Optional[_Union[RequestExtendVote, _Mapping]] = ...,
-        verify_vote_extension: _Optional[_Union[RequestVerifyVoteExtension, _Mapping]] = ...,
-        finalize_block: _Optional[_Union[RequestFinalizeBlock, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, echo: _Optional[_Union[RequestEcho, _Mapping]] = ..., flush: _Optional[_Union[RequestFlush, _Mapping]] = ..., info: _Optional[_Union[RequestInfo, _Mapping]] = ..., init_chain: _Optional[_Union[RequestInitChain, _Mapping]] = ..., query: _Optional[_Union[RequestQuery, _Mapping]] = ..., check_tx: _Optional[_Union[RequestCheckTx, _Mapping]] = ..., commit: _Optional[_Union[RequestCommit, _Mapping]] = ..., list_snapshots: _Optional[_Union[RequestListSnapshots, _Mapping]] = ..., offer_snapshot: _Optional[_Union[RequestOfferSnapshot, _Mapping]] = ..., load_snapshot_chunk: _Optional[_Union[RequestLoadSnapshotChunk, _Mapping]] = ..., apply_snapshot_chunk: _Optional[_Union[RequestApplySnapshotChunk, _Mapping]] = ..., prepare_proposal: _Optional[_Union[RequestPrepareProposal, _Mapping]] = ..., process_proposal: _Optional[_Union[RequestProcessProposal, _Mapping]] = ..., extend_vote: _Optional[_Union[RequestExtendVote, _Mapping]] = ..., verify_vote_extension: _Optional[_Union[RequestVerifyVoteExtension, _Mapping]] = ..., finalize_block: _Optional[_Union[RequestFinalizeBlock, _Mapping]] = ...) -> None: ...
 
 class RequestEcho(_message.Message):
     __slots__ = ("message",)
@@ -122,13 +86,7 @@ class RequestInfo(_message.Message):
     block_version: int
     p2p_version: int
     abci_version: str
-    def __init__(
-        self,
-        version: _Optional[str] = ...,
-        block_version: _Optional[int] = ...,
-        p2p_version: _Optional[int] = ...,
-        abci_version: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, version: _Optional[str] = ..., block_version: _Optional[int] = ..., p2p_version: _Optional[int] = ..., abci_version: _Optional[str] = ...) -> None: ...
 
 class RequestInitChain(_message.Message):
     __slots__ = ("time", "chain_id", "consensus_params", "validators", "app_state_bytes", "initial_height")
@@ -144,15 +102,7 @@ class RequestInitChain(_message.Message):
     validators: _containers.RepeatedCompositeFieldContainer[ValidatorUpdate]
     app_state_bytes: bytes
     initial_height: int
-    def __init__(
-        self,
-        time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...,
-        chain_id: _Optional[str] = ...,
-        consensus_params: _Optional[_Union[_types_params_pb2.ConsensusParams, _Mapping]] = ...,
-        validators: _Optional[_Iterable[_Union[ValidatorUpdate, _Mapping]]] = ...,
-        app_state_bytes: _Optional[bytes] = ...,
-        initial_height: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., chain_id: _Optional[str] = ..., consensus_params: _Optional[_Union[_types_params_pb2.ConsensusParams, _Mapping]] = ..., validators: _Optional[_Iterable[_Union[ValidatorUpdate, _Mapping]]] = ..., app_state_bytes: _Optional[bytes] = ..., initial_height: _Optional[int] = ...) -> None: ...
 
 class RequestQuery(_message.Message):
     __slots__ = ("data", "path", "height", "prove")
@@ -164,13 +114,7 @@ class RequestQuery(_message.Message):
     path: str
     height: int
     prove: bool
-    def __init__(
-        self,
-        data: _Optional[bytes] = ...,
-        path: _Optional[str] = ...,
-        height: _Optional[int] = ...,
-        prove: _Optional[bool] = ...,
-    ) -> None: ...
+    def __init__(self, data: _Optional[bytes] = ..., path: _Optional[str] = ..., height: _Optional[int] = ..., prove: _Optional[bool] = ...) -> None: ...
 
 class RequestCheckTx(_message.Message):
     __slots__ = ("tx", "type")
@@ -217,16 +161,7 @@ class RequestApplySnapshotChunk(_message.Message):
     def __init__(self, index: _Optional[int] = ..., chunk: _Optional[bytes] = ..., sender: _Optional[str] = ...) -> None: ...
 
 class RequestPrepareProposal(_message.Message):
-    __slots__ = (
-        "max_tx_bytes",
-        "txs",
-        "local_last_commit",
-        "misbehavior",
-        "height",
-        "time",
-        "next_validators_hash",
-        "proposer_address",
-    )
+    __slots__ = ("max_tx_bytes", "txs", "local_last_commit", "misbehavior", "height", "time", "next_validators_hash", "proposer_address")
     MAX_TX_BYTES_FIELD_NUMBER: _ClassVar[int]
     TXS_FIELD_NUMBER: _ClassVar[int]
     LOCAL_LAST_COMMIT_FIELD_NUMBER: _ClassVar[int]
@@ -243,29 +178,10 @@ class RequestPrepareProposal(_message.Message):
     time: _timestamp_pb2.Timestamp
     next_validators_hash: bytes
     proposer_address: bytes
-    def __init__(
-        self,
-        max_tx_bytes: _Optional[int] = ...,
-        txs: _Optional[_Iterable[bytes]] = ...,
-        local_last_commit: _Optional[_Union[ExtendedCommitInfo, _Mapping]] = ...,
-        misbehavior: _Optional[_Iterable[_Union[Misbehavior, _Mapping]]] = ...,
-        height: _Optional[int] = ...,
-        time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...,
-        next_validators_hash: _Optional[bytes] = ...,
-        proposer_address: _Optional[bytes] = ...,
-    ) -> None: ...
+    def __init__(self, max_tx_bytes: _Optional[int] = ..., txs: _Optional[_Iterable[bytes]] = ..., local_last_commit: _Optional[_Union[ExtendedCommitInfo, _Mapping]] = ..., misbehavior: _Optional[_Iterable[_Union[Misbehavior, _Mapping]]] = ..., height: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., next_validators_hash: _Optional[bytes] = ..., proposer_address: _Optional[bytes] = ...) -> None: ...
 
 class RequestProcessProposal(_message.Message):
-    __slots__ = (
-        "txs",
-        "proposed_last_commit",
-        "misbehavior",
-        "hash",
-        "height",
-        "time",
-        "next_validators_hash",
-        "proposer_address",
-    )
+    __slots__ = ("txs", "proposed_last_commit", "misbehavior", "hash", "height", "time", "next_validators_hash", "proposer_address")
     TXS_FIELD_NUMBER: _ClassVar[int]
     PROPOSED_LAST_COMMIT_FIELD_NUMBER: _ClassVar[int]
     MISBEHAVIOR_FIELD_NUMBER: _ClassVar[int]
@@ -282,29 +198,10 @@ class RequestProcessProposal(_message.Message):
     time: _timestamp_pb2.Timestamp
     next_validators_hash: bytes
     proposer_address: bytes
-    def __init__(
-        self,
-        txs: _Optional[_Iterable[bytes]] = ...,
-        proposed_last_commit: _Optional[_Union[CommitInfo, _Mapping]] = ...,
-        misbehavior: _Optional[_Iterable[_Union[Misbehavior, _Mapping]]] = ...,
-        hash: _Optional[bytes] = ...,
-        height: _Optional[int] = ...,
-        time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...,
-        next_validators_hash: _Optional[bytes] = ...,
-        proposer_address: _Optional[bytes] = ...,
-    ) -> None: ...
+    def __init__(self, txs: _Optional[_Iterable[bytes]] = ..., proposed_last_commit: _Optional[_Union[CommitInfo, _Mapping]] = ..., misbehavior: _Optional[_Iterable[_Union[Misbehavior, _Mapping]]] = ..., hash: _Optional[bytes] = ..., height: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., next_validators_hash: _Optional[bytes] = ..., proposer_address: _Optional[bytes] = ...) -> None: ...
 
 class RequestExtendVote(_message.Message):
-    __slots__ = (
-        "hash",
-        "height",
-        "time",
-        "txs",
-        "proposed_last_commit",
-        "misbehavior",
-        "next_validators_hash",
-        "proposer_address",
-    )
+    __slots__ = ("hash", "height", "time", "txs", "proposed_last_commit", "misbehavior", "next_validators_hash", "proposer_address")
     HASH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
@@ -321,17 +218,7 @@ class RequestExtendVote(_message.Message):
     misbehavior: _containers.RepeatedCompositeFieldContainer[Misbehavior]
     next_validators_hash: bytes
     proposer_address: bytes
-    def __init__(
-        self,
-        hash: _Optional[bytes] = ...,
-        height: _Optional[int] = ...,
-        time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...,
-        txs: _Optional[_Iterable[bytes]] = ...,
-        proposed_last_commit: _Optional[_Union[CommitInfo, _Mapping]] = ...,
-        misbehavior: _Optional[_Iterable[_Union[Misbehavior, _Mapping]]] = ...,
-        next_validators_hash: _Optional[bytes] = ...,
-        proposer_address: _Optional[bytes] = ...,
-    ) -> None: ...
+    def __init__(self, hash: _Optional[bytes] = ..., height: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., txs: _Optional[_Iterable[bytes]] = ..., proposed_last_commit: _Optional[_Union[CommitInfo, _Mapping]] = ..., misbehavior: _Optional[_Iterable[_Union[Misbehavior, _Mapping]]] = ..., next_validators_hash: _Optional[bytes] = ..., proposer_address: _Optional[bytes] = ...) -> None: ...
 
 class RequestVerifyVoteExtension(_message.Message):
     __slots__ = ("hash", "validator_address", "height", "vote_extension")
@@ -343,25 +230,10 @@ class RequestVerifyVoteExtension(_message.Message):
     validator_address: bytes
     height: int
     vote_extension: bytes
-    def __init__(
-        self,
-        hash: _Optional[bytes] = ...,
-        validator_address: _Optional[bytes] = ...,
-        height: _Optional[int] = ...,
-        vote_extension: _Optional[bytes] = ...,
-    ) -> None: ...
+    def __init__(self, hash: _Optional[bytes] = ..., validator_address: _Optional[bytes] = ..., height: _Optional[int] = ..., vote_extension: _Optional[bytes] = ...) -> None: ...
 
 class RequestFinalizeBlock(_message.Message):
-    __slots__ = (
-        "txs",
-        "decided_last_commit",
-        "misbehavior",
-        "hash",
-        "height",
-        "time",
-        "next_validators_hash",
-        "proposer_address",
-    )
+    __slots__ = ("txs", "decided_last_commit", "misbehavior", "hash", "height", "time", "next_validators_hash", "proposer_address")
     TXS_FIELD_NUMBER: _ClassVar[int]
     DECIDED_LAST_COMMIT_FIELD_NUMBER: _ClassVar[int]
     MISBEHAVIOR_FIELD_NUMBER: _ClassVar[int]
@@ -378,38 +250,10 @@ class RequestFinalizeBlock(_message.Message):
     time: _timestamp_pb2.Timestamp
     next_validators_hash: bytes
     proposer_address: bytes
-    def __init__(
-        self,
-        txs: _Optional[_Iterable[bytes]] = ...,
-        decided_last_commit: _Optional[_Union[CommitInfo, _Mapping]] = ...,
-        misbehavior: _Optional[_Iterable[_Union[Misbehavior, _Mapping]]] = ...,
-        hash: _Optional[bytes] = ...,
-        height: _Optional[int] = ...,
-        time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...,
-        next_validators_hash: _Optional[bytes] = ...,
-        proposer_address: _Optional[bytes] = ...,
-    ) -> None: ...
+    def __init__(self, txs: _Optional[_Iterable[bytes]] = ..., decided_last_commit: _Optional[_Union[CommitInfo, _Mapping]] = ..., misbehavior: _Optional[_Iterable[_Union[Misbehavior, _Mapping]]] = ..., hash: _Optional[bytes] = ..., height: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., next_validators_hash: _Optional[bytes] = ..., proposer_address: _Optional[bytes] = ...) -> None: ...
 
 class Response(_message.Message):
-    __slots__ = (
-        "exception",
-        "echo",
-        "flush",
-        "info",
-        "init_chain",
-        "query",
-        "check_tx",
-        "commit",
-        "list_snapshots",
-        "offer_snapshot",
-        "load_snapshot_chunk",
-        "apply_snapshot_chunk",
-        "prepare_proposal",
-        "process_proposal",
-        "extend_vote",
-        "verify_vote_extension",
-        "finalize_block",
-    )
+    __slots__ = ("exception", "echo", "flush", "info", "init_chain", "query", "check_tx", "commit", "list_snapshots", "offer_snapshot", "load_snapshot_chunk", "apply_snapshot_chunk", "prepare_proposal", "process_proposal", "extend_vote", "verify_vote_extension", "finalize_block")
     EXCEPTION_FIELD_NUMBER: _ClassVar[int]
     ECHO_FIELD_NUMBER: _ClassVar[int]
     FLUSH_FIELD_NUMBER: _ClassVar[int]
@@ -444,26 +288,7 @@ class Response(_message.Message):
     extend_vote: ResponseExtendVote
     verify_vote_extension: ResponseVerifyVoteExtension
     finalize_block: ResponseFinalizeBlock
-    def __init__(
-        self,
-        exception: _Optional[_Union[ResponseException, _Mapping]] = ...,
-        echo: _Optional[_Union[ResponseEcho, _Mapping]] = ...,
-        flush: _Optional[_Union[ResponseFlush, _Mapping]] = ...,
-        info: _Optional[_Union[ResponseInfo, _Mapping]] = ...,
-        init_chain: _Optional[_Union[ResponseInitChain, _Mapping]] = ...,
-        query: _Optional[_Union[ResponseQuery, _Mapping]] = ...,
-        check_tx: _Optional[_Union[ResponseCheckTx, _Mapping]] = ...,
-        commit: _Optional[_Union[ResponseCommit, _Mapping]] = ...,
-        list_snapshots: _Optional[_Union[ResponseListSnapshots, _Mapping]] = ...,
-        offer_snapshot: _Optional[_Union[ResponseOfferSnapshot, _Mapping]] = ...,
-        load_snapshot_chunk: _Optional[_Union[ResponseLoadSnapshotChunk, _Mapping]] = ...,
-        apply_snapshot_chunk: _Optional[_Union[ResponseApplySnapshotChunk, _Mapping]] = ...,
-        prepare_proposal: _Optional[_Union[ResponsePrepareProposal, _Mapping]] = ...,
-        process_proposal: _Optional[_Union[ResponseProcessProposal, _Mapping]] = ...,
-        extend_vote: _Optional[_Union[ResponseExtendVote, _Mapping]] = ...,
-        verify_vote_extension: _Optional[_Union[ResponseVerifyVoteExtension, _Mapping]] = ...,
-        finalize_block: _Optional[_Union[ResponseFinalizeBlock, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, exception: _Optional[_Union[ResponseException, _Mapping]] = ..., echo: _Optional[_Union[ResponseEcho, _Mapping]] = ..., flush: _Optional[_Union[ResponseFlush, _Mapping]] = ..., info: _Optional[_Union[ResponseInfo, _Mapping]] = ..., init_chain: _Optional[_Union[ResponseInitChain, _Mapping]] = ..., query: _Optional[_Union[ResponseQuery, _Mapping]] = ..., check_tx: _Optional[_Union[ResponseCheckTx, _Mapping]] = ..., commit: _Optional[_Union[ResponseCommit, _Mapping]] = ..., list_snapshots: _Optional[_Union[ResponseListSnapshots, _Mapping]] = ..., offer_snapshot: _Optional[_Union[ResponseOfferSnapshot, _Mapping]] = ..., load_snapshot_chunk: _Optional[_Union[ResponseLoadSnapshotChunk, _Mapping]] = ..., apply_snapshot_chunk: _Optional[_Union[ResponseApplySnapshotChunk, _Mapping]] = ..., prepare_proposal: _Optional[_Union[ResponsePrepareProposal, _Mapping]] = ..., process_proposal: _Optional[_Union[ResponseProcessProposal, _Mapping]] = ..., extend_vote: _Optional[_Union[ResponseExtendVote, _Mapping]] = ..., verify_vote_extension: _Optional[_Union[ResponseVerifyVoteExtension, _Mapping]] = ..., finalize_block: _Optional[_Union[ResponseFinalizeBlock, _Mapping]] = ...) -> None: ...
 
 class ResponseException(_message.Message):
     __slots__ = ("error",)
@@ -493,14 +318,7 @@ class ResponseInfo(_message.Message):
     app_version: int
     last_block_height: int
     last_block_app_hash: bytes
-    def __init__(
-        self,
-        data: _Optional[str] = ...,
-        version: _Optional[str] = ...,
-        app_version: _Optional[int] = ...,
-        last_block_height: _Optional[int] = ...,
-        last_block_app_hash: _Optional[bytes] = ...,
-    ) -> None: ...
+    def __init__(self, data: _Optional[str] = ..., version: _Optional[str] = ..., app_version: _Optional[int] = ..., last_block_height: _Optional[int] = ..., last_block_app_hash: _Optional[bytes] = ...) -> None: ...
 
 class ResponseInitChain(_message.Message):
     __slots__ = ("consensus_params", "validators", "app_hash")
@@ -510,12 +328,7 @@ class ResponseInitChain(_message.Message):
     consensus_params: _types_params_pb2.ConsensusParams
     validators: _containers.RepeatedCompositeFieldContainer[ValidatorUpdate]
     app_hash: bytes
-    def __init__(
-        self,
-        consensus_params: _Optional[_Union[_types_params_pb2.ConsensusParams, _Mapping]] = ...,
-        validators: _Optional[_Iterable[_Union[ValidatorUpdate, _Mapping]]] = ...,
-        app_hash: _Optional[bytes] = ...,
-    ) -> None: ...
+    def __init__(self, consensus_params: _Optional[_Union[_types_params_pb2.ConsensusParams, _Mapping]] = ..., validators: _Optional[_Iterable[_Union[ValidatorUpdate, _Mapping]]] = ..., app_hash: _Optional[bytes] = ...) -> None: ...
 
 class ResponseQuery(_message.Message):
     __slots__ = ("code", "log", "info", "index", "key", "value", "proof_ops", "height", "codespace")
@@ -537,18 +350,7 @@ class ResponseQuery(_message.Message):
     proof_ops: _crypto_proof_pb2.ProofOps
     height: int
     codespace: str
-    def __init__(
-        self,
-        code: _Optional[int] = ...,
-        log: _Optional[str] = ...,
-        info: _Optional[str] = ...,
-        index: _Optional[int] = ...,
-        key: _Optional[bytes] = ...,
-        value: _Optional[bytes] = ...,
-        proof_ops: _Optional[_Union[_crypto_proof_pb2.ProofOps, _Mapping]] = ...,
-        height: _Optional[int] = ...,
-        codespace: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, code: _Optional[int] = ..., log: _Optional[str] = ..., info: _Optional[str] = ..., index: _Optional[int] = ..., key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., proof_ops: _Optional[_Union[_crypto_proof_pb2.ProofOps, _Mapping]] = ..., height: _Optional[int] = ..., codespace: _Optional[str] = ...) -> None: ...
 
 class ResponseCheckTx(_message.Message):
     __slots__ = ("code", "data", "log", "info", "gas_wanted", "gas_used", "events", "codespace")
@@ -568,17 +370,7 @@ class ResponseCheckTx(_message.Message):
     gas_used: int
     events: _containers.RepeatedCompositeFieldContainer[Event]
     codespace: str
-    def __init__(
-        self,
-        code: _Optional[int] = ...,
-        data: _Optional[bytes] = ...,
-        log: _Optional[str] = ...,
-        info: _Optional[str] = ...,
-        gas_wanted: _Optional[int] = ...,
-        gas_used: _Optional[int] = ...,
-        events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...,
-        codespace: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, code: _Optional[int] = ..., data: _Optional[bytes] = ..., log: _Optional[str] = ..., info: _Optional[str] = ..., gas_wanted: _Optional[int] = ..., gas_used: _Optional[int] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., codespace: _Optional[str] = ...) -> None: ...
 
 class ResponseCommit(_message.Message):
     __slots__ = ("retain_height",)
@@ -602,7 +394,6 @@ class ResponseOfferSnapshot(_message.Message):
         REJECT: _ClassVar[ResponseOfferSnapshot.Result]
         REJECT_FORMAT: _ClassVar[ResponseOfferSnapshot.Result]
         REJECT_SENDER: _ClassVar[ResponseOfferSnapshot.Result]
-
     UNKNOWN: ResponseOfferSnapshot.Result
     ACCEPT: ResponseOfferSnapshot.Result
     ABORT: ResponseOfferSnapshot.Result
@@ -629,7 +420,6 @@ class ResponseApplySnapshotChunk(_message.Message):
         RETRY: _ClassVar[ResponseApplySnapshotChunk.Result]
         RETRY_SNAPSHOT: _ClassVar[ResponseApplySnapshotChunk.Result]
         REJECT_SNAPSHOT: _ClassVar[ResponseApplySnapshotChunk.Result]
-
     UNKNOWN: ResponseApplySnapshotChunk.Result
     ACCEPT: ResponseApplySnapshotChunk.Result
     ABORT: ResponseApplySnapshotChunk.Result
@@ -642,12 +432,7 @@ class ResponseApplySnapshotChunk(_message.Message):
     result: ResponseApplySnapshotChunk.Result
     refetch_chunks: _containers.RepeatedScalarFieldContainer[int]
     reject_senders: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(
-        self,
-        result: _Optional[_Union[ResponseApplySnapshotChunk.Result, str]] = ...,
-        refetch_chunks: _Optional[_Iterable[int]] = ...,
-        reject_senders: _Optional[_Iterable[str]] = ...,
-    ) -> None: ...
+    def __init__(self, result: _Optional[_Union[ResponseApplySnapshotChunk.Result, str]] = ..., refetch_chunks: _Optional[_Iterable[int]] = ..., reject_senders: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ResponsePrepareProposal(_message.Message):
     __slots__ = ("txs",)
@@ -662,7 +447,6 @@ class ResponseProcessProposal(_message.Message):
         UNKNOWN: _ClassVar[ResponseProcessProposal.ProposalStatus]
         ACCEPT: _ClassVar[ResponseProcessProposal.ProposalStatus]
         REJECT: _ClassVar[ResponseProcessProposal.ProposalStatus]
-
     UNKNOWN: ResponseProcessProposal.ProposalStatus
     ACCEPT: ResponseProcessProposal.ProposalStatus
     REJECT: ResponseProcessProposal.ProposalStatus
@@ -683,7 +467,6 @@ class ResponseVerifyVoteExtension(_message.Message):
         UNKNOWN: _ClassVar[ResponseVerifyVoteExtension.VerifyStatus]
         ACCEPT: _ClassVar[ResponseVerifyVoteExtension.VerifyStatus]
         REJECT: _ClassVar[ResponseVerifyVoteExtension.VerifyStatus]
-
     UNKNOWN: ResponseVerifyVoteExtension.VerifyStatus
     ACCEPT: ResponseVerifyVoteExtension.VerifyStatus
     REJECT: ResponseVerifyVoteExtension.VerifyStatus
@@ -703,14 +486,7 @@ class ResponseFinalizeBlock(_message.Message):
     validator_updates: _containers.RepeatedCompositeFieldContainer[ValidatorUpdate]
     consensus_param_updates: _types_params_pb2.ConsensusParams
     app_hash: bytes
-    def __init__(
-        self,
-        events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...,
-        tx_results: _Optional[_Iterable[_Union[ExecTxResult, _Mapping]]] = ...,
-        validator_updates: _Optional[_Iterable[_Union[ValidatorUpdate, _Mapping]]] = ...,
-        consensus_param_updates: _Optional[_Union[_types_params_pb2.ConsensusParams, _Mapping]] = ...,
-        app_hash: _Optional[bytes] = ...,
-    ) -> None: ...
+    def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., tx_results: _Optional[_Iterable[_Union[ExecTxResult, _Mapping]]] = ..., validator_updates: _Optional[_Iterable[_Union[ValidatorUpdate, _Mapping]]] = ..., consensus_param_updates: _Optional[_Union[_types_params_pb2.ConsensusParams, _Mapping]] = ..., app_hash: _Optional[bytes] = ...) -> None: ...
 
 class CommitInfo(_message.Message):
     __slots__ = ("round", "votes")
@@ -718,9 +494,7 @@ class CommitInfo(_message.Message):
     VOTES_FIELD_NUMBER: _ClassVar[int]
     round: int
     votes: _containers.RepeatedCompositeFieldContainer[VoteInfo]
-    def __init__(
-        self, round: _Optional[int] = ..., votes: _Optional[_Iterable[_Union[VoteInfo, _Mapping]]] = ...
-    ) -> None: ...
+    def __init__(self, round: _Optional[int] = ..., votes: _Optional[_Iterable[_Union[VoteInfo, _Mapping]]] = ...) -> None: ...
 
 class ExtendedCommitInfo(_message.Message):
     __slots__ = ("round", "votes")
@@ -728,9 +502,7 @@ class ExtendedCommitInfo(_message.Message):
     VOTES_FIELD_NUMBER: _ClassVar[int]
     round: int
     votes: _containers.RepeatedCompositeFieldContainer[ExtendedVoteInfo]
-    def __init__(
-        self, round: _Optional[int] = ..., votes: _Optional[_Iterable[_Union[ExtendedVoteInfo, _Mapping]]] = ...
-    ) -> None: ...
+    def __init__(self, round: _Optional[int] = ..., votes: _Optional[_Iterable[_Union[ExtendedVoteInfo, _Mapping]]] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("type", "attributes")
@@ -738,9 +510,7 @@ class Event(_message.Message):
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     type: str
     attributes: _containers.RepeatedCompositeFieldContainer[EventAttribute]
-    def __init__(
-        self, type: _Optional[str] = ..., attributes: _Optional[_Iterable[_Union[EventAttribute, _Mapping]]] = ...
-    ) -> None: ...
+    def __init__(self, type: _Optional[str] = ..., attributes: _Optional[_Iterable[_Union[EventAttribute, _Mapping]]] = ...) -> None: ...
 
 class EventAttribute(_message.Message):
     __slots__ = ("key", "value", "index")
@@ -770,17 +540,7 @@ class ExecTxResult(_message.Message):
     gas_used: int
     events: _containers.RepeatedCompositeFieldContainer[Event]
     codespace: str
-    def __init__(
-        self,
-        code: _Optional[int] = ...,
-        data: _Optional[bytes] = ...,
-        log: _Optional[str] = ...,
-        info: _Optional[str] = ...,
-        gas_wanted: _Optional[int] = ...,
-        gas_used: _Optional[int] = ...,
-        events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...,
-        codespace: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, code: _Optional[int] = ..., data: _Optional[bytes] = ..., log: _Optional[str] = ..., info: _Optional[str] = ..., gas_wanted: _Optional[int] = ..., gas_used: _Optional[int] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., codespace: _Optional[str] = ...) -> None: ...
 
 class TxResult(_message.Message):
     __slots__ = ("height", "index", "tx", "result")
@@ -792,13 +552,7 @@ class TxResult(_message.Message):
     index: int
     tx: bytes
     result: ExecTxResult
-    def __init__(
-        self,
-        height: _Optional[int] = ...,
-        index: _Optional[int] = ...,
-        tx: _Optional[bytes] = ...,
-        result: _Optional[_Union[ExecTxResult, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, height: _Optional[int] = ..., index: _Optional[int] = ..., tx: _Optional[bytes] = ..., result: _Optional[_Union[ExecTxResult, _Mapping]] = ...) -> None: ...
 
 class Validator(_message.Message):
     __slots__ = ("address", "power")
@@ -814,9 +568,7 @@ class ValidatorUpdate(_message.Message):
     POWER_FIELD_NUMBER: _ClassVar[int]
     pub_key: _crypto_keys_pb2.PublicKey
     power: int
-    def __init__(
-        self, pub_key: _Optional[_Union[_crypto_keys_pb2.PublicKey, _Mapping]] = ..., power: _Optional[int] = ...
-    ) -> None: ...
+    def __init__(self, pub_key: _Optional[_Union[_crypto_keys_pb2.PublicKey, _Mapping]] = ..., power: _Optional[int] = ...) -> None: ...
 
 class VoteInfo(_message.Message):
     __slots__ = ("validator", "block_id_flag")
@@ -824,11 +576,7 @@ class VoteInfo(_message.Message):
     BLOCK_ID_FLAG_FIELD_NUMBER: _ClassVar[int]
     validator: Validator
     block_id_flag: _types_validator_pb2.BlockIDFlag
-    def __init__(
-        self,
-        validator: _Optional[_Union[Validator, _Mapping]] = ...,
-        block_id_flag: _Optional[_Union[_types_validator_pb2.BlockIDFlag, str]] = ...,
-    ) -> None: ...
+    def __init__(self, validator: _Optional[_Union[Validator, _Mapping]] = ..., block_id_flag: _Optional[_Union[_types_validator_pb2.BlockIDFlag, str]] = ...) -> None: ...
 
 class ExtendedVoteInfo(_message.Message):
     __slots__ = ("validator", "vote_extension", "extension_signature", "block_id_flag")
@@ -840,13 +588,7 @@ class ExtendedVoteInfo(_message.Message):
     vote_extension: bytes
     extension_signature: bytes
     block_id_flag: _types_validator_pb2.BlockIDFlag
-    def __init__(
-        self,
-        validator: _Optional[_Union[Validator, _Mapping]] = ...,
-        vote_extension: _Optional[bytes] = ...,
-        extension_signature: _Optional[bytes] = ...,
-        block_id_flag: _Optional[_Union[_types_validator_pb2.BlockIDFlag, str]] = ...,
-    ) -> None: ...
+    def __init__(self, validator: _Optional[_Union[Validator, _Mapping]] = ..., vote_extension: _Optional[bytes] = ..., extension_signature: _Optional[bytes] = ..., block_id_flag: _Optional[_Union[_types_validator_pb2.BlockIDFlag, str]] = ...) -> None: ...
 
 class Misbehavior(_message.Message):
     __slots__ = ("type", "validator", "height", "time", "total_voting_power")
@@ -860,14 +602,7 @@ class Misbehavior(_message.Message):
     height: int
     time: _timestamp_pb2.Timestamp
     total_voting_power: int
-    def __init__(
-        self,
-        type: _Optional[_Union[MisbehaviorType, str]] = ...,
-        validator: _Optional[_Union[Validator, _Mapping]] = ...,
-        height: _Optional[int] = ...,
-        time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...,
-        total_voting_power: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, type: _Optional[_Union[MisbehaviorType, str]] = ..., validator: _Optional[_Union[Validator, _Mapping]] = ..., height: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., total_voting_power: _Optional[int] = ...) -> None: ...
 
 class Snapshot(_message.Message):
     __slots__ = ("height", "format", "chunks", "hash", "metadata")
@@ -881,11 +616,4 @@ class Snapshot(_message.Message):
     chunks: int
     hash: bytes
     metadata: bytes
-    def __init__(
-        self,
-        height: _Optional[int] = ...,
-        format: _Optional[int] = ...,
-        chunks: _Optional[int] = ...,
-        hash: _Optional[bytes] = ...,
-        metadata: _Optional[bytes] = ...,
-    ) -> None: ...
+    def __init__(self, height: _Optional[int] = ..., format: _Optional[int] = ..., chunks: _Optional[int] = ..., hash: _Optional[bytes] = ..., metadata: _Optional[bytes] = ...) -> None: ...

@@ -4,30 +4,33 @@
 # source: moorline/ledger/engines/cometbft/proto/crypto_keys.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 7, 35, 1, "", "moorline/ledger/engines/cometbft/proto/crypto_keys.proto"
+    _runtime_version.Domain.PUBLIC,
+    7,
+    35,
+    1,
+    '',
+    'moorline/ledger/engines/cometbft/proto/crypto_keys.proto'
 )
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n8moorline/ledger/engines/cometbft/proto/crypto_keys.proto\x12\x11tendermint.crypto"M\n\tPublicKey\x12\x11\n\x07\x65\x64\x32\x35\x35\x31\x39\x18\x01 \x01(\x0cH\x00\x12\x13\n\tsecp256k1\x18\x02 \x01(\x0cH\x00\x12\x11\n\x07mldsa65\x18\x04 \x01(\x0cH\x00\x42\x05\n\x03sumb\x06proto3'
-)
+
+
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n8moorline/ledger/engines/cometbft/proto/crypto_keys.proto\x12\x11tendermint.crypto\"M\n\tPublicKey\x12\x11\n\x07\x65\x64\x32\x35\x35\x31\x39\x18\x01 \x01(\x0cH\x00\x12\x13\n\tsecp256k1\x18\x02 \x01(\x0cH\x00\x12\x11\n\x07mldsa65\x18\x04 \x01(\x0cH\x00\x42\x05\n\x03sumb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "moorline.ledger.engines.cometbft.proto.crypto_keys_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'moorline.ledger.engines.cometbft.proto.crypto_keys_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_PUBLICKEY"]._serialized_start = 79
-    _globals["_PUBLICKEY"]._serialized_end = 156
+  DESCRIPTOR._loaded_options = None
+  _globals['_PUBLICKEY']._serialized_start=79
+  _globals['_PUBLICKEY']._serialized_end=156
 # @@protoc_insertion_point(module_scope)

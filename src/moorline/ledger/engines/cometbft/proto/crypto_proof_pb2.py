@@ -4,38 +4,41 @@
 # source: moorline/ledger/engines/cometbft/proto/crypto_proof.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 7, 35, 1, "", "moorline/ledger/engines/cometbft/proto/crypto_proof.proto"
+    _runtime_version.Domain.PUBLIC,
+    7,
+    35,
+    1,
+    '',
+    'moorline/ledger/engines/cometbft/proto/crypto_proof.proto'
 )
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n9moorline/ledger/engines/cometbft/proto/crypto_proof.proto\x12\x11tendermint.crypto"G\n\x05Proof\x12\r\n\x05total\x18\x01 \x01(\x03\x12\r\n\x05index\x18\x02 \x01(\x03\x12\x11\n\tleaf_hash\x18\x03 \x01(\x0c\x12\r\n\x05\x61unts\x18\x04 \x03(\x0c"?\n\x07ValueOp\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\'\n\x05proof\x18\x02 \x01(\x0b\x32\x18.tendermint.crypto.Proof"6\n\x08\x44ominoOp\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05input\x18\x02 \x01(\t\x12\x0e\n\x06output\x18\x03 \x01(\t"2\n\x07ProofOp\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c"3\n\x08ProofOps\x12\'\n\x03ops\x18\x01 \x03(\x0b\x32\x1a.tendermint.crypto.ProofOpb\x06proto3'
-)
+
+
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n9moorline/ledger/engines/cometbft/proto/crypto_proof.proto\x12\x11tendermint.crypto\"G\n\x05Proof\x12\r\n\x05total\x18\x01 \x01(\x03\x12\r\n\x05index\x18\x02 \x01(\x03\x12\x11\n\tleaf_hash\x18\x03 \x01(\x0c\x12\r\n\x05\x61unts\x18\x04 \x03(\x0c\"?\n\x07ValueOp\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\'\n\x05proof\x18\x02 \x01(\x0b\x32\x18.tendermint.crypto.Proof\"6\n\x08\x44ominoOp\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05input\x18\x02 \x01(\t\x12\x0e\n\x06output\x18\x03 \x01(\t\"2\n\x07ProofOp\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"3\n\x08ProofOps\x12\'\n\x03ops\x18\x01 \x03(\x0b\x32\x1a.tendermint.crypto.ProofOpb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "moorline.ledger.engines.cometbft.proto.crypto_proof_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'moorline.ledger.engines.cometbft.proto.crypto_proof_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_PROOF"]._serialized_start = 80
-    _globals["_PROOF"]._serialized_end = 151
-    _globals["_VALUEOP"]._serialized_start = 153
-    _globals["_VALUEOP"]._serialized_end = 216
-    _globals["_DOMINOOP"]._serialized_start = 218
-    _globals["_DOMINOOP"]._serialized_end = 272
-    _globals["_PROOFOP"]._serialized_start = 274
-    _globals["_PROOFOP"]._serialized_end = 324
-    _globals["_PROOFOPS"]._serialized_start = 326
-    _globals["_PROOFOPS"]._serialized_end = 377
+  DESCRIPTOR._loaded_options = None
+  _globals['_PROOF']._serialized_start=80
+  _globals['_PROOF']._serialized_end=151
+  _globals['_VALUEOP']._serialized_start=153
+  _globals['_VALUEOP']._serialized_end=216
+  _globals['_DOMINOOP']._serialized_start=218
+  _globals['_DOMINOOP']._serialized_end=272
+  _globals['_PROOFOP']._serialized_start=274
+  _globals['_PROOFOP']._serialized_end=324
+  _globals['_PROOFOPS']._serialized_start=326
+  _globals['_PROOFOPS']._serialized_end=377
 # @@protoc_insertion_point(module_scope)

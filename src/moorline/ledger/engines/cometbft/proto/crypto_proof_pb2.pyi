@@ -16,13 +16,7 @@ class Proof(_message.Message):
     index: int
     leaf_hash: bytes
     aunts: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(
-        self,
-        total: _Optional[int] = ...,
-        index: _Optional[int] = ...,
-        leaf_hash: _Optional[bytes] = ...,
-        aunts: _Optional[_Iterable[bytes]] = ...,
-    ) -> None: ...
+    def __init__(self, total: _Optional[int] = ..., index: _Optional[int] = ..., leaf_hash: _Optional[bytes] = ..., aunts: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class ValueOp(_message.Message):
     __slots__ = ("key", "proof")

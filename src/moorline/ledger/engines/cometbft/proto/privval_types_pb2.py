@@ -4,58 +4,55 @@
 # source: moorline/ledger/engines/cometbft/proto/privval_types.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 7, 35, 1, "", "moorline/ledger/engines/cometbft/proto/privval_types.proto"
+    _runtime_version.Domain.PUBLIC,
+    7,
+    35,
+    1,
+    '',
+    'moorline/ledger/engines/cometbft/proto/privval_types.proto'
 )
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-from moorline.ledger.engines.cometbft.proto import (
-    crypto_keys_pb2 as moorline_dot_ledger_dot_engines_dot_cometbft_dot_proto_dot_crypto__keys__pb2,
-)
-from moorline.ledger.engines.cometbft.proto import (
-    types_types_pb2 as moorline_dot_ledger_dot_engines_dot_cometbft_dot_proto_dot_types__types__pb2,
-)
+from moorline.ledger.engines.cometbft.proto import crypto_keys_pb2 as moorline_dot_ledger_dot_engines_dot_cometbft_dot_proto_dot_crypto__keys__pb2
+from moorline.ledger.engines.cometbft.proto import types_types_pb2 as moorline_dot_ledger_dot_engines_dot_cometbft_dot_proto_dot_types__types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n:moorline/ledger/engines/cometbft/proto/privval_types.proto\x12\x12tendermint.privval\x1a\x38moorline/ledger/engines/cometbft/proto/crypto_keys.proto\x1a\x38moorline/ledger/engines/cometbft/proto/types_types.proto"6\n\x11RemoteSignerError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t"!\n\rPubKeyRequest\x12\x10\n\x08\x63hain_id\x18\x01 \x01(\t"u\n\x0ePubKeyResponse\x12-\n\x07pub_key\x18\x01 \x01(\x0b\x32\x1c.tendermint.crypto.PublicKey\x12\x34\n\x05\x65rror\x18\x02 \x01(\x0b\x32%.tendermint.privval.RemoteSignerError"I\n\x0fSignVoteRequest\x12$\n\x04vote\x18\x01 \x01(\x0b\x32\x16.tendermint.types.Vote\x12\x10\n\x08\x63hain_id\x18\x02 \x01(\t"p\n\x12SignedVoteResponse\x12$\n\x04vote\x18\x01 \x01(\x0b\x32\x16.tendermint.types.Vote\x12\x34\n\x05\x65rror\x18\x02 \x01(\x0b\x32%.tendermint.privval.RemoteSignerError"U\n\x13SignProposalRequest\x12,\n\x08proposal\x18\x01 \x01(\x0b\x32\x1a.tendermint.types.Proposal\x12\x10\n\x08\x63hain_id\x18\x02 \x01(\t"|\n\x16SignedProposalResponse\x12,\n\x08proposal\x18\x01 \x01(\x0b\x32\x1a.tendermint.types.Proposal\x12\x34\n\x05\x65rror\x18\x02 \x01(\x0b\x32%.tendermint.privval.RemoteSignerError"\r\n\x0bPingRequest"\x0e\n\x0cPingResponse"\xa6\x04\n\x07Message\x12<\n\x0fpub_key_request\x18\x01 \x01(\x0b\x32!.tendermint.privval.PubKeyRequestH\x00\x12>\n\x10pub_key_response\x18\x02 \x01(\x0b\x32".tendermint.privval.PubKeyResponseH\x00\x12@\n\x11sign_vote_request\x18\x03 \x01(\x0b\x32#.tendermint.privval.SignVoteRequestH\x00\x12\x46\n\x14signed_vote_response\x18\x04 \x01(\x0b\x32&.tendermint.privval.SignedVoteResponseH\x00\x12H\n\x15sign_proposal_request\x18\x05 \x01(\x0b\x32\'.tendermint.privval.SignProposalRequestH\x00\x12N\n\x18signed_proposal_response\x18\x06 \x01(\x0b\x32*.tendermint.privval.SignedProposalResponseH\x00\x12\x37\n\x0cping_request\x18\x07 \x01(\x0b\x32\x1f.tendermint.privval.PingRequestH\x00\x12\x39\n\rping_response\x18\x08 \x01(\x0b\x32 .tendermint.privval.PingResponseH\x00\x42\x05\n\x03sum*\xa8\x01\n\x06\x45rrors\x12\x12\n\x0e\x45RRORS_UNKNOWN\x10\x00\x12\x1e\n\x1a\x45RRORS_UNEXPECTED_RESPONSE\x10\x01\x12\x18\n\x14\x45RRORS_NO_CONNECTION\x10\x02\x12\x1d\n\x19\x45RRORS_CONNECTION_TIMEOUT\x10\x03\x12\x17\n\x13\x45RRORS_READ_TIMEOUT\x10\x04\x12\x18\n\x14\x45RRORS_WRITE_TIMEOUT\x10\x05\x62\x06proto3'
-)
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n:moorline/ledger/engines/cometbft/proto/privval_types.proto\x12\x12tendermint.privval\x1a\x38moorline/ledger/engines/cometbft/proto/crypto_keys.proto\x1a\x38moorline/ledger/engines/cometbft/proto/types_types.proto\"6\n\x11RemoteSignerError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"!\n\rPubKeyRequest\x12\x10\n\x08\x63hain_id\x18\x01 \x01(\t\"u\n\x0ePubKeyResponse\x12-\n\x07pub_key\x18\x01 \x01(\x0b\x32\x1c.tendermint.crypto.PublicKey\x12\x34\n\x05\x65rror\x18\x02 \x01(\x0b\x32%.tendermint.privval.RemoteSignerError\"I\n\x0fSignVoteRequest\x12$\n\x04vote\x18\x01 \x01(\x0b\x32\x16.tendermint.types.Vote\x12\x10\n\x08\x63hain_id\x18\x02 \x01(\t\"p\n\x12SignedVoteResponse\x12$\n\x04vote\x18\x01 \x01(\x0b\x32\x16.tendermint.types.Vote\x12\x34\n\x05\x65rror\x18\x02 \x01(\x0b\x32%.tendermint.privval.RemoteSignerError\"U\n\x13SignProposalRequest\x12,\n\x08proposal\x18\x01 \x01(\x0b\x32\x1a.tendermint.types.Proposal\x12\x10\n\x08\x63hain_id\x18\x02 \x01(\t\"|\n\x16SignedProposalResponse\x12,\n\x08proposal\x18\x01 \x01(\x0b\x32\x1a.tendermint.types.Proposal\x12\x34\n\x05\x65rror\x18\x02 \x01(\x0b\x32%.tendermint.privval.RemoteSignerError\"\r\n\x0bPingRequest\"\x0e\n\x0cPingResponse\"\xa6\x04\n\x07Message\x12<\n\x0fpub_key_request\x18\x01 \x01(\x0b\x32!.tendermint.privval.PubKeyRequestH\x00\x12>\n\x10pub_key_response\x18\x02 \x01(\x0b\x32\".tendermint.privval.PubKeyResponseH\x00\x12@\n\x11sign_vote_request\x18\x03 \x01(\x0b\x32#.tendermint.privval.SignVoteRequestH\x00\x12\x46\n\x14signed_vote_response\x18\x04 \x01(\x0b\x32&.tendermint.privval.SignedVoteResponseH\x00\x12H\n\x15sign_proposal_request\x18\x05 \x01(\x0b\x32\'.tendermint.privval.SignProposalRequestH\x00\x12N\n\x18signed_proposal_response\x18\x06 \x01(\x0b\x32*.tendermint.privval.SignedProposalResponseH\x00\x12\x37\n\x0cping_request\x18\x07 \x01(\x0b\x32\x1f.tendermint.privval.PingRequestH\x00\x12\x39\n\rping_response\x18\x08 \x01(\x0b\x32 .tendermint.privval.PingResponseH\x00\x42\x05\n\x03sum*\xa8\x01\n\x06\x45rrors\x12\x12\n\x0e\x45RRORS_UNKNOWN\x10\x00\x12\x1e\n\x1a\x45RRORS_UNEXPECTED_RESPONSE\x10\x01\x12\x18\n\x14\x45RRORS_NO_CONNECTION\x10\x02\x12\x1d\n\x19\x45RRORS_CONNECTION_TIMEOUT\x10\x03\x12\x17\n\x13\x45RRORS_READ_TIMEOUT\x10\x04\x12\x18\n\x14\x45RRORS_WRITE_TIMEOUT\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "moorline.ledger.engines.cometbft.proto.privval_types_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'moorline.ledger.engines.cometbft.proto.privval_types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_ERRORS"]._serialized_start = 1395
-    _globals["_ERRORS"]._serialized_end = 1563
-    _globals["_REMOTESIGNERERROR"]._serialized_start = 198
-    _globals["_REMOTESIGNERERROR"]._serialized_end = 252
-    _globals["_PUBKEYREQUEST"]._serialized_start = 254
-    _globals["_PUBKEYREQUEST"]._serialized_end = 287
-    _globals["_PUBKEYRESPONSE"]._serialized_start = 289
-    _globals["_PUBKEYRESPONSE"]._serialized_end = 406
-    _globals["_SIGNVOTEREQUEST"]._serialized_start = 408
-    _globals["_SIGNVOTEREQUEST"]._serialized_end = 481
-    _globals["_SIGNEDVOTERESPONSE"]._serialized_start = 483
-    _globals["_SIGNEDVOTERESPONSE"]._serialized_end = 595
-    _globals["_SIGNPROPOSALREQUEST"]._serialized_start = 597
-    _globals["_SIGNPROPOSALREQUEST"]._serialized_end = 682
-    _globals["_SIGNEDPROPOSALRESPONSE"]._serialized_start = 684
-    _globals["_SIGNEDPROPOSALRESPONSE"]._serialized_end = 808
-    _globals["_PINGREQUEST"]._serialized_start = 810
-    _globals["_PINGREQUEST"]._serialized_end = 823
-    _globals["_PINGRESPONSE"]._serialized_start = 825
-    _globals["_PINGRESPONSE"]._serialized_end = 839
-    _globals["_MESSAGE"]._serialized_start = 842
-    _globals["_MESSAGE"]._serialized_end = 1392
+  DESCRIPTOR._loaded_options = None
+  _globals['_ERRORS']._serialized_start=1395
+  _globals['_ERRORS']._serialized_end=1563
+  _globals['_REMOTESIGNERERROR']._serialized_start=198
+  _globals['_REMOTESIGNERERROR']._serialized_end=252
+  _globals['_PUBKEYREQUEST']._serialized_start=254
+  _globals['_PUBKEYREQUEST']._serialized_end=287
+  _globals['_PUBKEYRESPONSE']._serialized_start=289
+  _globals['_PUBKEYRESPONSE']._serialized_end=406
+  _globals['_SIGNVOTEREQUEST']._serialized_start=408
+  _globals['_SIGNVOTEREQUEST']._serialized_end=481
+  _globals['_SIGNEDVOTERESPONSE']._serialized_start=483
+  _globals['_SIGNEDVOTERESPONSE']._serialized_end=595
+  _globals['_SIGNPROPOSALREQUEST']._serialized_start=597
+  _globals['_SIGNPROPOSALREQUEST']._serialized_end=682
+  _globals['_SIGNEDPROPOSALRESPONSE']._serialized_start=684
+  _globals['_SIGNEDPROPOSALRESPONSE']._serialized_end=808
+  _globals['_PINGREQUEST']._serialized_start=810
+  _globals['_PINGREQUEST']._serialized_end=823
+  _globals['_PINGRESPONSE']._serialized_start=825
+  _globals['_PINGRESPONSE']._serialized_end=839
+  _globals['_MESSAGE']._serialized_start=842
+  _globals['_MESSAGE']._serialized_end=1392
 # @@protoc_insertion_point(module_scope)

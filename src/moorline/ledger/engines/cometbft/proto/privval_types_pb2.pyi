@@ -16,7 +16,6 @@ class Errors(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERRORS_CONNECTION_TIMEOUT: _ClassVar[Errors]
     ERRORS_READ_TIMEOUT: _ClassVar[Errors]
     ERRORS_WRITE_TIMEOUT: _ClassVar[Errors]
-
 ERRORS_UNKNOWN: Errors
 ERRORS_UNEXPECTED_RESPONSE: Errors
 ERRORS_NO_CONNECTION: Errors
@@ -44,11 +43,7 @@ class PubKeyResponse(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     pub_key: _crypto_keys_pb2.PublicKey
     error: RemoteSignerError
-    def __init__(
-        self,
-        pub_key: _Optional[_Union[_crypto_keys_pb2.PublicKey, _Mapping]] = ...,
-        error: _Optional[_Union[RemoteSignerError, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, pub_key: _Optional[_Union[_crypto_keys_pb2.PublicKey, _Mapping]] = ..., error: _Optional[_Union[RemoteSignerError, _Mapping]] = ...) -> None: ...
 
 class SignVoteRequest(_message.Message):
     __slots__ = ("vote", "chain_id")
@@ -56,9 +51,7 @@ class SignVoteRequest(_message.Message):
     CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
     vote: _types_types_pb2.Vote
     chain_id: str
-    def __init__(
-        self, vote: _Optional[_Union[_types_types_pb2.Vote, _Mapping]] = ..., chain_id: _Optional[str] = ...
-    ) -> None: ...
+    def __init__(self, vote: _Optional[_Union[_types_types_pb2.Vote, _Mapping]] = ..., chain_id: _Optional[str] = ...) -> None: ...
 
 class SignedVoteResponse(_message.Message):
     __slots__ = ("vote", "error")
@@ -66,11 +59,7 @@ class SignedVoteResponse(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     vote: _types_types_pb2.Vote
     error: RemoteSignerError
-    def __init__(
-        self,
-        vote: _Optional[_Union[_types_types_pb2.Vote, _Mapping]] = ...,
-        error: _Optional[_Union[RemoteSignerError, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, vote: _Optional[_Union[_types_types_pb2.Vote, _Mapping]] = ..., error: _Optional[_Union[RemoteSignerError, _Mapping]] = ...) -> None: ...
 
 class SignProposalRequest(_message.Message):
     __slots__ = ("proposal", "chain_id")
@@ -78,9 +67,7 @@ class SignProposalRequest(_message.Message):
     CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
     proposal: _types_types_pb2.Proposal
     chain_id: str
-    def __init__(
-        self, proposal: _Optional[_Union[_types_types_pb2.Proposal, _Mapping]] = ..., chain_id: _Optional[str] = ...
-    ) -> None: ...
+    def __init__(self, proposal: _Optional[_Union[_types_types_pb2.Proposal, _Mapping]] = ..., chain_id: _Optional[str] = ...) -> None: ...
 
 class SignedProposalResponse(_message.Message):
     __slots__ = ("proposal", "error")
@@ -88,11 +75,7 @@ class SignedProposalResponse(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     proposal: _types_types_pb2.Proposal
     error: RemoteSignerError
-    def __init__(
-        self,
-        proposal: _Optional[_Union[_types_types_pb2.Proposal, _Mapping]] = ...,
-        error: _Optional[_Union[RemoteSignerError, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, proposal: _Optional[_Union[_types_types_pb2.Proposal, _Mapping]] = ..., error: _Optional[_Union[RemoteSignerError, _Mapping]] = ...) -> None: ...
 
 class PingRequest(_message.Message):
     __slots__ = ()
@@ -103,16 +86,7 @@ class PingResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class Message(_message.Message):
-    __slots__ = (
-        "pub_key_request",
-        "pub_key_response",
-        "sign_vote_request",
-        "signed_vote_response",
-        "sign_proposal_request",
-        "signed_proposal_response",
-        "ping_request",
-        "ping_response",
-    )
+    __slots__ = ("pub_key_request", "pub_key_response", "sign_vote_request", "signed_vote_response", "sign_proposal_request", "signed_proposal_response", "ping_request", "ping_response")
     PUB_KEY_REQUEST_FIELD_NUMBER: _ClassVar[int]
     PUB_KEY_RESPONSE_FIELD_NUMBER: _ClassVar[int]
     SIGN_VOTE_REQUEST_FIELD_NUMBER: _ClassVar[int]
@@ -129,14 +103,4 @@ class Message(_message.Message):
     signed_proposal_response: SignedProposalResponse
     ping_request: PingRequest
     ping_response: PingResponse
-    def __init__(
-        self,
-        pub_key_request: _Optional[_Union[PubKeyRequest, _Mapping]] = ...,
-        pub_key_response: _Optional[_Union[PubKeyResponse, _Mapping]] = ...,
-        sign_vote_request: _Optional[_Union[SignVoteRequest, _Mapping]] = ...,
-        signed_vote_response: _Optional[_Union[SignedVoteResponse, _Mapping]] = ...,
-        sign_proposal_request: _Optional[_Union[SignProposalRequest, _Mapping]] = ...,
-        signed_proposal_response: _Optional[_Union[SignedProposalResponse, _Mapping]] = ...,
-        ping_request: _Optional[_Union[PingRequest, _Mapping]] = ...,
-        ping_response: _Optional[_Union[PingResponse, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, pub_key_request: _Optional[_Union[PubKeyRequest, _Mapping]] = ..., pub_key_response: _Optional[_Union[PubKeyResponse, _Mapping]] = ..., sign_vote_request: _Optional[_Union[SignVoteRequest, _Mapping]] = ..., signed_vote_response: _Optional[_Union[SignedVoteResponse, _Mapping]] = ..., sign_proposal_request: _Optional[_Union[SignProposalRequest, _Mapping]] = ..., signed_proposal_response: _Optional[_Union[SignedProposalResponse, _Mapping]] = ..., ping_request: _Optional[_Union[PingRequest, _Mapping]] = ..., ping_response: _Optional[_Union[PingResponse, _Mapping]] = ...) -> None: ...

@@ -4,15 +4,18 @@
 # source: moorline/ledger/engines/cometbft/proto/types_params.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 7, 35, 1, "", "moorline/ledger/engines/cometbft/proto/types_params.proto"
+    _runtime_version.Domain.PUBLIC,
+    7,
+    35,
+    1,
+    '',
+    'moorline/ledger/engines/cometbft/proto/types_params.proto'
 )
 # @@protoc_insertion_point(imports)
 
@@ -22,27 +25,25 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n9moorline/ledger/engines/cometbft/proto/types_params.proto\x12\x10tendermint.types\x1a\x1egoogle/protobuf/duration.proto"\x87\x02\n\x0f\x43onsensusParams\x12,\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x1d.tendermint.types.BlockParams\x12\x32\n\x08\x65vidence\x18\x02 \x01(\x0b\x32 .tendermint.types.EvidenceParams\x12\x34\n\tvalidator\x18\x03 \x01(\x0b\x32!.tendermint.types.ValidatorParams\x12\x30\n\x07version\x18\x04 \x01(\x0b\x32\x1f.tendermint.types.VersionParams\x12*\n\x04\x61\x62\x63i\x18\x05 \x01(\x0b\x32\x1c.tendermint.types.ABCIParams"7\n\x0b\x42lockParams\x12\x11\n\tmax_bytes\x18\x01 \x01(\x03\x12\x0f\n\x07max_gas\x18\x02 \x01(\x03J\x04\x08\x03\x10\x04"t\n\x0e\x45videnceParams\x12\x1a\n\x12max_age_num_blocks\x18\x01 \x01(\x03\x12\x33\n\x10max_age_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tmax_bytes\x18\x03 \x01(\x03"(\n\x0fValidatorParams\x12\x15\n\rpub_key_types\x18\x01 \x03(\t"\x1c\n\rVersionParams\x12\x0b\n\x03\x61pp\x18\x01 \x01(\x04">\n\x0cHashedParams\x12\x17\n\x0f\x62lock_max_bytes\x18\x01 \x01(\x03\x12\x15\n\rblock_max_gas\x18\x02 \x01(\x03"3\n\nABCIParams\x12%\n\x1dvote_extensions_enable_height\x18\x01 \x01(\x03\x62\x06proto3'
-)
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n9moorline/ledger/engines/cometbft/proto/types_params.proto\x12\x10tendermint.types\x1a\x1egoogle/protobuf/duration.proto\"\x87\x02\n\x0f\x43onsensusParams\x12,\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x1d.tendermint.types.BlockParams\x12\x32\n\x08\x65vidence\x18\x02 \x01(\x0b\x32 .tendermint.types.EvidenceParams\x12\x34\n\tvalidator\x18\x03 \x01(\x0b\x32!.tendermint.types.ValidatorParams\x12\x30\n\x07version\x18\x04 \x01(\x0b\x32\x1f.tendermint.types.VersionParams\x12*\n\x04\x61\x62\x63i\x18\x05 \x01(\x0b\x32\x1c.tendermint.types.ABCIParams\"7\n\x0b\x42lockParams\x12\x11\n\tmax_bytes\x18\x01 \x01(\x03\x12\x0f\n\x07max_gas\x18\x02 \x01(\x03J\x04\x08\x03\x10\x04\"t\n\x0e\x45videnceParams\x12\x1a\n\x12max_age_num_blocks\x18\x01 \x01(\x03\x12\x33\n\x10max_age_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tmax_bytes\x18\x03 \x01(\x03\"(\n\x0fValidatorParams\x12\x15\n\rpub_key_types\x18\x01 \x03(\t\"\x1c\n\rVersionParams\x12\x0b\n\x03\x61pp\x18\x01 \x01(\x04\">\n\x0cHashedParams\x12\x17\n\x0f\x62lock_max_bytes\x18\x01 \x01(\x03\x12\x15\n\rblock_max_gas\x18\x02 \x01(\x03\"3\n\nABCIParams\x12%\n\x1dvote_extensions_enable_height\x18\x01 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "moorline.ledger.engines.cometbft.proto.types_params_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'moorline.ledger.engines.cometbft.proto.types_params_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_CONSENSUSPARAMS"]._serialized_start = 112
-    _globals["_CONSENSUSPARAMS"]._serialized_end = 375
-    _globals["_BLOCKPARAMS"]._serialized_start = 377
-    _globals["_BLOCKPARAMS"]._serialized_end = 432
-    _globals["_EVIDENCEPARAMS"]._serialized_start = 434
-    _globals["_EVIDENCEPARAMS"]._serialized_end = 550
-    _globals["_VALIDATORPARAMS"]._serialized_start = 552
-    _globals["_VALIDATORPARAMS"]._serialized_end = 592
-    _globals["_VERSIONPARAMS"]._serialized_start = 594
-    _globals["_VERSIONPARAMS"]._serialized_end = 622
-    _globals["_HASHEDPARAMS"]._serialized_start = 624
-    _globals["_HASHEDPARAMS"]._serialized_end = 686
-    _globals["_ABCIPARAMS"]._serialized_start = 688
-    _globals["_ABCIPARAMS"]._serialized_end = 739
+  DESCRIPTOR._loaded_options = None
+  _globals['_CONSENSUSPARAMS']._serialized_start=112
+  _globals['_CONSENSUSPARAMS']._serialized_end=375
+  _globals['_BLOCKPARAMS']._serialized_start=377
+  _globals['_BLOCKPARAMS']._serialized_end=432
+  _globals['_EVIDENCEPARAMS']._serialized_start=434
+  _globals['_EVIDENCEPARAMS']._serialized_end=550
+  _globals['_VALIDATORPARAMS']._serialized_start=552
+  _globals['_VALIDATORPARAMS']._serialized_end=592
+  _globals['_VERSIONPARAMS']._serialized_start=594
+  _globals['_VERSIONPARAMS']._serialized_end=622
+  _globals['_HASHEDPARAMS']._serialized_start=624
+  _globals['_HASHEDPARAMS']._serialized_end=686
+  _globals['_ABCIPARAMS']._serialized_start=688
+  _globals['_ABCIPARAMS']._serialized_end=739
 # @@protoc_insertion_point(module_scope)

@@ -21,14 +21,7 @@ class ConsensusParams(_message.Message):
     validator: ValidatorParams
     version: VersionParams
     abci: ABCIParams
-    def __init__(
-        self,
-        block: _Optional[_Union[BlockParams, _Mapping]] = ...,
-        evidence: _Optional[_Union[EvidenceParams, _Mapping]] = ...,
-        validator: _Optional[_Union[ValidatorParams, _Mapping]] = ...,
-        version: _Optional[_Union[VersionParams, _Mapping]] = ...,
-        abci: _Optional[_Union[ABCIParams, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, block: _Optional[_Union[BlockParams, _Mapping]] = ..., evidence: _Optional[_Union[EvidenceParams, _Mapping]] = ..., validator: _Optional[_Union[ValidatorParams, _Mapping]] = ..., version: _Optional[_Union[VersionParams, _Mapping]] = ..., abci: _Optional[_Union[ABCIParams, _Mapping]] = ...) -> None: ...
 
 class BlockParams(_message.Message):
     __slots__ = ("max_bytes", "max_gas")
@@ -46,12 +39,7 @@ class EvidenceParams(_message.Message):
     max_age_num_blocks: int
     max_age_duration: _duration_pb2.Duration
     max_bytes: int
-    def __init__(
-        self,
-        max_age_num_blocks: _Optional[int] = ...,
-        max_age_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...,
-        max_bytes: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, max_age_num_blocks: _Optional[int] = ..., max_age_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_bytes: _Optional[int] = ...) -> None: ...
 
 class ValidatorParams(_message.Message):
     __slots__ = ("pub_key_types",)

@@ -4,15 +4,18 @@
 # source: moorline/ledger/engines/cometbft/proto/types_types.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 7, 35, 1, "", "moorline/ledger/engines/cometbft/proto/types_types.proto"
+    _runtime_version.Domain.PUBLIC,
+    7,
+    35,
+    1,
+    '',
+    'moorline/ledger/engines/cometbft/proto/types_types.proto'
 )
 # @@protoc_insertion_point(imports)
 
@@ -20,56 +23,48 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
-from moorline.ledger.engines.cometbft.proto import (
-    crypto_proof_pb2 as moorline_dot_ledger_dot_engines_dot_cometbft_dot_proto_dot_crypto__proof__pb2,
-)
-from moorline.ledger.engines.cometbft.proto import (
-    version_types_pb2 as moorline_dot_ledger_dot_engines_dot_cometbft_dot_proto_dot_version__types__pb2,
-)
-from moorline.ledger.engines.cometbft.proto import (
-    types_validator_pb2 as moorline_dot_ledger_dot_engines_dot_cometbft_dot_proto_dot_types__validator__pb2,
-)
+from moorline.ledger.engines.cometbft.proto import crypto_proof_pb2 as moorline_dot_ledger_dot_engines_dot_cometbft_dot_proto_dot_crypto__proof__pb2
+from moorline.ledger.engines.cometbft.proto import version_types_pb2 as moorline_dot_ledger_dot_engines_dot_cometbft_dot_proto_dot_version__types__pb2
+from moorline.ledger.engines.cometbft.proto import types_validator_pb2 as moorline_dot_ledger_dot_engines_dot_cometbft_dot_proto_dot_types__validator__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n8moorline/ledger/engines/cometbft/proto/types_types.proto\x12\x10tendermint.types\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x39moorline/ledger/engines/cometbft/proto/crypto_proof.proto\x1a:moorline/ledger/engines/cometbft/proto/version_types.proto\x1a<moorline/ledger/engines/cometbft/proto/types_validator.proto",\n\rPartSetHeader\x12\r\n\x05total\x18\x01 \x01(\r\x12\x0c\n\x04hash\x18\x02 \x01(\x0c"M\n\x04Part\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x0c\x12\'\n\x05proof\x18\x03 \x01(\x0b\x32\x18.tendermint.crypto.Proof"Q\n\x07\x42lockID\x12\x0c\n\x04hash\x18\x01 \x01(\x0c\x12\x38\n\x0fpart_set_header\x18\x02 \x01(\x0b\x32\x1f.tendermint.types.PartSetHeader"\x90\x03\n\x06Header\x12.\n\x07version\x18\x01 \x01(\x0b\x32\x1d.tendermint.version.Consensus\x12\x10\n\x08\x63hain_id\x18\x02 \x01(\t\x12\x0e\n\x06height\x18\x03 \x01(\x03\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rlast_block_id\x18\x05 \x01(\x0b\x32\x19.tendermint.types.BlockID\x12\x18\n\x10last_commit_hash\x18\x06 \x01(\x0c\x12\x11\n\tdata_hash\x18\x07 \x01(\x0c\x12\x17\n\x0fvalidators_hash\x18\x08 \x01(\x0c\x12\x1c\n\x14next_validators_hash\x18\t \x01(\x0c\x12\x16\n\x0e\x63onsensus_hash\x18\n \x01(\x0c\x12\x10\n\x08\x61pp_hash\x18\x0b \x01(\x0c\x12\x19\n\x11last_results_hash\x18\x0c \x01(\x0c\x12\x15\n\revidence_hash\x18\r \x01(\x0c\x12\x18\n\x10proposer_address\x18\x0e \x01(\x0c"\x13\n\x04\x44\x61ta\x12\x0b\n\x03txs\x18\x01 \x03(\x0c"\xa7\x02\n\x04Vote\x12-\n\x04type\x18\x01 \x01(\x0e\x32\x1f.tendermint.types.SignedMsgType\x12\x0e\n\x06height\x18\x02 \x01(\x03\x12\r\n\x05round\x18\x03 \x01(\x05\x12+\n\x08\x62lock_id\x18\x04 \x01(\x0b\x32\x19.tendermint.types.BlockID\x12-\n\ttimestamp\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11validator_address\x18\x06 \x01(\x0c\x12\x17\n\x0fvalidator_index\x18\x07 \x01(\x05\x12\x11\n\tsignature\x18\x08 \x01(\x0c\x12\x11\n\textension\x18\t \x01(\x0c\x12\x1b\n\x13\x65xtension_signature\x18\n \x01(\x0c"\x85\x01\n\x06\x43ommit\x12\x0e\n\x06height\x18\x01 \x01(\x03\x12\r\n\x05round\x18\x02 \x01(\x05\x12+\n\x08\x62lock_id\x18\x03 \x01(\x0b\x32\x19.tendermint.types.BlockID\x12/\n\nsignatures\x18\x04 \x03(\x0b\x32\x1b.tendermint.types.CommitSig"\x9e\x01\n\tCommitSig\x12\x34\n\rblock_id_flag\x18\x01 \x01(\x0e\x32\x1d.tendermint.types.BlockIDFlag\x12\x19\n\x11validator_address\x18\x02 \x01(\x0c\x12-\n\ttimestamp\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tsignature\x18\x04 \x01(\x0c"\x9e\x01\n\x0e\x45xtendedCommit\x12\x0e\n\x06height\x18\x01 \x01(\x03\x12\r\n\x05round\x18\x02 \x01(\x05\x12+\n\x08\x62lock_id\x18\x03 \x01(\x0b\x32\x19.tendermint.types.BlockID\x12@\n\x13\x65xtended_signatures\x18\x04 \x03(\x0b\x32#.tendermint.types.ExtendedCommitSig"\xd6\x01\n\x11\x45xtendedCommitSig\x12\x34\n\rblock_id_flag\x18\x01 \x01(\x0e\x32\x1d.tendermint.types.BlockIDFlag\x12\x19\n\x11validator_address\x18\x02 \x01(\x0c\x12-\n\ttimestamp\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tsignature\x18\x04 \x01(\x0c\x12\x11\n\textension\x18\x05 \x01(\x0c\x12\x1b\n\x13\x65xtension_signature\x18\x06 \x01(\x0c"\xda\x01\n\x08Proposal\x12-\n\x04type\x18\x01 \x01(\x0e\x32\x1f.tendermint.types.SignedMsgType\x12\x0e\n\x06height\x18\x02 \x01(\x03\x12\r\n\x05round\x18\x03 \x01(\x05\x12\x11\n\tpol_round\x18\x04 \x01(\x05\x12+\n\x08\x62lock_id\x18\x05 \x01(\x0b\x32\x19.tendermint.types.BlockID\x12-\n\ttimestamp\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tsignature\x18\x07 \x01(\x0c"b\n\x0cSignedHeader\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x18.tendermint.types.Header\x12(\n\x06\x63ommit\x18\x02 \x01(\x0b\x32\x18.tendermint.types.Commit"z\n\nLightBlock\x12\x35\n\rsigned_header\x18\x01 \x01(\x0b\x32\x1e.tendermint.types.SignedHeader\x12\x35\n\rvalidator_set\x18\x02 \x01(\x0b\x32\x1e.tendermint.types.ValidatorSet"\x87\x01\n\tBlockMeta\x12+\n\x08\x62lock_id\x18\x01 \x01(\x0b\x32\x19.tendermint.types.BlockID\x12\x12\n\nblock_size\x18\x02 \x01(\x03\x12(\n\x06header\x18\x03 \x01(\x0b\x32\x18.tendermint.types.Header\x12\x0f\n\x07num_txs\x18\x04 \x01(\x03"S\n\x07TxProof\x12\x11\n\troot_hash\x18\x01 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\'\n\x05proof\x18\x03 \x01(\x0b\x32\x18.tendermint.crypto.Proof*\x86\x01\n\rSignedMsgType\x12\x1b\n\x17SIGNED_MSG_TYPE_UNKNOWN\x10\x00\x12\x1b\n\x17SIGNED_MSG_TYPE_PREVOTE\x10\x01\x12\x1d\n\x19SIGNED_MSG_TYPE_PRECOMMIT\x10\x02\x12\x1c\n\x18SIGNED_MSG_TYPE_PROPOSAL\x10 b\x06proto3'
-)
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n8moorline/ledger/engines/cometbft/proto/types_types.proto\x12\x10tendermint.types\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x39moorline/ledger/engines/cometbft/proto/crypto_proof.proto\x1a:moorline/ledger/engines/cometbft/proto/version_types.proto\x1a<moorline/ledger/engines/cometbft/proto/types_validator.proto\",\n\rPartSetHeader\x12\r\n\x05total\x18\x01 \x01(\r\x12\x0c\n\x04hash\x18\x02 \x01(\x0c\"M\n\x04Part\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x0c\x12\'\n\x05proof\x18\x03 \x01(\x0b\x32\x18.tendermint.crypto.Proof\"Q\n\x07\x42lockID\x12\x0c\n\x04hash\x18\x01 \x01(\x0c\x12\x38\n\x0fpart_set_header\x18\x02 \x01(\x0b\x32\x1f.tendermint.types.PartSetHeader\"\x90\x03\n\x06Header\x12.\n\x07version\x18\x01 \x01(\x0b\x32\x1d.tendermint.version.Consensus\x12\x10\n\x08\x63hain_id\x18\x02 \x01(\t\x12\x0e\n\x06height\x18\x03 \x01(\x03\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rlast_block_id\x18\x05 \x01(\x0b\x32\x19.tendermint.types.BlockID\x12\x18\n\x10last_commit_hash\x18\x06 \x01(\x0c\x12\x11\n\tdata_hash\x18\x07 \x01(\x0c\x12\x17\n\x0fvalidators_hash\x18\x08 \x01(\x0c\x12\x1c\n\x14next_validators_hash\x18\t \x01(\x0c\x12\x16\n\x0e\x63onsensus_hash\x18\n \x01(\x0c\x12\x10\n\x08\x61pp_hash\x18\x0b \x01(\x0c\x12\x19\n\x11last_results_hash\x18\x0c \x01(\x0c\x12\x15\n\revidence_hash\x18\r \x01(\x0c\x12\x18\n\x10proposer_address\x18\x0e \x01(\x0c\"\x13\n\x04\x44\x61ta\x12\x0b\n\x03txs\x18\x01 \x03(\x0c\"\xa7\x02\n\x04Vote\x12-\n\x04type\x18\x01 \x01(\x0e\x32\x1f.tendermint.types.SignedMsgType\x12\x0e\n\x06height\x18\x02 \x01(\x03\x12\r\n\x05round\x18\x03 \x01(\x05\x12+\n\x08\x62lock_id\x18\x04 \x01(\x0b\x32\x19.tendermint.types.BlockID\x12-\n\ttimestamp\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11validator_address\x18\x06 \x01(\x0c\x12\x17\n\x0fvalidator_index\x18\x07 \x01(\x05\x12\x11\n\tsignature\x18\x08 \x01(\x0c\x12\x11\n\textension\x18\t \x01(\x0c\x12\x1b\n\x13\x65xtension_signature\x18\n \x01(\x0c\"\x85\x01\n\x06\x43ommit\x12\x0e\n\x06height\x18\x01 \x01(\x03\x12\r\n\x05round\x18\x02 \x01(\x05\x12+\n\x08\x62lock_id\x18\x03 \x01(\x0b\x32\x19.tendermint.types.BlockID\x12/\n\nsignatures\x18\x04 \x03(\x0b\x32\x1b.tendermint.types.CommitSig\"\x9e\x01\n\tCommitSig\x12\x34\n\rblock_id_flag\x18\x01 \x01(\x0e\x32\x1d.tendermint.types.BlockIDFlag\x12\x19\n\x11validator_address\x18\x02 \x01(\x0c\x12-\n\ttimestamp\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"\x9e\x01\n\x0e\x45xtendedCommit\x12\x0e\n\x06height\x18\x01 \x01(\x03\x12\r\n\x05round\x18\x02 \x01(\x05\x12+\n\x08\x62lock_id\x18\x03 \x01(\x0b\x32\x19.tendermint.types.BlockID\x12@\n\x13\x65xtended_signatures\x18\x04 \x03(\x0b\x32#.tendermint.types.ExtendedCommitSig\"\xd6\x01\n\x11\x45xtendedCommitSig\x12\x34\n\rblock_id_flag\x18\x01 \x01(\x0e\x32\x1d.tendermint.types.BlockIDFlag\x12\x19\n\x11validator_address\x18\x02 \x01(\x0c\x12-\n\ttimestamp\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tsignature\x18\x04 \x01(\x0c\x12\x11\n\textension\x18\x05 \x01(\x0c\x12\x1b\n\x13\x65xtension_signature\x18\x06 \x01(\x0c\"\xda\x01\n\x08Proposal\x12-\n\x04type\x18\x01 \x01(\x0e\x32\x1f.tendermint.types.SignedMsgType\x12\x0e\n\x06height\x18\x02 \x01(\x03\x12\r\n\x05round\x18\x03 \x01(\x05\x12\x11\n\tpol_round\x18\x04 \x01(\x05\x12+\n\x08\x62lock_id\x18\x05 \x01(\x0b\x32\x19.tendermint.types.BlockID\x12-\n\ttimestamp\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tsignature\x18\x07 \x01(\x0c\"b\n\x0cSignedHeader\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x18.tendermint.types.Header\x12(\n\x06\x63ommit\x18\x02 \x01(\x0b\x32\x18.tendermint.types.Commit\"z\n\nLightBlock\x12\x35\n\rsigned_header\x18\x01 \x01(\x0b\x32\x1e.tendermint.types.SignedHeader\x12\x35\n\rvalidator_set\x18\x02 \x01(\x0b\x32\x1e.tendermint.types.ValidatorSet\"\x87\x01\n\tBlockMeta\x12+\n\x08\x62lock_id\x18\x01 \x01(\x0b\x32\x19.tendermint.types.BlockID\x12\x12\n\nblock_size\x18\x02 \x01(\x03\x12(\n\x06header\x18\x03 \x01(\x0b\x32\x18.tendermint.types.Header\x12\x0f\n\x07num_txs\x18\x04 \x01(\x03\"S\n\x07TxProof\x12\x11\n\troot_hash\x18\x01 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\'\n\x05proof\x18\x03 \x01(\x0b\x32\x18.tendermint.crypto.Proof*\x86\x01\n\rSignedMsgType\x12\x1b\n\x17SIGNED_MSG_TYPE_UNKNOWN\x10\x00\x12\x1b\n\x17SIGNED_MSG_TYPE_PREVOTE\x10\x01\x12\x1d\n\x19SIGNED_MSG_TYPE_PRECOMMIT\x10\x02\x12\x1c\n\x18SIGNED_MSG_TYPE_PROPOSAL\x10 b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "moorline.ledger.engines.cometbft.proto.types_types_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'moorline.ledger.engines.cometbft.proto.types_types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_SIGNEDMSGTYPE"]._serialized_start = 2566
-    _globals["_SIGNEDMSGTYPE"]._serialized_end = 2700
-    _globals["_PARTSETHEADER"]._serialized_start = 292
-    _globals["_PARTSETHEADER"]._serialized_end = 336
-    _globals["_PART"]._serialized_start = 338
-    _globals["_PART"]._serialized_end = 415
-    _globals["_BLOCKID"]._serialized_start = 417
-    _globals["_BLOCKID"]._serialized_end = 498
-    _globals["_HEADER"]._serialized_start = 501
-    _globals["_HEADER"]._serialized_end = 901
-    _globals["_DATA"]._serialized_start = 903
-    _globals["_DATA"]._serialized_end = 922
-    _globals["_VOTE"]._serialized_start = 925
-    _globals["_VOTE"]._serialized_end = 1220
-    _globals["_COMMIT"]._serialized_start = 1223
-    _globals["_COMMIT"]._serialized_end = 1356
-    _globals["_COMMITSIG"]._serialized_start = 1359
-    _globals["_COMMITSIG"]._serialized_end = 1517
-    _globals["_EXTENDEDCOMMIT"]._serialized_start = 1520
-    _globals["_EXTENDEDCOMMIT"]._serialized_end = 1678
-    _globals["_EXTENDEDCOMMITSIG"]._serialized_start = 1681
-    _globals["_EXTENDEDCOMMITSIG"]._serialized_end = 1895
-    _globals["_PROPOSAL"]._serialized_start = 1898
-    _globals["_PROPOSAL"]._serialized_end = 2116
-    _globals["_SIGNEDHEADER"]._serialized_start = 2118
-    _globals["_SIGNEDHEADER"]._serialized_end = 2216
-    _globals["_LIGHTBLOCK"]._serialized_start = 2218
-    _globals["_LIGHTBLOCK"]._serialized_end = 2340
-    _globals["_BLOCKMETA"]._serialized_start = 2343
-    _globals["_BLOCKMETA"]._serialized_end = 2478
-    _globals["_TXPROOF"]._serialized_start = 2480
-    _globals["_TXPROOF"]._serialized_end = 2563
+  DESCRIPTOR._loaded_options = None
+  _globals['_SIGNEDMSGTYPE']._serialized_start=2566
+  _globals['_SIGNEDMSGTYPE']._serialized_end=2700
+  _globals['_PARTSETHEADER']._serialized_start=292
+  _globals['_PARTSETHEADER']._serialized_end=336
+  _globals['_PART']._serialized_start=338
+  _globals['_PART']._serialized_end=415
+  _globals['_BLOCKID']._serialized_start=417
+  _globals['_BLOCKID']._serialized_end=498
+  _globals['_HEADER']._serialized_start=501
+  _globals['_HEADER']._serialized_end=901
+  _globals['_DATA']._serialized_start=903
+  _globals['_DATA']._serialized_end=922
+  _globals['_VOTE']._serialized_start=925
+  _globals['_VOTE']._serialized_end=1220
+  _globals['_COMMIT']._serialized_start=1223
+  _globals['_COMMIT']._serialized_end=1356
+  _globals['_COMMITSIG']._serialized_start=1359
+  _globals['_COMMITSIG']._serialized_end=1517
+  _globals['_EXTENDEDCOMMIT']._serialized_start=1520
+  _globals['_EXTENDEDCOMMIT']._serialized_end=1678
+  _globals['_EXTENDEDCOMMITSIG']._serialized_start=1681
+  _globals['_EXTENDEDCOMMITSIG']._serialized_end=1895
+  _globals['_PROPOSAL']._serialized_start=1898
+  _globals['_PROPOSAL']._serialized_end=2116
+  _globals['_SIGNEDHEADER']._serialized_start=2118
+  _globals['_SIGNEDHEADER']._serialized_end=2216
+  _globals['_LIGHTBLOCK']._serialized_start=2218
+  _globals['_LIGHTBLOCK']._serialized_end=2340
+  _globals['_BLOCKMETA']._serialized_start=2343
+  _globals['_BLOCKMETA']._serialized_end=2478
+  _globals['_TXPROOF']._serialized_start=2480
+  _globals['_TXPROOF']._serialized_end=2563
 # @@protoc_insertion_point(module_scope)

@@ -19,7 +19,6 @@ class SignedMsgType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SIGNED_MSG_TYPE_PREVOTE: _ClassVar[SignedMsgType]
     SIGNED_MSG_TYPE_PRECOMMIT: _ClassVar[SignedMsgType]
     SIGNED_MSG_TYPE_PROPOSAL: _ClassVar[SignedMsgType]
-
 SIGNED_MSG_TYPE_UNKNOWN: SignedMsgType
 SIGNED_MSG_TYPE_PREVOTE: SignedMsgType
 SIGNED_MSG_TYPE_PRECOMMIT: SignedMsgType
@@ -41,12 +40,7 @@ class Part(_message.Message):
     index: int
     bytes: bytes
     proof: _crypto_proof_pb2.Proof
-    def __init__(
-        self,
-        index: _Optional[int] = ...,
-        bytes: _Optional[bytes] = ...,
-        proof: _Optional[_Union[_crypto_proof_pb2.Proof, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, index: _Optional[int] = ..., bytes: _Optional[bytes] = ..., proof: _Optional[_Union[_crypto_proof_pb2.Proof, _Mapping]] = ...) -> None: ...
 
 class BlockID(_message.Message):
     __slots__ = ("hash", "part_set_header")
@@ -54,27 +48,10 @@ class BlockID(_message.Message):
     PART_SET_HEADER_FIELD_NUMBER: _ClassVar[int]
     hash: bytes
     part_set_header: PartSetHeader
-    def __init__(
-        self, hash: _Optional[bytes] = ..., part_set_header: _Optional[_Union[PartSetHeader, _Mapping]] = ...
-    ) -> None: ...
+    def __init__(self, hash: _Optional[bytes] = ..., part_set_header: _Optional[_Union[PartSetHeader, _Mapping]] = ...) -> None: ...
 
 class Header(_message.Message):
-    __slots__ = (
-        "version",
-        "chain_id",
-        "height",
-        "time",
-        "last_block_id",
-        "last_commit_hash",
-        "data_hash",
-        "validators_hash",
-        "next_validators_hash",
-        "consensus_hash",
-        "app_hash",
-        "last_results_hash",
-        "evidence_hash",
-        "proposer_address",
-    )
+    __slots__ = ("version", "chain_id", "height", "time", "last_block_id", "last_commit_hash", "data_hash", "validators_hash", "next_validators_hash", "consensus_hash", "app_hash", "last_results_hash", "evidence_hash", "proposer_address")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
@@ -103,23 +80,7 @@ class Header(_message.Message):
     last_results_hash: bytes
     evidence_hash: bytes
     proposer_address: bytes
-    def __init__(
-        self,
-        version: _Optional[_Union[_version_types_pb2.Consensus, _Mapping]] = ...,
-        chain_id: _Optional[str] = ...,
-        height: _Optional[int] = ...,
-        time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...,
-        last_block_id: _Optional[_Union[BlockID, _Mapping]] = ...,
-        last_commit_hash: _Optional[bytes] = ...,
-        data_hash: _Optional[bytes] = ...,
-        validators_hash: _Optional[bytes] = ...,
-        next_validators_hash: _Optional[bytes] = ...,
-        consensus_hash: _Optional[bytes] = ...,
-        app_hash: _Optional[bytes] = ...,
-        last_results_hash: _Optional[bytes] = ...,
-        evidence_hash: _Optional[bytes] = ...,
-        proposer_address: _Optional[bytes] = ...,
-    ) -> None: ...
+    def __init__(self, version: _Optional[_Union[_version_types_pb2.Consensus, _Mapping]] = ..., chain_id: _Optional[str] = ..., height: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_block_id: _Optional[_Union[BlockID, _Mapping]] = ..., last_commit_hash: _Optional[bytes] = ..., data_hash: _Optional[bytes] = ..., validators_hash: _Optional[bytes] = ..., next_validators_hash: _Optional[bytes] = ..., consensus_hash: _Optional[bytes] = ..., app_hash: _Optional[bytes] = ..., last_results_hash: _Optional[bytes] = ..., evidence_hash: _Optional[bytes] = ..., proposer_address: _Optional[bytes] = ...) -> None: ...
 
 class Data(_message.Message):
     __slots__ = ("txs",)
@@ -128,18 +89,7 @@ class Data(_message.Message):
     def __init__(self, txs: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Vote(_message.Message):
-    __slots__ = (
-        "type",
-        "height",
-        "round",
-        "block_id",
-        "timestamp",
-        "validator_address",
-        "validator_index",
-        "signature",
-        "extension",
-        "extension_signature",
-    )
+    __slots__ = ("type", "height", "round", "block_id", "timestamp", "validator_address", "validator_index", "signature", "extension", "extension_signature")
     TYPE_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -160,19 +110,7 @@ class Vote(_message.Message):
     signature: bytes
     extension: bytes
     extension_signature: bytes
-    def __init__(
-        self,
-        type: _Optional[_Union[SignedMsgType, str]] = ...,
-        height: _Optional[int] = ...,
-        round: _Optional[int] = ...,
-        block_id: _Optional[_Union[BlockID, _Mapping]] = ...,
-        timestamp: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...,
-        validator_address: _Optional[bytes] = ...,
-        validator_index: _Optional[int] = ...,
-        signature: _Optional[bytes] = ...,
-        extension: _Optional[bytes] = ...,
-        extension_signature: _Optional[bytes] = ...,
-    ) -> None: ...
+    def __init__(self, type: _Optional[_Union[SignedMsgType, str]] = ..., height: _Optional[int] = ..., round: _Optional[int] = ..., block_id: _Optional[_Union[BlockID, _Mapping]] = ..., timestamp: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., validator_address: _Optional[bytes] = ..., validator_index: _Optional[int] = ..., signature: _Optional[bytes] = ..., extension: _Optional[bytes] = ..., extension_signature: _Optional[bytes] = ...) -> None: ...
 
 class Commit(_message.Message):
     __slots__ = ("height", "round", "block_id", "signatures")
@@ -184,13 +122,7 @@ class Commit(_message.Message):
     round: int
     block_id: BlockID
     signatures: _containers.RepeatedCompositeFieldContainer[CommitSig]
-    def __init__(
-        self,
-        height: _Optional[int] = ...,
-        round: _Optional[int] = ...,
-        block_id: _Optional[_Union[BlockID, _Mapping]] = ...,
-        signatures: _Optional[_Iterable[_Union[CommitSig, _Mapping]]] = ...,
-    ) -> None: ...
+    def __init__(self, height: _Optional[int] = ..., round: _Optional[int] = ..., block_id: _Optional[_Union[BlockID, _Mapping]] = ..., signatures: _Optional[_Iterable[_Union[CommitSig, _Mapping]]] = ...) -> None: ...
 
 class CommitSig(_message.Message):
     __slots__ = ("block_id_flag", "validator_address", "timestamp", "signature")
@@ -202,13 +134,7 @@ class CommitSig(_message.Message):
     validator_address: bytes
     timestamp: _timestamp_pb2.Timestamp
     signature: bytes
-    def __init__(
-        self,
-        block_id_flag: _Optional[_Union[_types_validator_pb2.BlockIDFlag, str]] = ...,
-        validator_address: _Optional[bytes] = ...,
-        timestamp: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...,
-        signature: _Optional[bytes] = ...,
-    ) -> None: ...
+    def __init__(self, block_id_flag: _Optional[_Union[_types_validator_pb2.BlockIDFlag, str]] = ..., validator_address: _Optional[bytes] = ..., timestamp: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class ExtendedCommit(_message.Message):
     __slots__ = ("height", "round", "block_id", "extended_signatures")
@@ -220,13 +146,7 @@ class ExtendedCommit(_message.Message):
     round: int
     block_id: BlockID
     extended_signatures: _containers.RepeatedCompositeFieldContainer[ExtendedCommitSig]
-    def __init__(
-        self,
-        height: _Optional[int] = ...,
-        round: _Optional[int] = ...,
-        block_id: _Optional[_Union[BlockID, _Mapping]] = ...,
-        extended_signatures: _Optional[_Iterable[_Union[ExtendedCommitSig, _Mapping]]] = ...,
-    ) -> None: ...
+    def __init__(self, height: _Optional[int] = ..., round: _Optional[int] = ..., block_id: _Optional[_Union[BlockID, _Mapping]] = ..., extended_signatures: _Optional[_Iterable[_Union[ExtendedCommitSig, _Mapping]]] = ...) -> None: ...
 
 class ExtendedCommitSig(_message.Message):
     __slots__ = ("block_id_flag", "validator_address", "timestamp", "signature", "extension", "extension_signature")
@@ -242,15 +162,7 @@ class ExtendedCommitSig(_message.Message):
     signature: bytes
     extension: bytes
     extension_signature: bytes
-    def __init__(
-        self,
-        block_id_flag: _Optional[_Union[_types_validator_pb2.BlockIDFlag, str]] = ...,
-        validator_address: _Optional[bytes] = ...,
-        timestamp: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...,
-        signature: _Optional[bytes] = ...,
-        extension: _Optional[bytes] = ...,
-        extension_signature: _Optional[bytes] = ...,
-    ) -> None: ...
+    def __init__(self, block_id_flag: _Optional[_Union[_types_validator_pb2.BlockIDFlag, str]] = ..., validator_address: _Optional[bytes] = ..., timestamp: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., signature: _Optional[bytes] = ..., extension: _Optional[bytes] = ..., extension_signature: _Optional[bytes] = ...) -> None: ...
 
 class Proposal(_message.Message):
     __slots__ = ("type", "height", "round", "pol_round", "block_id", "timestamp", "signature")
@@ -268,16 +180,7 @@ class Proposal(_message.Message):
     block_id: BlockID
     timestamp: _timestamp_pb2.Timestamp
     signature: bytes
-    def __init__(
-        self,
-        type: _Optional[_Union[SignedMsgType, str]] = ...,
-        height: _Optional[int] = ...,
-        round: _Optional[int] = ...,
-        pol_round: _Optional[int] = ...,
-        block_id: _Optional[_Union[BlockID, _Mapping]] = ...,
-        timestamp: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...,
-        signature: _Optional[bytes] = ...,
-    ) -> None: ...
+    def __init__(self, type: _Optional[_Union[SignedMsgType, str]] = ..., height: _Optional[int] = ..., round: _Optional[int] = ..., pol_round: _Optional[int] = ..., block_id: _Optional[_Union[BlockID, _Mapping]] = ..., timestamp: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class SignedHeader(_message.Message):
     __slots__ = ("header", "commit")
@@ -285,9 +188,7 @@ class SignedHeader(_message.Message):
     COMMIT_FIELD_NUMBER: _ClassVar[int]
     header: Header
     commit: Commit
-    def __init__(
-        self, header: _Optional[_Union[Header, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ...
-    ) -> None: ...
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ...) -> None: ...
 
 class LightBlock(_message.Message):
     __slots__ = ("signed_header", "validator_set")
@@ -295,11 +196,7 @@ class LightBlock(_message.Message):
     VALIDATOR_SET_FIELD_NUMBER: _ClassVar[int]
     signed_header: SignedHeader
     validator_set: _types_validator_pb2.ValidatorSet
-    def __init__(
-        self,
-        signed_header: _Optional[_Union[SignedHeader, _Mapping]] = ...,
-        validator_set: _Optional[_Union[_types_validator_pb2.ValidatorSet, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, signed_header: _Optional[_Union[SignedHeader, _Mapping]] = ..., validator_set: _Optional[_Union[_types_validator_pb2.ValidatorSet, _Mapping]] = ...) -> None: ...
 
 class BlockMeta(_message.Message):
     __slots__ = ("block_id", "block_size", "header", "num_txs")
@@ -311,13 +208,7 @@ class BlockMeta(_message.Message):
     block_size: int
     header: Header
     num_txs: int
-    def __init__(
-        self,
-        block_id: _Optional[_Union[BlockID, _Mapping]] = ...,
-        block_size: _Optional[int] = ...,
-        header: _Optional[_Union[Header, _Mapping]] = ...,
-        num_txs: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, block_id: _Optional[_Union[BlockID, _Mapping]] = ..., block_size: _Optional[int] = ..., header: _Optional[_Union[Header, _Mapping]] = ..., num_txs: _Optional[int] = ...) -> None: ...
 
 class TxProof(_message.Message):
     __slots__ = ("root_hash", "data", "proof")
@@ -327,9 +218,4 @@ class TxProof(_message.Message):
     root_hash: bytes
     data: bytes
     proof: _crypto_proof_pb2.Proof
-    def __init__(
-        self,
-        root_hash: _Optional[bytes] = ...,
-        data: _Optional[bytes] = ...,
-        proof: _Optional[_Union[_crypto_proof_pb2.Proof, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, root_hash: _Optional[bytes] = ..., data: _Optional[bytes] = ..., proof: _Optional[_Union[_crypto_proof_pb2.Proof, _Mapping]] = ...) -> None: ...

@@ -4,41 +4,40 @@
 # source: moorline/ledger/engines/cometbft/proto/types_validator.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 7, 35, 1, "", "moorline/ledger/engines/cometbft/proto/types_validator.proto"
+    _runtime_version.Domain.PUBLIC,
+    7,
+    35,
+    1,
+    '',
+    'moorline/ledger/engines/cometbft/proto/types_validator.proto'
 )
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-from moorline.ledger.engines.cometbft.proto import (
-    crypto_keys_pb2 as moorline_dot_ledger_dot_engines_dot_cometbft_dot_proto_dot_crypto__keys__pb2,
-)
+from moorline.ledger.engines.cometbft.proto import crypto_keys_pb2 as moorline_dot_ledger_dot_engines_dot_cometbft_dot_proto_dot_crypto__keys__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n<moorline/ledger/engines/cometbft/proto/types_validator.proto\x12\x10tendermint.types\x1a\x38moorline/ledger/engines/cometbft/proto/crypto_keys.proto"\x8a\x01\n\x0cValidatorSet\x12/\n\nvalidators\x18\x01 \x03(\x0b\x32\x1b.tendermint.types.Validator\x12-\n\x08proposer\x18\x02 \x01(\x0b\x32\x1b.tendermint.types.Validator\x12\x1a\n\x12total_voting_power\x18\x03 \x01(\x03"|\n\tValidator\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0c\x12-\n\x07pub_key\x18\x02 \x01(\x0b\x32\x1c.tendermint.crypto.PublicKey\x12\x14\n\x0cvoting_power\x18\x03 \x01(\x03\x12\x19\n\x11proposer_priority\x18\x04 \x01(\x03"V\n\x0fSimpleValidator\x12-\n\x07pub_key\x18\x01 \x01(\x0b\x32\x1c.tendermint.crypto.PublicKey\x12\x14\n\x0cvoting_power\x18\x02 \x01(\x03*s\n\x0b\x42lockIDFlag\x12\x19\n\x15\x42LOCK_ID_FLAG_UNKNOWN\x10\x00\x12\x18\n\x14\x42LOCK_ID_FLAG_ABSENT\x10\x01\x12\x18\n\x14\x42LOCK_ID_FLAG_COMMIT\x10\x02\x12\x15\n\x11\x42LOCK_ID_FLAG_NIL\x10\x03\x62\x06proto3'
-)
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n<moorline/ledger/engines/cometbft/proto/types_validator.proto\x12\x10tendermint.types\x1a\x38moorline/ledger/engines/cometbft/proto/crypto_keys.proto\"\x8a\x01\n\x0cValidatorSet\x12/\n\nvalidators\x18\x01 \x03(\x0b\x32\x1b.tendermint.types.Validator\x12-\n\x08proposer\x18\x02 \x01(\x0b\x32\x1b.tendermint.types.Validator\x12\x1a\n\x12total_voting_power\x18\x03 \x01(\x03\"|\n\tValidator\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0c\x12-\n\x07pub_key\x18\x02 \x01(\x0b\x32\x1c.tendermint.crypto.PublicKey\x12\x14\n\x0cvoting_power\x18\x03 \x01(\x03\x12\x19\n\x11proposer_priority\x18\x04 \x01(\x03\"V\n\x0fSimpleValidator\x12-\n\x07pub_key\x18\x01 \x01(\x0b\x32\x1c.tendermint.crypto.PublicKey\x12\x14\n\x0cvoting_power\x18\x02 \x01(\x03*s\n\x0b\x42lockIDFlag\x12\x19\n\x15\x42LOCK_ID_FLAG_UNKNOWN\x10\x00\x12\x18\n\x14\x42LOCK_ID_FLAG_ABSENT\x10\x01\x12\x18\n\x14\x42LOCK_ID_FLAG_COMMIT\x10\x02\x12\x15\n\x11\x42LOCK_ID_FLAG_NIL\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "moorline.ledger.engines.cometbft.proto.types_validator_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'moorline.ledger.engines.cometbft.proto.types_validator_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_BLOCKIDFLAG"]._serialized_start = 495
-    _globals["_BLOCKIDFLAG"]._serialized_end = 610
-    _globals["_VALIDATORSET"]._serialized_start = 141
-    _globals["_VALIDATORSET"]._serialized_end = 279
-    _globals["_VALIDATOR"]._serialized_start = 281
-    _globals["_VALIDATOR"]._serialized_end = 405
-    _globals["_SIMPLEVALIDATOR"]._serialized_start = 407
-    _globals["_SIMPLEVALIDATOR"]._serialized_end = 493
+  DESCRIPTOR._loaded_options = None
+  _globals['_BLOCKIDFLAG']._serialized_start=495
+  _globals['_BLOCKIDFLAG']._serialized_end=610
+  _globals['_VALIDATORSET']._serialized_start=141
+  _globals['_VALIDATORSET']._serialized_end=279
+  _globals['_VALIDATOR']._serialized_start=281
+  _globals['_VALIDATOR']._serialized_end=405
+  _globals['_SIMPLEVALIDATOR']._serialized_start=407
+  _globals['_SIMPLEVALIDATOR']._serialized_end=493
 # @@protoc_insertion_point(module_scope)

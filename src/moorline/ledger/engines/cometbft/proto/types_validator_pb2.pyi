@@ -14,7 +14,6 @@ class BlockIDFlag(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     BLOCK_ID_FLAG_ABSENT: _ClassVar[BlockIDFlag]
     BLOCK_ID_FLAG_COMMIT: _ClassVar[BlockIDFlag]
     BLOCK_ID_FLAG_NIL: _ClassVar[BlockIDFlag]
-
 BLOCK_ID_FLAG_UNKNOWN: BlockIDFlag
 BLOCK_ID_FLAG_ABSENT: BlockIDFlag
 BLOCK_ID_FLAG_COMMIT: BlockIDFlag
@@ -28,12 +27,7 @@ class ValidatorSet(_message.Message):
     validators: _containers.RepeatedCompositeFieldContainer[Validator]
     proposer: Validator
     total_voting_power: int
-    def __init__(
-        self,
-        validators: _Optional[_Iterable[_Union[Validator, _Mapping]]] = ...,
-        proposer: _Optional[_Union[Validator, _Mapping]] = ...,
-        total_voting_power: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, validators: _Optional[_Iterable[_Union[Validator, _Mapping]]] = ..., proposer: _Optional[_Union[Validator, _Mapping]] = ..., total_voting_power: _Optional[int] = ...) -> None: ...
 
 class Validator(_message.Message):
     __slots__ = ("address", "pub_key", "voting_power", "proposer_priority")
@@ -45,13 +39,7 @@ class Validator(_message.Message):
     pub_key: _crypto_keys_pb2.PublicKey
     voting_power: int
     proposer_priority: int
-    def __init__(
-        self,
-        address: _Optional[bytes] = ...,
-        pub_key: _Optional[_Union[_crypto_keys_pb2.PublicKey, _Mapping]] = ...,
-        voting_power: _Optional[int] = ...,
-        proposer_priority: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, address: _Optional[bytes] = ..., pub_key: _Optional[_Union[_crypto_keys_pb2.PublicKey, _Mapping]] = ..., voting_power: _Optional[int] = ..., proposer_priority: _Optional[int] = ...) -> None: ...
 
 class SimpleValidator(_message.Message):
     __slots__ = ("pub_key", "voting_power")
@@ -59,6 +47,4 @@ class SimpleValidator(_message.Message):
     VOTING_POWER_FIELD_NUMBER: _ClassVar[int]
     pub_key: _crypto_keys_pb2.PublicKey
     voting_power: int
-    def __init__(
-        self, pub_key: _Optional[_Union[_crypto_keys_pb2.PublicKey, _Mapping]] = ..., voting_power: _Optional[int] = ...
-    ) -> None: ...
+    def __init__(self, pub_key: _Optional[_Union[_crypto_keys_pb2.PublicKey, _Mapping]] = ..., voting_power: _Optional[int] = ...) -> None: ...

@@ -4,32 +4,35 @@
 # source: moorline/ledger/engines/cometbft/proto/version_types.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 7, 35, 1, "", "moorline/ledger/engines/cometbft/proto/version_types.proto"
+    _runtime_version.Domain.PUBLIC,
+    7,
+    35,
+    1,
+    '',
+    'moorline/ledger/engines/cometbft/proto/version_types.proto'
 )
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n:moorline/ledger/engines/cometbft/proto/version_types.proto\x12\x12tendermint.version")\n\x03\x41pp\x12\x10\n\x08protocol\x18\x01 \x01(\x04\x12\x10\n\x08software\x18\x02 \x01(\t"\'\n\tConsensus\x12\r\n\x05\x62lock\x18\x01 \x01(\x04\x12\x0b\n\x03\x61pp\x18\x02 \x01(\x04\x62\x06proto3'
-)
+
+
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n:moorline/ledger/engines/cometbft/proto/version_types.proto\x12\x12tendermint.version\")\n\x03\x41pp\x12\x10\n\x08protocol\x18\x01 \x01(\x04\x12\x10\n\x08software\x18\x02 \x01(\t\"\'\n\tConsensus\x12\r\n\x05\x62lock\x18\x01 \x01(\x04\x12\x0b\n\x03\x61pp\x18\x02 \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "moorline.ledger.engines.cometbft.proto.version_types_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'moorline.ledger.engines.cometbft.proto.version_types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_APP"]._serialized_start = 82
-    _globals["_APP"]._serialized_end = 123
-    _globals["_CONSENSUS"]._serialized_start = 125
-    _globals["_CONSENSUS"]._serialized_end = 164
+  DESCRIPTOR._loaded_options = None
+  _globals['_APP']._serialized_start=82
+  _globals['_APP']._serialized_end=123
+  _globals['_CONSENSUS']._serialized_start=125
+  _globals['_CONSENSUS']._serialized_end=164
 # @@protoc_insertion_point(module_scope)
