@@ -11,6 +11,7 @@ import io
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -29,10 +30,11 @@ from moorline.hsm.tenants import verify_destroyed
 from moorline.hsm.token import RemoteToken
 from moorline.ledger import transactions as tx
 from moorline.services import settings
+from moorline.services.token_owner import TokenOwnerSettings
 from moorline.wire import keys
 
 sys.path.insert(0, str(Path(__file__).parent))
-from consortium import Consortium, der
+from consortium import Consortium, Process, der
 
 pytestmark = [pytest.mark.story, pytest.mark.asyncio(loop_scope="module")]
 PEOPLE = ("ada", "bo", "cy")
@@ -268,7 +270,8 @@ async def test_a_tenant_from_its_making_to_its_end(world):
             clinic.ec_point("signer")
         await world.hsm("tenant", "resume", "clinic")
         assert len(clinic.ec_point("signer")) == 65
-        world.tenant_pin = (world.alpha.directory / "v" / "clinic" / "pin").read_text()
+        world.tenant_pin = text_of(Path(made["socket"]).parents[1] / "pin")
+        assert world.tenant_pin
     request = (await world.hsm("tenant", "destroy", "clinic"))["request"]
     destroy = ("tenant", "destroy", "clinic", "--request", request, "--proof", world.directory / "proof")
     assert (await world.hsm(*destroy, expect=1))["error"]["code"] == "approval.missing"
@@ -343,3 +346,41 @@ async def test_the_token_is_lost_and_restored(world):
     assert (await world.hsm("show", "alarms"))["alarms"]
     assert (await world.hsm("epoch"))["epoch"] > 1 << 32
     assert (await world.hsm("inspect"))["token"]["health"] == "good"
+
+
+async def test_the_broker_asks_the_process_that_owns_the_token(world):
+    """verifies that: with `moor hsm serve` the broker needs no PIN; it outlives its owner, and says when that is away."""
+    alpha = world.alpha
+    await alpha.broker.stop()
+    new = alpha.directory / "token-2"
+    socket = alpha.directory / "own" / "token.sock"
+    chosen = TokenOwnerSettings(
+        token_module=alpha.settings.token_module,
+        token_label="alpha",
+        token_pin_file=new / "pin",
+        softhsm_conf=new / "softhsm2.conf",
+        socket=socket,
+    )
+    settings.write(chosen, alpha.directory / "token.toml")
+    owner = Process(("hsm", "serve", "--config", str(alpha.directory / "token.toml")), alpha.directory / "owner.log")
+    await owner.start()
+    changed = replace(
+        alpha.settings, token_label=None, token_pin_file=None, softhsm_conf=None, token_owner=socket, tenants=None
+    )
+    settings.write(changed, alpha.directory / "broker.toml")
+    try:
+        await alpha.broker.start()
+        await svid(world)
+        assert (await world.hsm("epoch"))["epoch"] > 1 << 32
+        assert (await world.hsm("inspect"))["token"]["health"] == "good"
+        refused = await world.hsm("key", "rotate", "wrapping", expect=1)
+        assert refused["error"]["code"] == "token.not_offered"
+        await owner.stop(signal.SIGKILL)
+        directory = world.directory / "never"
+        gone = await world.hsm("svid", "operator", "o-1", "--dir", directory, expect=2)
+        assert gone["error"]["code"] == "token.owner_gone"
+        await owner.start()
+        await svid(world)
+    finally:
+        await alpha.broker.stop()
+        await owner.stop()

@@ -131,8 +131,43 @@ def test_a_door_is_for_its_users_only(hosting):
     hsm = hosting[0]
     hsm.create("other", uid=ME + 1)
     shut_out = problem(lambda: RemoteToken(hsm.door_of("other")).random(4))
-    not_there = problem(lambda: RemoteToken(hsm.door_of("nobody")).random(4))
-    assert str(shut_out).replace("other", "?") == str(not_there).replace("nobody", "?")
+    unknown = hsm.door_of("other").parents[1].with_name("t-" + 16 * "0") / "door" / "hsm.sock"
+    not_there = problem(lambda: RemoteToken(unknown).random(4))
+    assert str(shut_out).replace(str(hsm.door_of("other")), "?") == str(not_there).replace(str(unknown), "?")
+
+
+def test_the_file_system_does_not_tell_who_is_here(hosting):
+    """verifies that: other users cannot list the tenants, and no name stands in a path."""
+    _, _, _, directory = hosting
+    tenants = directory / "tenants"
+    assert tenants.stat().st_mode & 0o077 == 0o011
+    for folder in tenants.iterdir():
+        assert folder.name.startswith("t-")
+        assert folder.stat().st_mode & 0o077 == 0o011
+        assert (folder / "pin").stat().st_mode & 0o077 == 0
+
+
+def test_two_at_once_do_not_both_get_the_last_key(hosting):
+    """verifies that: a quota of keys holds under threads that ask at the same moment."""
+    hsm = hosting[0]
+    hsm.create("busy", uid=ME, keys=3)
+    refused = []
+
+    def ask(number: int) -> None:
+        with RemoteToken(hsm.door_of("busy")) as busy:
+            try:
+                busy.generate_wrapping_key(f"k{number}")
+            except Refused as error:
+                refused.append(error.code)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert refused == ["tenant.quota_keys"] * 5
+    with RemoteToken(hsm.door_of("busy")) as busy:
+        assert len(busy.inspect()) == 3
 
 
 def rank_statistic(first: list[float], second: list[float]) -> float:
@@ -271,7 +306,7 @@ def test_the_gate_serves_in_fair_order():
 
 def test_suspended_rotated_resumed(hosting):
     """verifies that: a suspended tenant is served nothing and loses nothing; a new PIN changes no key."""
-    hsm, store, _, directory = hosting
+    hsm, store, _, _ = hosting
     hsm.create("lab", uid=ME)
     with RemoteToken(hsm.door_of("lab")) as lab:
         point = lab.generate_ec_key("signer")
@@ -283,7 +318,7 @@ def test_suspended_rotated_resumed(hosting):
         assert caught.value.code == "tenant.state"
         hsm.resume("lab")
         assert lab.ec_point("signer") == point
-        pin = directory / "tenants" / "lab" / "pin"
+        pin = hsm.door_of("lab").parents[1] / "pin"
         before = pin.read_text()
         hsm.rotate("lab")
         assert pin.read_text() != before
@@ -312,7 +347,7 @@ def test_destroyed_with_proof(hosting):
         assert (record.tenant, record.objects_destroyed) == ("gone", 3)
         assert (record.objects_seen_afterwards, record.token_listed_afterwards) == (0, False)
         assert len(list(tokens.iterdir())) == before - 1
-        assert not (directory / "tenants" / "gone").exists()
+        assert not (directory / "tenants" / row.token).exists()
         with pytest.raises(Unavailable):
             tenant.ec_point("signer")
         for _ in range(3):  # the module was restarted meanwhile; whoever comes at that moment is told to come again

@@ -207,6 +207,11 @@ def _signing(
     return issuer, (certificate.public_bytes(serialization.Encoding.DER), *above)
 
 
+def require_fits(token: Token, label: str, certificate: x509.Certificate) -> None:
+    """Raises Misconfigured("issuing.certificate_mismatch") unless a certificate is for this key in the token."""
+    _same_key(certificate, TokenEcKey(token, label), label)
+
+
 def _same_key(certificate: x509.Certificate, key: TokenEcKey, label: str) -> None:
     public = certificate.public_key()
     if not isinstance(public, ec.EllipticCurvePublicKey) or keys.public_bytes(public) != keys.public_bytes(key.public_key()):

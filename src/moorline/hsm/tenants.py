@@ -2,8 +2,8 @@
 
 What separates tenants is the module, not a check of ours: a tenant's door leads to the sessions of its own token, and there
 is no name by which another's key could be meant. So "not yours" and "does not exist" are one answer by construction, labels
-and counts are the token's own, and a tenant's log is numbered for itself. Names of tenants are not in the token: its label
-is random.
+and counts are the token's own, and a tenant's log is numbered for itself. Names of tenants are neither in
+the token nor in the file system: both have a random label, and other users cannot list the folder of folders.
 
 Create: intent, token, state. Destroy, which a quorum of custodians must have approved:
 1. The intent is recorded and the door shut; nobody uses the token any more.
@@ -184,39 +184,46 @@ class VirtualHsm:
 
     def door_of(self, name: str) -> Path:
         """The socket of a tenant."""
-        return self._directory / name / "door" / "hsm.sock"
+        return self._folder(self._find(name)) / "door" / "hsm.sock"
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
     def _require(self, name: str, *states: State) -> TenantRow:
-        row = next((each for each in self._store.tenants() if each.name == name), None)
-        if row is None:
-            raise Refused("tenant.unknown", "there is no such tenant", got=name, remedy="moor hsm tenant list")
+        row = self._find(name)
         if row.state not in states:
             raise Conflict(
                 "tenant.state", "the tenant is not in a state for this", expected=", ".join(states), got=row.state
             )
         return row
 
+    def _find(self, name: str) -> TenantRow:
+        row = next((each for each in self._store.tenants() if each.name == name), None)
+        if row is None:
+            raise Refused("tenant.unknown", "there is no such tenant", got=name, remedy="moor hsm tenant list")
+        return row
+
+    def _folder(self, row: TenantRow) -> Path:
+        # By the random label, not by the name: who can look into the file system must not find out who else is here.
+        return self._directory / row.token
+
     def _location(self, row: TenantRow) -> TokenLocation:
         return TokenLocation(
             module=self._base.module,
             label=row.token,
-            pin_file=self._directory / row.name / "pin",
+            pin_file=self._folder(row) / "pin",
             environment=self._base.environment,
         )
 
     def _make(self, row: TenantRow) -> None:
-        folder = self._directory / row.name
-        folder.mkdir(
-            mode=0o711, parents=True, exist_ok=True
-        )  # the tenant's user passes through to its door, and sees nothing
+        # The tenant's user passes through both to its door, and sees nothing on the way.
+        self._directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self._folder(row).mkdir(mode=0o711, exist_ok=True)
         initialise_token(self._location(row))
         reached("hsm.tenant.token_made")
 
     def _take_back(self, row: TenantRow) -> None:
         remove_token(self._base, row.token)
-        shutil.rmtree(self._directory / row.name, ignore_errors=True)
+        shutil.rmtree(self._folder(row), ignore_errors=True)
         self._store.forget_tenant(row.name)
 
     def _destroy(self, row: TenantRow) -> bytes:
@@ -244,7 +251,7 @@ class VirtualHsm:
             at=self._clock.now(),
         )
         signed = cose.sign(PROOF_PURPOSE, schema.encode(record), self._signer())
-        shutil.rmtree(self._directory / row.name, ignore_errors=True)
+        shutil.rmtree(self._folder(row), ignore_errors=True)
         self._store.move_tenant(row.name, State.DESTROYED, Instant(record.at), proof=signed)
         self._store.log(row.name, at=Instant(record.at), event="tenant-destroyed", body={"tenant": row.name})
         return signed
@@ -257,20 +264,30 @@ class VirtualHsm:
         quota = Quota(keys=row.keys, operations_a_minute=row.operations)
         self._open[row.name], self._quotas[row.name] = token, quota
 
+        spending, making, mine = threading.Lock(), threading.Lock(), threading.local()
+
         def before(call: Call) -> None:
-            quota.spend(self._clock.now())
+            with spending:
+                quota.spend(self._clock.now())
             if call.operation in MAKES_KEYS:
+                making.acquire()  # until `after`: two that come at once must not both find the last place free
+                mine.making = True
                 quota.require_room(sum(each.kind in ("private", "secret") for each in token.inspect()))
 
         def after(call: Call, peer: Peer, code: str | None) -> None:
+            if getattr(mine, "making", False):
+                mine.making = False
+                making.release()
             body = {"key": call.label, "uid": str(peer.uid), "pid": str(peer.pid), "outcome": code or "done"}
             if call.operation in MAKES_KEYS or call.operation.startswith("destroy") or code is not None:
                 self._store.log(row.name, at=self._clock.now(), event=f"hsm-{call.operation}"[:32], body=body)
 
-        path = self.door_of(row.name)
+        path = self._folder(row) / "door" / "hsm.sock"
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.geteuid() == 0:
             os.chown(path.parent, row.uid, -1)
+        elif row.uid != os.geteuid():
+            path.parent.chmod(0o711)  # who knows the path may knock; the kernel's word on who knocks decides
         self._owner.open(
             Door(
                 name=f"tenant-{row.name}",

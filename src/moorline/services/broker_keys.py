@@ -25,6 +25,7 @@ from moorline.hsm import approvals, lifecycle
 from moorline.hsm.approvals import Approval, Operation, Request
 from moorline.hsm.backup import FILE_CAP
 from moorline.hsm.custody import Circle, Locked
+from moorline.hsm.issuing import require_fits
 from moorline.hsm.keys import HSM_IDENTITY, ISSUING_CA, WRAPPING, point_key
 from moorline.hsm.lifecycle import State
 from moorline.hsm.rotation import OVERLAP_S, Pass, require_done, rewrap
@@ -102,8 +103,9 @@ async def activate(broker: Broker, label: str, pem: str) -> KeyRow:
         )
     changed = lifecycle.activated(broker.hsm.key_rows(), label, now, overlap_s=certificates.LEAF_MAX_LIFE_S, certificate=der)
     signer = broker.ca if role == ISSUING_CA else broker.identity
-    await asyncio.to_thread(signer.adopt, label, certificate)
+    await asyncio.to_thread(require_fits, broker.token, label, certificate)
     await asyncio.to_thread(broker.hsm.put_keys, changed)
+    await asyncio.to_thread(signer.adopt, label, certificate)
     if role == HSM_IDENTITY:
         broker.tls.renew()
     await asyncio.to_thread(_log, broker, "key-activated", label, now)

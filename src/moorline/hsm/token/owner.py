@@ -139,8 +139,8 @@ class Owner:
         call = schema.decode(Call, data, max_bytes=FRAME_CAP)
         try:
             require_allowed(call, door.roles)
+            door.before(call)  # outside the gate: who waits for its own quota must not hold a place meanwhile
             with self.gate.place(door.name, weight=door.weight):
-                door.before(call)
                 answer = perform(door.token, call)
         except MoorlineError as error:
             door.after(call, peer, error.code)
