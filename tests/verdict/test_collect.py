@@ -1,6 +1,8 @@
 """Verifies that what is collected on a machine is what can be appraised about it: on swtpm, and on trees of fake files."""
 
+import ctypes
 import json
+import struct
 import time
 from pathlib import Path
 
@@ -12,13 +14,14 @@ from moorline.attesters.gramine import GramineReports
 from moorline.attesters.tpm import Tpm
 from moorline.clock import Instant
 from moorline.errors import Malformed, Unavailable
+from moorline.evidence import nitro as nitro_format
 from moorline.evidence import tpm_structures
 from moorline.evidence.ima import parse_ima, serialize_binary
 from moorline.evidence.tpm_envelopes import parse_tpm2_tools_pcrs
 from moorline.policy import reference_sets
 from moorline.simulators import firmware
 from moorline.simulators.tpm import SimulatedTpm, SimulatedTpmManufacturer
-from moorline.wire import keys
+from moorline.wire import cbor, keys
 
 NONCE = "7a" * 32
 REPORT_DATA = "3c" * 64
@@ -216,10 +219,77 @@ def test_gramine_refusals_have_their_codes(enclave):
         GramineReports(folder / "nothing").report(report_data)
 
 
-def test_a_nitro_enclave_is_seen_and_not_asked(tmp_path):
-    with pytest.raises(Unavailable, match=r"nitro\.no_module"):
-        nitro.document(path=tmp_path / "nsm")
+class SecurityModule:
+    """AWS's module at the kernel's structure: reads the request at its address, writes the answer at the other."""
+
+    def __init__(self, answer):
+        self.answer, self.asked = answer, None
+
+    def __call__(self, _descriptor, request, raw):
+        assert request == 0xC0200A00
+        address, size, room, limit = struct.unpack("=4Q", raw)
+        self.asked = cbor.decode(ctypes.string_at(address, size))
+        answer = self.answer(**self.asked["Attestation"])
+        assert len(answer) <= limit
+        ctypes.memmove(room, answer, len(answer))
+        struct.pack_into("=Q", raw, 24, len(answer))
+
+
+def given(data, **values):
+    """What the module of a real document was once asked, and its answer to that."""
+    held = nitro_format.parse_document(data)
+    told = {"nonce": held.nonce, "user_data": held.user_data, "public_key": held.public_key} | values
+    return told, lambda **_: cbor.encode({"Attestation": {"document": data}})
+
+
+@pytest.fixture
+def nsm(tmp_path):
     (tmp_path / "nsm").touch()
-    assert nitro.is_enclave(tmp_path / "nsm")
-    with pytest.raises(Unavailable, match=r"nitro\.not_collected"):
-        nitro.document(path=tmp_path / "nsm")
+    return tmp_path / "nsm"
+
+
+@pytest.fixture
+def real(shared):
+    return (shared / "vectors/nitro/evervault-2022-nonce/attestation.cbor").read_bytes()
+
+
+def test_a_nitro_module_is_asked_for_a_document_over_the_challenge(nsm, real):
+    told, answer = given(real)
+    module = SecurityModule(answer)
+    assert nitro.document(**told, path=nsm, ioctl=module) == real
+    assert module.asked == {"Attestation": told}
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (cbor.encode({"Error": "InvalidArgument"}), "nitro.module"),
+        (cbor.encode({"Attestation": {"document": b"none"}}), "nitro.module"),
+        (cbor.encode({"Attestation": {}}), "nitro.module"),
+        (cbor.encode([]), "nitro.module"),
+        (b"", "nitro.module"),
+        (b"\xff" * 64, "nitro.module"),
+    ],
+)
+def test_a_nitro_module_that_gives_no_document(nsm, real, answer, code):
+    told, _ = given(real)
+    with pytest.raises(Unavailable) as told_so:
+        nitro.document(**told, path=nsm, ioctl=SecurityModule(lambda **_: answer))
+    assert told_so.value.code == code
+
+
+@pytest.mark.parametrize("name", ["nonce", "user_data", "public_key"])
+def test_a_document_over_other_values_is_none(nsm, real, name):
+    told, answer = given(real, **{name: b"another challenge"})
+    with pytest.raises(Unavailable, match=r"nitro\.contended"):
+        nitro.document(**told, path=nsm, ioctl=SecurityModule(answer))
+
+
+def test_outside_of_an_enclave_and_before_a_file_that_is_no_module(tmp_path, nsm):
+    told = {"nonce": bytes(32), "user_data": bytes(64)}
+    with pytest.raises(Unavailable, match=r"nitro\.no_module"):
+        nitro.document(**told, path=tmp_path / "elsewhere")
+    with pytest.raises(Unavailable, match=r"nitro\.module"):
+        nitro.document(**told, path=nsm)  # the real ioctl, on a file
+    with pytest.raises(Malformed, match=r"nitro\.request_size"):
+        nitro.document(nonce=bytes(0x1000), user_data=b"", path=nsm)

@@ -70,7 +70,7 @@ def collect(out: Path, *, nonce: bytes, report_data: bytes, tcti: str | None, ba
     if provider == "tdx_guest" and (root / _CC_LOG).is_file():
         _written(found, out, "ccel.bin", (root / _CC_LOG).read_bytes())
     _report(found, out, "gramine", root / _GRAMINE, GramineReports(root / _GRAMINE))
-    _nitro(found, root / _NSM)
+    _nitro(found, out, root / _NSM)
     if where is None:
         found.without["tpm"] = f"there is no {root / _TPM}, and no --tcti was given"
     else:
@@ -97,11 +97,13 @@ def _file_name(report: Report) -> str:
     return "sgx-quote.bin" if report.provider == "gramine_dcap" else _NAMES.get(report.provider, "report.bin")
 
 
-def _nitro(found: Collected, path: Path) -> None:
+def _nitro(found: Collected, out: Path, path: Path) -> None:
     try:
-        nitro.document(path=path)
+        document = nitro.document(nonce=found.nonce, user_data=found.report_data, path=path)
     except MoorlineError as error:
         found.without["nitro"] = str(error)
+        return
+    _written(found, out, "nitro-document.cbor", document)
 
 
 def _tpm(found: Collected, out: Path, tcti: str, bank: int, root: Path) -> None:
