@@ -149,3 +149,24 @@ def test_the_record_and_its_digests_are_on_the_page():
 def test_the_receipt_proves_its_transaction(trust):
     receipt = blocks.parse_receipt(raw("receipt"))
     assert blocks.verify_receipt(receipt, raw("transaction"), trust).height == 2
+
+
+EMBEDDED = json.loads((SPEC / "examples" / "ledger-embedded.json").read_text("utf-8"))
+
+
+def test_the_evidence_names_who_its_page_says():
+    data, trust = bytes.fromhex(EMBEDDED["evidence"]), LedgerTrust.parse(bytes.fromhex(EMBEDDED["trust"]))
+    finding = evidence.verify(data, trust)
+    assert (finding.kind.value, finding.height, finding.offenders, finding.forked) == ("heads", 2, ("authority-2",), False)
+    assert shown(page("ledger-evidence.md"), data) == []
+
+
+def test_the_snapshot_verifies_and_its_piece_is_what_the_manifest_says():
+    data, trust = bytes.fromhex(EMBEDDED["manifest"]), LedgerTrust.parse(bytes.fromhex(EMBEDDED["trust"]))
+    found = snapshot.verify(data, trust)
+    assert found.checkpoint.height == 2
+    assert shown(page("ledger-snapshot.md"), data) == []
+    piece = snapshot.parse_chunk(bytes.fromhex(EMBEDDED["piece"]))
+    content = {entry.key: entry.value for entry in piece.records}
+    assert tree.Tree().updated(content).all_subtrees() == list(found.subtrees)
+    assert "provider/alpha" in content

@@ -1,0 +1,350 @@
+"""The ledger's embedded engine: transactions a second, latency, proofs, growth, start-up; each against what it needs at least.
+
+    ./dev bench ledger                              all of it, states of 10^3 and 10^5 keys
+    python benchmarks/ledger.py --size 1000000      the growth, start-up and catch-up figures at this size
+
+Targets (ARCHITECTURE.md): 5,000 tx/s in batches of 100 with fsync; a proof verified in 1 ms. Databases are SQLite files with
+synchronous=FULL below the temporary directory. "Others elsewhere" charges the sequencer with everything it does, and the
+cosigners with their signatures only, as if they ran on machines of their own; "all four here" executes every block four times
+in this one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import resource
+import secrets
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from moorline.clock import Instant
+from moorline.ledger import blocks, ceremony, checkpoint, light_client, transactions
+from moorline.ledger.checkpoint import Note
+from moorline.ledger.engines import taking_over
+from moorline.ledger.engines.cosigner import Cosigner
+from moorline.ledger.engines.embedded import Sequencer
+from moorline.ledger.engines.node import Committed, Node
+from moorline.ledger.genesis import Parameters
+from moorline.ledger.records import RevocationKind
+from moorline.ledger.state import execute
+from moorline.ledger.transactions import Sender, SenderKind
+from moorline.storage.database import open_database
+from moorline.storage.ledger_store import LedgerStore
+from moorline.wire import keys, schema
+
+NAMES = ("authority-1", "authority-2", "authority-3", "authority-4")
+BATCH = 100
+MEASURED = 2_000
+SINGLE = 100
+
+
+@dataclass
+class World:
+    """A consortium with provider alpha, and nodes over databases in a folder."""
+
+    made: ceremony.Ceremony
+    authorities: dict
+    provider: ec.EllipticCurvePrivateKey
+    folder: Path
+
+    def node(self, name: str, file: str | None = None) -> Node:
+        store = LedgerStore(open_database(f"sqlite:///{self.folder / (file or name)}.db", "ledger"))
+        return Node(
+            name=name,
+            genesis=self.made.genesis,
+            key=self.authorities[name].checkpoint,
+            store=store,
+            now_ms=lambda: time.time_ns() // 1_000_000,
+        )
+
+    def signed(self, kind: SenderKind, name: str, body, signer, height: int) -> bytes:
+        payload = transactions.make(
+            body,
+            sender=Sender(kind=kind, name=name),
+            ledger_id=self.made.genesis.ledger_id,
+            nonce=secrets.token_bytes(32),
+            valid_until=height + 190,
+        )
+        return transactions.sign(payload, signer)
+
+    def revocations(self, count: int, height: int, start: int = 0) -> list[bytes]:
+        signer = keys.KeySigner(self.provider)
+        return [
+            self.signed(
+                SenderKind.PROVIDER,
+                "alpha",
+                transactions.Revoke(kind=RevocationKind.DEVICE, id=f"d{start + n:x}"),
+                signer,
+                height,
+            )
+            for n in range(count)
+        ]
+
+
+class Elsewhere:
+    """A cosigner on another machine: this one pays for its signature and for nothing else."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.key, self.name = world.authorities[name].checkpoint, name
+        self.head: checkpoint.Checkpoint | None = None
+
+    async def cosign(self, _: bytes) -> str:
+        assert self.head is not None
+        return checkpoint.cosign(self.head, name=self.name, key=self.key, now=self.head.time).line()
+
+    async def announce(self, committed: bytes) -> None:
+        """It commits on its own time."""
+
+
+class Telling(Sequencer):
+    """Tells cosigners elsewhere what to sign, since they execute nothing."""
+
+    async def _collect(self, candidate):
+        for peer in self._peers.values():
+            peer.head = candidate.head.checkpoint()
+        return await super()._collect(candidate)
+
+
+class Here:
+    """An authority in this process."""
+
+    def __init__(self, node: Node, engine) -> None:
+        self.node, self.engine = node, engine
+
+    async def cosign(self, proposal: bytes) -> str:
+        return await self.engine.cosign(proposal)
+
+    async def announce(self, committed: bytes) -> None:
+        await self.engine.announce(committed)
+
+    async def block(self, height: int) -> bytes:
+        return self.node.committed(height)
+
+    async def note(self) -> bytes:
+        return self.node.signed_note()
+
+    async def manifest(self) -> bytes:
+        return self.node.manifest()
+
+    async def chunk(self, first: int) -> bytes:
+        return self.node.chunk(first)
+
+
+def timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def memory_mib() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 20
+
+
+def made_world(folder: Path) -> World:
+    now = Instant(int(time.time()) - 60)
+    made = ceremony.genesis_ceremony(
+        folder / "consortium",
+        names=NAMES,
+        consortium_domain="consortium.test",
+        simulated_allowed=True,
+        parameters=Parameters(max_age_s=3600),
+        addresses=dict.fromkeys(NAMES, "127.0.0.1:1"),
+        now=now,
+    )
+    loaded = {name: ceremony.load_authority(made.directory / "authorities" / name) for name in NAMES}
+    return World(made, loaded, ec.generate_private_key(ec.SECP256R1()), folder)
+
+
+class Chain:
+    """Blocks put straight into a node's database, signed by a quorum: how large states are made."""
+
+    def __init__(self, world: World, node: Node) -> None:
+        self.world, self.node = world, node
+
+    def block(self, batch: list[bytes]) -> None:
+        head = self.node.head
+        time_ms = max(head.state.time_ms + 1, time.time_ns() // 1_000_000 - 1000)
+        block, after, outcomes = blocks.make(head, batch, time_ms=time_ms)
+        assert len(block.transactions) == len(batch), [one for one in outcomes if hasattr(one, "code")][:1]
+        found = after.checkpoint()
+        lines = [
+            checkpoint.cosign(found, name=name, key=self.world.authorities[name].checkpoint, now=found.time)
+            for name in NAMES[:3]
+        ]
+        note = Note(checkpoint=found, signatures=(self.node.sign_as_maker(found), *lines)).encode()
+        self.node.commit(Committed(block=blocks.encode(block), note=note, edge=after.edge), after, outcomes)
+
+    def admit(self) -> None:
+        world, height = self.world, self.node.head.state.height
+        from cryptography.hazmat.primitives.serialization import Encoding
+
+        certificate = ceremony.issue_provider(
+            world.authorities[NAMES[0]].ca, world.provider.public_key(), name="alpha", trust_domain="alpha.test",
+            now=Instant(int(time.time()) - 50),
+        )  # fmt: skip
+        action = transactions.AdmitProvider(
+            name="alpha", trust_domain="alpha.test", certificate=certificate.public_bytes(Encoding.DER)
+        )
+        payload = transactions.make(
+            transactions.propose(action),
+            sender=Sender(kind=SenderKind.AUTHORITY, name=NAMES[0]),
+            ledger_id=world.made.genesis.ledger_id,
+            nonce=secrets.token_bytes(32),
+            valid_until=height + 190,
+        )
+        self.block([transactions.sign(payload, world.authorities[NAMES[0]].signer())])
+        approve = transactions.Approve(proposal=transactions.proposal_id(payload))
+        self.block([world.signed(SenderKind.AUTHORITY, NAMES[1], approve, world.authorities[NAMES[1]].signer(), height)])
+
+    def grow(self, count: int, start: int, label: str) -> float:
+        """So many more records, by real transactions in full blocks; seconds it took without signing them."""
+        spent, done = 0.0, 0
+        while done < count:
+            batch = self.world.revocations(min(1000, count - done), self.node.head.state.height, start + done)
+            spent += timed(lambda batch=batch: self.block(batch))
+            done += len(batch)
+            if sys.stderr.isatty():
+                print(f"\r   {label}: {done:,} of {count:,}", end="", file=sys.stderr)
+        return spent
+
+
+def bare_verifications(world: World) -> float:
+    """P-256 verifications a second, with nothing around them."""
+    public, message = world.provider.public_key(), bytes(300)
+    signature = world.provider.sign(message, ec.ECDSA(hashes.SHA256()))
+    algorithm = ec.ECDSA(hashes.SHA256())
+    return 2000 / timed(lambda: [public.verify(signature, message, algorithm) for _ in range(2000)])
+
+
+async def through(sequencer: Sequencer, sent: list[bytes], at_once: int) -> list[float]:
+    """Submit so many at once, again and again; the latency of each."""
+    latencies: list[float] = []
+
+    async def one(data: bytes) -> None:
+        began = time.perf_counter()
+        await sequencer.submit(data)
+        latencies.append(time.perf_counter() - began)
+
+    task = asyncio.ensure_future(sequencer.run())
+    for at in range(0, len(sent), at_once):
+        await asyncio.gather(*(one(data) for data in sent[at : at + at_once]))
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    return latencies
+
+
+def sequencing(world: World, node: Node) -> None:
+    bare = bare_verifications(world)
+    peers = {name: Elsewhere(world, name) for name in NAMES[1:]}
+    sent = world.revocations(MEASURED, node.head.state.height, 1 << 40)
+    state, batch = node.head.state, sent[:1000]
+    apply_s = timed(lambda: execute(state, batch, time_ms=state.time_ms + 1)) / 1000
+    spent = timed(lambda: asyncio.run(through(Telling(node, peers), sent, BATCH)))
+    single = world.revocations(SINGLE, node.head.state.height, 1 << 41)
+    lone = sorted(asyncio.run(through(Telling(node, peers), single, 1)))
+    print(f"   bare P-256 verification                      {bare:10,.0f} /s")
+    print(
+        f"   apply() alone, keys of the state {len(state.tree):9,}   {1 / apply_s:10,.0f} /s   {1 / apply_s / bare:5.2f} of bare"
+    )
+    print(
+        f"   sequenced, batches of {BATCH}, others elsewhere   {MEASURED / spent:10,.0f} tx/s {MEASURED / spent / bare:5.2f} of bare"
+    )
+    print(
+        f"   one transaction at a time                    p50 {statistics.median(lone) * 1e3:6.2f} ms   p99 {lone[int(len(lone) * 0.99)] * 1e3:6.2f} ms"
+    )
+
+
+def all_four(folder: Path) -> None:
+    world = made_world(folder)
+    first = world.node(NAMES[0])
+    Chain(world, first).admit()
+    nodes = {name: world.node(name) for name in NAMES[1:]}
+    here: dict[str, Here] = {NAMES[0]: Here(first, None)}
+    for name, node in nodes.items():
+        for height in (1, 2):
+            node.adopt(schema.decode(Committed, first.committed(height), max_bytes=1 << 24))
+        here[name] = Here(node, Cosigner(node, here[NAMES[0]]))
+    sent = world.revocations(MEASURED, first.head.state.height)
+    sequencer = Sequencer(first, {name: here[name] for name in NAMES[1:]})
+    spent = timed(lambda: asyncio.run(through(sequencer, sent, BATCH)))
+    print(f"   all four authorities in one process, batches of {BATCH} {MEASURED / spent:6,.0f} tx/s")
+    for node in (first, *nodes.values()):
+        node.store.close()
+
+
+def proving(world: World, node: Node, label: str) -> None:
+    trust, now = world.made.trust, node.head.checkpoint().time
+    present, absent = "revocation/device/alpha/d7", "revocation/device/alpha/not-there"
+    for key in ("provider/alpha", present, absent):
+        bundle = node.prove([key])
+        made = timed(lambda key=key: [node.prove([key]) for _ in range(200)]) / 200
+        verified = (
+            timed(lambda bundle=bundle: [light_client.verify_bundle(bundle, trust, now=now) for _ in range(200)]) / 200
+        )
+        print(f"   {label:>9} keys: {key.partition('/')[0]:<10} {'absent' if key == absent else 'present':<8}"
+              f"{len(bundle):6,} bytes   made {made * 1e3:6.3f} ms   verified {verified * 1e3:6.3f} ms")  # fmt: skip
+    cold = [f"revocation/device/alpha/d{secrets.randbelow(1000):x}" for _ in range(100)]
+    looked = timed(lambda: [node.head.state.get(key) for key in cold]) / 100
+    print(f"   {label:>9} keys: a record looked up {looked * 1e6:8.1f} us (mixed warm and cold)")
+
+
+def catching_up(world: World, node: Node, file: str) -> None:
+    """Start-up of the node, a snapshot taken from it, and the same again."""
+    node.store.close()
+    before = memory_mib()
+    began = time.perf_counter()
+    again = world.node(NAMES[0])
+    opened = time.perf_counter() - began
+    print(
+        f"   opened, {len(again.head.state.tree):,} keys, height {again.head.state.height:,}: {opened:6.2f} s, {memory_mib() - before:+,} MiB"
+    )
+    empty = world.node(NAMES[3], file)
+    took = timed(lambda: asyncio.run(taking_over.take_over(empty, [Here(again, None)])))
+    assert empty.head.digest == again.head.digest
+    print(
+        f"   snapshot taken over and verified: {took:6.1f} s, {len(empty.head.state.tree) / took:,.0f} records/s, {memory_mib()} MiB in all"
+    )
+    empty.store.close()
+    again.store.close()
+
+
+def report(sizes: list[int]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        folder = Path(directory)
+        world = made_world(folder)
+        node = world.node(NAMES[0])
+        chain = Chain(world, node)
+        chain.admit()
+        done = 0
+        for size in sizes:
+            spent = chain.grow(size - done, done, f"{size:,} keys")
+            print(
+                f"\n-- {size:,} revocations ({(size - done) / spent:,.0f} tx/s while growing, blocks of 1,000, fsync; {memory_mib()} MiB)"
+            )
+            done = size
+            proving(world, node, f"{size:,}")
+            sequencing(world, node)
+        catching_up(world, node, "empty")
+        print("\n-- all four here")
+        all_four(folder / "four")
+
+
+def main() -> None:
+    report([1_000, 20_000])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=1_000_000, help="the largest state, in revocations")
+    report([1_000, parser.parse_args().size])

@@ -1,0 +1,135 @@
+"""Disks that are full, damaged, torn or lost: refused by name, repaired from the others on command. Four real processes."""
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import subprocess
+
+import pytest
+
+from moorline.errors import MoorlineError
+
+from .cluster import FIRST, FOURTH, NAMES, SECOND, THIRD, Cluster, addresses, consortium, moor
+
+pytestmark = [pytest.mark.story, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    return Cluster(consortium(tmp_path, addresses()))
+
+
+def flip(file, what, *, by=1):
+    """Change one byte of every place where `what` is in a file."""
+    data = bytearray(file.read_bytes())
+    at = data.find(what)
+    assert at >= 0
+    while at >= 0:
+        data[at] ^= by
+        at = data.find(what, at + 1)
+    file.write_bytes(data)
+
+
+def tear(file):
+    """The second half of the file never reached the disk."""
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+
+
+@contextlib.contextmanager
+def small_disk(where):
+    """A file system of 2 MiB."""
+    where.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(where)], check=True)
+    try:
+        yield where
+    finally:
+        subprocess.run(["umount", "-l", str(where)], check=False)
+
+
+async def refused_and_repaired(cluster, process, damage):
+    await process.kill()
+    file = process.directory / "ledger.db"
+    with sqlite3.connect(file) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    database.close()
+    for beside in ("ledger.db-wal", "ledger.db-shm"):
+        (process.directory / beside).unlink(missing_ok=True)
+    damage(file)
+    said_before = len(process.log())
+    await process.start(ready=False)
+    assert await process.ended() == 2
+    said = process.log()[said_before:]
+    assert "ledger.database_corrupt" in said or "storage.unavailable" in said, said
+    code, told = await moor("ledger", "repair", "--config", process.directory / "authority.toml")
+    assert (code, "repaired to height" in told) == (0, True), told
+    assert list(process.directory.glob("ledger.db.damaged-*"))
+    await process.start()
+    await cluster.same()
+
+
+async def test_damaged_databases_are_refused_by_name_and_repaired_from_the_others(cluster):
+    """verifies that: a changed record, a damaged page and a torn file each keep an authority from starting; after
+    `moor ledger repair` it has the others' state, and its signature counts again."""
+    async with cluster.running():
+        for _ in range(3):
+            await cluster.write()
+        code, told = await moor("ledger", "repair", "--config", cluster.processes[FOURTH].directory / "authority.toml")
+        assert (code, "ledger.authority_running" in told) == (1, True), told
+        await refused_and_repaired(cluster, cluster.processes[FOURTH], lambda file: flip(file, b"consortium.test", by=2))
+        await refused_and_repaired(cluster, cluster.processes[FOURTH], tear)
+        for _ in range(3):
+            await cluster.write()
+        await cluster.same()
+        await cluster.processes[THIRD].kill()
+        await cluster.write()  # a quorum needs the repaired one
+        await cluster.one_history([FIRST, SECOND, FOURTH])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small file system takes root")
+async def test_a_full_disk_signs_nothing_says_so_and_goes_on_with_room(cluster, tmp_path):
+    """verifies that: without room to record it an authority signs nothing, and the others go on; with room it follows."""
+    with small_disk(tmp_path / "small") as small:
+        config = cluster.processes[FOURTH].directory / "authority.toml"
+        config.write_text(config.read_text() + f'\ndatabase = "sqlite:///{small}/ledger.db"\n')
+        async with cluster.running():
+            await cluster.write()
+            await cluster.same()
+            filler = small / "filler"
+            with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
+            height = 0
+            for _ in range(4):
+                height, _ = await cluster.write()
+            assert (await cluster.head(FOURTH)).height < height
+            assert "storage.full" in cluster.processes[FOURTH].log() or not cluster.processes[FOURTH].running()
+            filler.unlink()
+            if not cluster.processes[FOURTH].running():
+                await cluster.processes[FOURTH].start()
+            await cluster.same()
+            await cluster.one_history()
+            await cluster.processes[FOURTH].kill()
+
+
+async def test_a_lost_disk_comes_back_from_a_snapshot(cluster):
+    """verifies that: with nothing left but its keys an authority takes a verified snapshot, follows, and signs again."""
+    config = cluster.processes[FOURTH].directory / "authority.toml"
+    config.write_text(config.read_text() + "\nsnapshot_after = 1\n")
+    async with cluster.running():
+        for _ in range(4):
+            await cluster.write()
+        await cluster.processes[FOURTH].kill()
+        for file in cluster.processes[FOURTH].directory.glob("ledger.db*"):
+            file.unlink()
+        await cluster.processes[FOURTH].start()
+        await cluster.same()
+        with pytest.raises(MoorlineError):
+            await cluster.each[FOURTH]._first(lambda http: http.get_bytes("/v1/blocks/99999"))
+        for _ in range(2):
+            await cluster.write()
+        await asyncio.gather(*(cluster.processes[name].kill() for name in (THIRD,)))
+        await cluster.write()
+        assert set(NAMES) - {THIRD} == {FIRST, SECOND, FOURTH}
+        await cluster.one_history([FIRST, SECOND, FOURTH])
