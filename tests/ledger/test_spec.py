@@ -8,7 +8,7 @@ import pytest
 
 from moorline.clock import Instant
 from moorline.hsm.authorisation import require_engine_takes
-from moorline.ledger import blocks, checkpoint, genesis, proof, records, state, transactions, tree
+from moorline.ledger import blocks, checkpoint, evidence, genesis, proof, records, snapshot, state, transactions, tree
 from moorline.ledger.engines.node import Committed
 from moorline.ledger.light_client import LedgerTrust, verify_bundle
 from moorline.ledger.parameters import PARAMETERS
