@@ -27,7 +27,8 @@ from moorline.attesters.tpm import Tpm
 from moorline.cli.demo import hosting, operating
 from moorline.cli.demo.world import HSM, ISSUING_CA, VERIFIER
 from moorline.clock import SystemClock
-from moorline.device import enrolment
+from moorline.device import enrolment, no_pfs
+from moorline.device.connection import Wanted
 from moorline.device.store import DeviceStore
 from moorline.errors import MoorlineError, Refused
 from moorline.host_agent.attestation import FileLogs, HostAttestation
@@ -35,10 +36,11 @@ from moorline.host_agent.guests import Guests
 from moorline.host_agent.silicon import SiliconClient
 from moorline.hsm import revocation
 from moorline.ledger import transactions as tx
+from moorline.ledger.records import PackageRule
 from moorline.nfv import Role
 from moorline.simulators import firmware
 from moorline.storage import steps
-from moorline.wire import keys, launch, schema
+from moorline.wire import cbor, keys, launch, schema
 from moorline.wire.guest import FunctionLaunch
 from moorline.wire.http import HttpClient
 from moorline.wire.orchestration import GuestOrder
@@ -89,7 +91,16 @@ CERTIFICATES = (
     "broker.certificate_revocation.signed",
     "broker.certificate_revocation.committed",
 )
+# Which end dies while alpha agrees with beta on a pair key.
+PAIRS = {
+    "broker.pair.intended": BROKER,
+    "broker.pair.answered": BETA,
+    "broker.pair.agreed": BROKER,
+    "broker.pair.active": BETA,
+    "broker.pair.anchored": BROKER,
+}
 OTHERS = {
+    "broker.device_key.claimed",
     "broker.crl.numbered",
     "orchestrator.cursor.kept",
     "verifier.silence.told",
@@ -126,7 +137,18 @@ PROMOTION = {"authority.word.given", "sequencer.block.taken_over", "authority.te
 
 
 async def test_every_step_is_killed_here():
-    covered = {*PROMOTION, *COMETBFT, *LAUNCH, *LEDGER, *VERIFIER_STEPS, *CLEAN_UP, *RETIREMENT, *CERTIFICATES, *OTHERS}
+    covered = {
+        *PROMOTION,
+        *COMETBFT,
+        *LAUNCH,
+        *LEDGER,
+        *VERIFIER_STEPS,
+        *CLEAN_UP,
+        *RETIREMENT,
+        *CERTIFICATES,
+        *PAIRS,
+        *OTHERS,
+    }
     hsm = {name for name in steps.names() if name.startswith("hsm.")}  # killed in tests/hsm, which names each
     said = "".join(path.read_text("utf-8") for path in sorted((Path(__file__).parents[1] / "hsm").glob("test_*.py")))
     assert {name for name in hsm if f'"{name}"' not in said} == set()
@@ -378,6 +400,67 @@ async def test_peers_meet_again(system):
         BROKER, "broker.peer.recorded", lambda: system.admin("/v1/peers/connect", {"provider": "beta", "hsm": HSM})
     )
     assert len(system.rows("SELECT provider FROM peers")) == 1
+
+
+@pytest.mark.parametrize("step", PAIRS)
+async def test_a_pair_key_is_agreed_after_all(system, step):
+    """Whichever end dies, the epoch is finished by whoever began it, and both ends hold the same transcript."""
+    provider = {BROKER: "alpha", BETA: "beta"}[PAIRS[step]]
+    await system.killed_at(
+        PAIRS[step],
+        step,
+        lambda: system.admin("/v1/peers/connect", {"provider": "beta", "hsm": HSM, "rotate": True}),
+    )
+    assert system.rows("SELECT COUNT(*) FROM pairs", provider=provider) != [(0,)]
+    query = "SELECT epoch, transcript FROM pairs WHERE state = 'active' AND height IS NOT NULL ORDER BY epoch DESC LIMIT 1"
+    pending = "SELECT COUNT(*) FROM pairs WHERE state IN ('offered', 'agreed')"
+    async with asyncio.timeout(40):
+        while True:
+            mine, theirs = system.rows(query), system.rows(query, provider="beta")
+            if mine and mine == theirs and system.rows(pending) == [(0,)]:
+                break
+            await asyncio.sleep(0.1)
+
+
+async def test_a_device_key_that_was_claimed_and_not_given_is_lost_and_another_is_made(system):
+    """verifies that: with keys of the two HSMs a device talks to a function, real processes throughout, also after a crash.
+
+    alpha's broker dies when it has claimed a key for the function and not given it away: the next attempt makes another.
+    """
+    world, instance = system.world, "crash-nopfs"
+    facts = world.facts
+    rule = PackageRule(package_digest=facts["package_digest"], measurement=facts["measurement"])
+    profiles = ("tls", "no-pfs")
+    await world.alpha.submitter.send(
+        tx.UpdateService(
+            name=operating.SERVICE, use_case=operating.USE_CASE, packages=(rule,), profiles=profiles, callers=("beta",)
+        )
+    )
+    offer = tx.OfferAccess(
+        contract="nopfs", service=operating.SERVICE, grantee="beta", conditions=operating.CONDITIONS, profiles=profiles
+    )
+    await world.alpha.submitter.send(offer)
+    await world.beta.submitter.send(tx.AcceptAccess(contract="nopfs"))
+    await system.admin("/v1/peers/connect", {"provider": "beta", "hsm": HSM})
+    await system.request(instance, contracts=["nopfs"])
+    row = await system.active(instance)
+    async with world.beta.admin() as admin:
+        code = await admin.post_json("/v1/enrolment-codes", {"device": "nopfs-1", "ttl_s": 300})
+    home = {"url": f"https://{world.beta.https}", "server_name": world.beta.name_of(Role.HSM, HSM)}
+    store = provisioned(system, "nopfs-1")
+    await enrolment.enrol(store, **home, device="nopfs-1", code=code["code"], now=SystemClock().now())
+    wanted = Wanted(provider="alpha", service=operating.SERVICE, contract="nopfs")
+
+    async def put() -> bytes:
+        async with await no_pfs.connect(store, row["address"], wanted, clock=SystemClock()) as connection:
+            return await connection.request(cbor.encode({"op": "put", "name": "r", "data": b"x"}))
+
+    await system.killed_at(BROKER, "broker.device_key.claimed", put)
+    assert len(system.rows("SELECT key_id FROM device_keys WHERE instance = ?", instance)) >= 1
+    await system.persistently(put)
+    ids = system.rows("SELECT key_id FROM device_keys WHERE instance = ?", instance)
+    assert len(ids) == len(set(ids)) >= 2
+    await system.end(instance)
 
 
 @pytest.mark.parametrize("step", ["broker.code.made", "broker.device.enrolled"])

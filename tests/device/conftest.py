@@ -147,7 +147,7 @@ class Ledger:
             ),
         )
 
-    def service(self, *, status=Status.ACTIVE):
+    def service(self, *, status=Status.ACTIVE, profiles=("tls",)):
         self.put(
             records.service_key("alpha", "records"),
             records.ServiceRecord(
@@ -156,22 +156,25 @@ class Ledger:
                 status=status,
                 use_case="4.7",
                 packages=(),
-                profiles=("tls",),
+                profiles=profiles,
                 callers=(),
             ),
         )
 
-    def contract(self, name="c1", *, grantee="beta", status=ContractStatus.ACCEPTED):
+    def contract(self, name="c1", *, grantee="beta", status=ContractStatus.ACCEPTED, **changes):
         self.put(
             records.contract_key(name),
             records.ContractRecord(
-                id=name,
-                provider="alpha",
-                service="records",
-                grantee=grantee,
-                conditions="permit(principal, action, resource);",
-                profiles=("tls",),
-                status=status,
+                **{
+                    "id": name,
+                    "provider": "alpha",
+                    "service": "records",
+                    "grantee": grantee,
+                    "conditions": "permit(principal, action, resource);",
+                    "profiles": ("tls",),
+                    "status": status,
+                    **changes,
+                }
             ),
         )
 
@@ -196,6 +199,7 @@ class Broker:
         self.verdict = None
         self.claims = []
         self.bundles_made = 0
+        self.keys = None
 
     async def serve(self, where):
         facts = SessionFacts(ledger_id=self.ledger.ledger_id, provider="alpha", hsm="hsm-1")
@@ -261,6 +265,8 @@ class Broker:
             return schema.encode(await self.activate(claim))
         if operation == "ledger.prove":
             return self.ledger.bundle(schema.decode(ProveCall, body).keys)
+        if operation == "device.key" and self.keys is not None:
+            return await self.keys(launch.parse_fields(schema.decode(FunctionFields, claim.fields).launch_fields), body)
         if operation == "device.authorise":
             return schema.encode(self.authorised(schema.decode(AuthoriseDeviceCall, body)))
         raise Refused("hsm.operation", "unknown", got=operation)

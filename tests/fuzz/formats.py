@@ -22,6 +22,7 @@ from moorline.evidence import (
     tpm_structures,
     uefi_variables,
 )
+from moorline.hsm import revocation
 from moorline.ledger import checkpoint, proof, transactions
 from moorline.nfv import SpiffeId
 from moorline.orchestration import descriptor
@@ -29,7 +30,7 @@ from moorline.policy import distance, inspection
 from moorline.policy.sec009 import report
 from moorline.verification import anchors, intel_pck, snp_launch, tpm_revocation
 from moorline.verification.collateral import ItemName
-from moorline.wire import cbor, certificates, collateral_bundle, cose, keys, launch, schema, session
+from moorline.wire import cbor, certificates, cmp, collateral_bundle, cose, keys, launch, nopfs, pair, schema, session
 
 FORMATS: dict[str, Callable[[bytes], object]] = {
     "snp-report": snp.parse_report,
@@ -61,6 +62,11 @@ FORMATS: dict[str, Callable[[bytes], object]] = {
     "ovmf": snp_launch.parse_firmware,
     "cbor": cbor.decode,
     "cms": cms.parse_detached,
+    "cmp": cmp.parse,
+    "ocsp-request": revocation.parse_ocsp,
+    "crl": revocation.parse_crl,
+    "nopfs-hello": lambda data: schema.decode(nopfs.NoPfsHello, data),
+    "pair-statement": lambda data: schema.decode(pair.PairStatement, data),
     "cose": lambda data: cose.parse("fuzz", data),
     "certificate": certificates.parse_certificate,
     "public-key": keys.parse_public,

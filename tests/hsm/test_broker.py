@@ -22,7 +22,7 @@ from moorline.ledger import records
 from moorline.ledger import transactions as tx
 from moorline.ledger.light_client import verify_bundle
 from moorline.verification.chains import verify_chain
-from moorline.wire import cose, keys, schema
+from moorline.wire import cose, keys, pair, schema
 from moorline.wire.certificates import spiffe_id_of
 from moorline.wire.http import ClientIdentity
 
@@ -176,6 +176,59 @@ async def test_peers_meet_through_the_ledger(consortium):
         theirs = (await admin.get_json("/v1/peers"))["peers"]
     assert [peer["transcript"] for peer in (*mine, *theirs)] == [met["transcript"]] * 2
     assert [peer["provider"] for peer in (*mine, *theirs)] == ["beta", "alpha"]
+
+
+async def pairs(provider):
+    async with provider.admin() as admin:
+        return (await admin.get_json("/v1/pairs"))["pairs"]
+
+
+async def anchored(consortium, provider, peer):
+    """What the ledger has of a provider's pair with a peer: epoch and transcript, or None."""
+    key = records.audit_anchor_key(provider, pair.anchor_name((provider, "hsm-1"), (peer, "hsm-1")))
+    state = verify_bundle(await consortium.client.prove((key,)), consortium.ceremony.trust, now=SystemClock().now())
+    try:
+        record = records.parse(records.AuditAnchorRecord, state.record(key))
+    except Refused:
+        return None
+    return record.size, record.root.hex()
+
+
+async def test_peers_agree_on_a_key_rotate_it_and_anchor_both_epochs(consortium):
+    """verifies that: two HSMs that met hold one pair key, either may rotate it, and the transcripts stand on the ledger."""
+    alpha, beta = consortium.providers["alpha"], consortium.providers["beta"]
+    async with alpha.admin() as admin:
+        await admin.post_json("/v1/peers/connect", {"provider": "beta", "hsm": "hsm-1"})
+        await admin.post_json(
+            "/v1/peers/connect", {"provider": "beta", "hsm": "hsm-1"}
+        )  # meeting again agrees on nothing new
+    for epoch, asking, peer in ((1, None, None), (2, beta, "alpha")):
+        if asking is not None:
+            async with asking.admin() as admin:
+                await admin.post_json("/v1/peers/connect", {"provider": peer, "hsm": "hsm-1", "rotate": True})
+        mine, theirs = (await pairs(alpha))[0], (await pairs(beta))[0]
+        assert (mine["epoch"], mine["state"]) == (theirs["epoch"], theirs["state"]) == (epoch, "active")
+        assert mine["transcript"] == theirs["transcript"]
+        for name, other in (("alpha", "beta"), ("beta", "alpha")):
+            async with asyncio.timeout(20):
+                while await anchored(consortium, name, other) != (epoch, mine["transcript"]):  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+
+
+async def test_what_a_peer_tells_counts_as_far_as_the_ledger_proves_it(consortium):
+    """verifies that: revocations since the last time come with the next meeting."""
+    alpha, beta = consortium.providers["alpha"], consortium.providers["beta"]
+    _, _, given = await svid(beta, "spiffe://beta.test/device/told")
+    serial = f"{x509.load_pem_x509_certificate(given['certificate'].encode()).serial_number:x}"
+    async with beta.admin() as admin:
+        await admin.post_json("/v1/certificates/revoke", {"serial": serial, "reason": "key_compromise"})
+        async with asyncio.timeout(20):
+            while (await admin.get_json("/v1/revocation"))["not_on_ledger_yet"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+    for _ in range(2):  # the second time there is nothing new
+        async with alpha.admin() as admin:
+            await admin.post_json("/v1/peers/connect", {"provider": "beta", "hsm": "hsm-1"})
+        assert (await pairs(alpha))[0]["revoked_by_peer"] == 1
 
 
 async def test_a_peer_that_is_not_registered_is_refused(consortium):
@@ -387,6 +440,7 @@ async def test_https_is_restarted_on_the_same_address(consortium, monkeypatch):
     """verifies that: when the server is restarted for a fresh certificate, its address stays and it serves again."""
     from moorline.services import broker as broker_module
     from moorline.services import broker_est
+    from moorline.services.broker_cmp import Cmp
     from moorline.services.broker_revocation import Lists
 
     gamma = await consortium.admit("gamma", start=False)
@@ -401,7 +455,7 @@ async def test_https_is_restarted_on_the_same_address(consortium, monkeypatch):
             monkeypatch.setattr(broker_est, "ROTATE_S", 600.0)
             third.set()
 
-    serving = asyncio.ensure_future(broker_est.serve(composed, Lists(composed), bound))
+    serving = asyncio.ensure_future(broker_est.serve(composed, Lists(composed), Cmp(composed), bound))
     try:
         async with asyncio.timeout(20):
             await third.wait()

@@ -235,10 +235,14 @@ async def serve(  # noqa: PLR0913 - one port, and everything a function decides 
     judge: Judge,
     answer: Answer,
     max_age_s: int,
+    plain: Callable[[tls.PlainStream], Awaitable[None]] | None = None,
     max_connections: int = 64,
     handshake_deadline_s: float = 5.0,
 ) -> DeviceServer:
-    """A running port. A refused peer is told why; an error of `answer` goes to its peer; the service goes on."""
+    """A running port. A refused peer is told why; an error of `answer` goes to its peer; the service goes on.
+
+    `plain` takes devices of the profile without forward secrecy (channel.nopfs) at the same port.
+    """
     standing = _Standing(roots=roots, clock=clock, bundle=bundle, judge=judge, max_age_s=max_age_s)
 
     async def accept(stream: tls.TlsStream) -> None:
@@ -256,6 +260,7 @@ async def serve(  # noqa: PLR0913 - one port, and everything a function decides 
         identity=identity,
         verify=standing.verify,
         accept=accept,
+        plain=plain,
         max_connections=max_connections,
         handshake_deadline_s=handshake_deadline_s,
     )

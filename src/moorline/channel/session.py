@@ -132,6 +132,21 @@ def _suite(kem_public: bytes) -> tuple[hpke.Suite, hpke.MLKEM768X25519PublicKey 
     raise Malformed("session.kem", "no KEM has public keys of this length", expected=f"{_HYBRID_PUBLIC} or {_P256_POINT}")
 
 
+def seal_to(kem_public: bytes, plaintext: bytes, *, info: bytes) -> bytes:
+    """HPKE base mode to a KEM public key as `Hello` carries it. Raises Malformed("session.kem")."""
+    suite, public = _suite(kem_public)
+    return suite.encrypt(plaintext, public, info=info)
+
+
+def open_sealed(kem: KemKey, sealed: bytes, *, info: bytes) -> bytes:
+    """What `seal_to` sealed to this key with this info. Raises NotAuthentic("session.sealed_not_authentic")."""
+    suite, _ = _suite(kem.public)
+    try:
+        return suite.decrypt(sealed, kem.private, info=info)
+    except Exception:  # InvalidTag, and ValueError for ciphertexts of another length; both mean the same
+        raise NotAuthentic("session.sealed_not_authentic", "this was not sealed for this key and purpose") from None
+
+
 # Effects ---------------------------------------------------------------------------------------------------------------
 
 

@@ -38,6 +38,7 @@ _RECORD: Final = 16 * 1024
 _CIPHERS: Final = b"TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
 _CLOSE_DEADLINE_S: Final = 1.0
 _LINGER_READS: Final = 64
+_HANDSHAKE_RECORD: Final = b"\x16"  # RFC 8446 5.1: a TLS connection begins with a record of this type
 _LOG: Final = logging.getLogger("moorline.channel.tls")
 
 Verify = Callable[[tuple[bytes, ...]], None]
@@ -184,6 +185,33 @@ class TlsStream:
         return (first, *(der for der in others if der != first))
 
 
+class PlainStream:
+    """A connection whose first byte was not TLS: for a protocol that brings its own protection (channel.nopfs)."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: bytes = b"") -> None:
+        self._reader, self._writer, self._first = reader, writer, first
+
+    async def readexactly(self, n: int, /) -> bytes:
+        """Exactly n bytes, or asyncio.IncompleteReadError."""
+        taken, self._first = self._first[:n], self._first[n:]
+        return taken + await self._reader.readexactly(n - len(taken))
+
+    def write(self, data: bytes, /) -> None:
+        """Queue bytes."""
+        self._writer.write(data)
+
+    async def drain(self) -> None:
+        """Wait until the peer takes them."""
+        await self._writer.drain()
+
+    async def aclose(self) -> None:
+        """Close. Never raises for a peer that is gone."""
+        self._writer.close()
+        with suppress(ConnectionError, TimeoutError, OSError):
+            async with asyncio.timeout(_CLOSE_DEADLINE_S):
+                await self._writer.wait_closed()
+
+
 class TlsServer:
     """A listener. `address` is where it really listens, also when port 0 was asked for."""
 
@@ -225,21 +253,32 @@ async def connect(address: str, *, identity: TlsIdentity | None, verify: Verify,
         raise Unavailable("peer.timeout", "the peer did not finish in time", expected=f"within {deadline_s} s") from None
 
 
+async def dial(address: str, *, deadline_s: float = 10.0) -> PlainStream:
+    """A connection without TLS. Raises Unavailable (`peer.*`)."""
+    try:
+        async with asyncio.timeout(deadline_s):
+            return PlainStream(*await _dial(address))
+    except TimeoutError:
+        raise Unavailable("peer.timeout", "the peer did not answer in time", expected=f"within {deadline_s} s") from None
+
+
 async def listen(
     address: str,
     *,
     identity: Callable[[], TlsIdentity],
     verify: Verify | None,
     accept: Callable[[TlsStream], Awaitable[None]],
+    plain: Callable[[PlainStream], Awaitable[None]] | None = None,
     max_connections: int = 256,
     handshake_deadline_s: float = 5.0,
 ) -> TlsServer:
     """A running listener. `verify` None asks for no client certificate; otherwise one is required and judged.
 
     `identity` is asked at every connection, so that a renewed certificate is used at once. `accept` owns the stream until it
-    returns; then the stream is closed. Whatever one peer does, the listener goes on.
+    returns; then the stream is closed. Whatever one peer does, the listener goes on. `plain` takes connections that do not
+    begin with a TLS handshake; without it there are none.
     """
-    connections = _Connections(identity, verify, accept, max_connections, handshake_deadline_s)
+    connections = _Connections(identity, verify, accept, plain, max_connections, handshake_deadline_s)
     where = parse_address(address)
     if isinstance(where, str):
         server = await asyncio.start_unix_server(connections.arrived, where, limit=_CHUNK)
@@ -257,12 +296,14 @@ class _Connections:
         identity: Callable[[], TlsIdentity],
         verify: Verify | None,
         accept: Callable[[TlsStream], Awaitable[None]],
+        plain: Callable[[PlainStream], Awaitable[None]] | None,
         bound: int,
         handshake_deadline_s: float,
     ) -> None:
         self._identity = identity
         self._verify = verify
         self._accept = accept
+        self._plain = plain
         self._bound = bound
         self._handshake_deadline_s = handshake_deadline_s
         self._made: tuple[TlsIdentity, SSL.Context] | None = None
@@ -296,8 +337,18 @@ class _Connections:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = _peer_name(writer)
         try:
+            first = b""
+            if self._plain is not None:
+                async with asyncio.timeout(self._handshake_deadline_s):
+                    first = await reader.readexactly(1)
+                if first != _HANDSHAKE_RECORD:
+                    self._greeting.pop(writer, None)
+                    await self._plainly(self._plain, PlainStream(reader, writer, first))
+                    return
             connection = SSL.Connection(self._current(), None)
             connection.set_accept_state()
+            if first:
+                connection.bio_write(first)
             stream = TlsStream(connection, reader, writer, peer)
             async with asyncio.timeout(self._handshake_deadline_s):
                 await _established(stream, self._verify)
@@ -315,6 +366,13 @@ class _Connections:
         finally:
             self._greeting.pop(writer, None)
             writer.close()
+
+    @staticmethod
+    async def _plainly(plain: Callable[[PlainStream], Awaitable[None]], stream: PlainStream) -> None:
+        try:
+            await plain(stream)
+        finally:
+            await stream.aclose()
 
     def _hang_up(self, writer: asyncio.StreamWriter) -> None:
         self._greeting.pop(writer, None)
@@ -397,4 +455,14 @@ def _peer_name(writer: asyncio.StreamWriter) -> str:
     return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) and len(peer) >= 2 else "unix"
 
 
-__all__ = ["TlsIdentity", "TlsServer", "TlsStream", "Verify", "connect", "listen", "parse_address"]
+__all__ = [
+    "PlainStream",
+    "TlsIdentity",
+    "TlsServer",
+    "TlsStream",
+    "Verify",
+    "connect",
+    "dial",
+    "listen",
+    "parse_address",
+]

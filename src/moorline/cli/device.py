@@ -31,6 +31,9 @@ Provider = Annotated[str, typer.Option(help="The provider whose function this is
 Service = Annotated[str, typer.Option(help="The service wanted")]
 Contract = Annotated[str, typer.Option(help="The contract between the two providers")]
 Record = Annotated[str, typer.Option("--name", help="The record's name")]
+Profile = Annotated[
+    str, typer.Option(help="tls, or no-pfs (keys from the HSMs, no forward secrecy) where the contract allows it")
+]
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON")]
 
 
@@ -103,13 +106,14 @@ def put_command(  # noqa: PLR0913 - one option each
     data: Annotated[str | None, typer.Option(help="The record, as text")] = None,
     file: Annotated[Path | None, typer.Option(help="The record, from a file")] = None,
     *,
+    profile: Profile = "tls",
     as_json: Json = False,
 ) -> None:
     """Store a record."""
     if (data is None) == (file is None):
         raise typer.BadParameter("give --data or --file")
     content = data.encode() if data is not None else _read(file or Path())
-    _ask(directory, address, (provider, service, contract), {"op": "put", "name": name, "data": content})
+    _ask(directory, address, (provider, service, contract), profile, {"op": "put", "name": name, "data": content})
     typer.echo(json.dumps({"ok": True, "name": name, "bytes": len(content)}) if as_json else f"stored {name}")
 
 
@@ -122,10 +126,11 @@ def get_command(
     contract: Contract,
     name: Record,
     *,
+    profile: Profile = "tls",
     as_json: Json = False,
 ) -> None:
     """Read a record back."""
-    answer = _ask(directory, address, (provider, service, contract), {"op": "get", "name": name})
+    answer = _ask(directory, address, (provider, service, contract), profile, {"op": "get", "name": name})
     content = answer.get("data")
     if not isinstance(content, bytes):
         raise Malformed("device.answer", "the function's answer holds no record")
@@ -141,26 +146,36 @@ def list_command(
     service: Service,
     contract: Contract,
     *,
+    profile: Profile = "tls",
     as_json: Json = False,
 ) -> None:
     """Name the records of this device."""
-    names = _ask(directory, address, (provider, service, contract), {"op": "list"}).get("names")
+    names = _ask(directory, address, (provider, service, contract), profile, {"op": "list"}).get("names")
     if not isinstance(names, list):
         raise Malformed("device.answer", "the function's answer holds no names")
     typer.echo(json.dumps({"ok": True, "names": names}) if as_json else "\n".join(map(str, names)))
 
 
-def _ask(directory: Path, address: str, wanted: tuple[str, str, str], request: dict[str, object]) -> dict[str, object]:
+def _ask(
+    directory: Path, address: str, wanted: tuple[str, str, str], profile: str, request: dict[str, object]
+) -> dict[str, object]:
     from moorline.clock import SystemClock
+    from moorline.device import no_pfs
     from moorline.device.connection import Wanted, connected
     from moorline.device.store import DeviceStore
     from moorline.wire import cbor
 
+    if profile not in ("tls", "no-pfs"):
+        raise typer.BadParameter("a profile is tls or no-pfs")
     provider, service, contract = wanted
+    function = Wanted(provider=provider, service=service, contract=contract)
+    store = DeviceStore(directory=directory)
 
     async def once() -> bytes:
-        function = Wanted(provider=provider, service=service, contract=contract)
-        async with connected(DeviceStore(directory=directory), address, function, clock=SystemClock()) as connection:
+        if profile == "no-pfs":
+            async with await no_pfs.connect(store, address, function, clock=SystemClock()) as plain:
+                return await plain.request(cbor.encode(request))
+        async with connected(store, address, function, clock=SystemClock()) as connection:
             return await connection.request(cbor.encode(request))
 
     answer = cbor.decode(_run(once()))

@@ -145,12 +145,12 @@ def connect(
     hsm: Annotated[str, typer.Argument(help="Its HSM's id.")],
     broker: acting.Broker,
     *,
+    rotate: Annotated[bool, typer.Option("--rotate", help="Agree on a new pair key; the one before stays good.")] = False,
     as_json: render.AsJson = False,
 ) -> None:
-    """Meet another provider's HSM: each finds the other on the ledger, and they exchange trust bundles."""
-    answer: Any = acting.at_broker(
-        broker, lambda client: client.post_json("/v1/peers/connect", {"provider": provider, "hsm": hsm})
-    )
+    """Meet another provider's HSM: each finds the other on the ledger, they exchange trust bundles and agree on a key."""
+    body = {"provider": provider, "hsm": hsm, "rotate": rotate}
+    answer: Any = acting.at_broker(broker, lambda client: client.post_json("/v1/peers/connect", body))
     render.facts(answer, as_json=as_json)
 
 
@@ -238,6 +238,13 @@ def show_peers(broker: acting.Broker, *, as_json: render.AsJson = False) -> None
     """Show HSMs of other providers whose trust bundles are kept."""
     columns = ("provider", "hsm", "sequence", "at", "transcript")
     _table(broker, "peers", columns, as_json=as_json, empty="no peers yet; next: moor hsm connect")
+
+
+@shown.command("pairs")
+def show_pairs(broker: acting.Broker, *, as_json: render.AsJson = False) -> None:
+    """Show pair keys with other providers' HSMs, by pair epoch."""
+    columns = ("provider", "hsm", "epoch", "state", "anchored_at_height", "at", "revoked_by_peer", "contracts")
+    _table(broker, "pairs", columns, as_json=as_json, empty="no pairs yet; next: moor hsm connect")
 
 
 @shown.command("pool")

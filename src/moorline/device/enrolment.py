@@ -23,6 +23,7 @@ from cryptography.x509.oid import NameOID
 from moorline.clock import Instant
 from moorline.device.store import DeviceStore
 from moorline.errors import Malformed, NotAuthentic
+from moorline.ledger.client import Endpoint
 from moorline.ledger.light_client import LedgerTrust
 from moorline.nfv import Role, parse_name
 from moorline.verification.chains import VerifiedChain, verify_ca, verify_chain
@@ -45,6 +46,7 @@ async def enrol(store: DeviceStore, *, url: str, server_name: str, device: str, 
         issuers = await _cacerts(client, trust, now)
         headers = {**_CSR_HEADERS, "authorization": f"Basic {basic}"}
         answer = await client.send("POST", f"{EST}/simpleenroll", content=_request(key, device), headers=headers)
+    store.keep_home(Endpoint(url=url, server_name=server_name))
     return _kept(store, trust, key, device, certificates_of(answer), issuers, now)
 
 
@@ -54,18 +56,21 @@ async def renew(store: DeviceStore, *, url: str, server_name: str, now: Instant)
     identity = store.identity()
     key = store.key()
     device = verify_chain(identity.chain[0], identity.chain[1:], trust.roots, now).spiffe_id.segments[0]
-    shown = ClientIdentity(
-        certificate_chain_pem=_pem(identity.chain),
-        private_key_pem=key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        ),
-    )
+    shown = shown_identity(store, identity.chain)
     async with HttpClient(url, server_name=server_name, roots_pem=roots_pem(trust), identity=shown) as client:
         issuers = await _cacerts(client, trust, now)
         answer = await client.send(
             "POST", f"{EST}/simplereenroll", content=_request(key, device), headers=dict(_CSR_HEADERS)
         )
     return _kept(store, trust, key, device, certificates_of(answer), issuers, now)
+
+
+def shown_identity(store: DeviceStore, chain: tuple[bytes, ...]) -> ClientIdentity:
+    """Certificate chain and key of the device as an HTTPS client wants them; in memory only."""
+    pem = store.key().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return ClientIdentity(certificate_chain_pem=_pem(chain), private_key_pem=pem)
 
 
 def certificates_of(body: bytes) -> tuple[bytes, ...]:

@@ -4,6 +4,7 @@ key.pem        its private key (mode 0600), made here; it never leaves
 chain.pem      its certificate and the chain above it, leaf first
 trust.cbor     the consortium as provisioned: ledger.LedgerTrust
 ledger.json    where the ledger can be asked: [{"url", "server_name"}]
+home.json      its provider's HSM, where it enrolled: {"url", "server_name"}
 highest.cbor   the highest checkpoint seen; the device never goes back behind it
 """
 
@@ -30,6 +31,7 @@ KEY_FILE: Final = "key.pem"
 CHAIN_FILE: Final = "chain.pem"
 TRUST_FILE: Final = "trust.cbor"
 LEDGER_FILE: Final = "ledger.json"
+HOME_FILE: Final = "home.json"
 HIGHEST_FILE: Final = "highest.cbor"
 
 
@@ -91,6 +93,18 @@ class DeviceStore:
             return tuple(Endpoint(url=one["url"], server_name=one["server_name"]) for one in listed)
         except (ValueError, KeyError, TypeError) as error:
             raise _unreadable(LEDGER_FILE, type(error).__name__) from None
+
+    def keep_home(self, endpoint: Endpoint) -> None:
+        """Remember where this device enrolled."""
+        self._write(HOME_FILE, json.dumps({"url": endpoint.url, "server_name": endpoint.server_name}).encode())
+
+    def home(self) -> Endpoint:
+        """Where this device enrolled. Raises Misconfigured("device.not_provisioned")."""
+        try:
+            found = json.loads(self._read(HOME_FILE))
+            return Endpoint(url=found["url"], server_name=found["server_name"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise _unreadable(HOME_FILE, type(error).__name__) from None
 
     def highest(self) -> Checkpoint | None:
         """The highest checkpoint seen."""

@@ -322,6 +322,8 @@ def parse_words(text: str, what: str) -> str:
 # Keys ------------------------------------------------------------------------------------------------------------------
 
 
+PAIR_LOGS: Final = "pair-"
+"""Logs of this name are transcripts of pair keys, anchored by an HSM: size is the pair epoch, root the transcript's hash."""
 AUTHORITIES_INDEX: Final = "index/authorities"
 """Key of the `IndexRecord` with the names of the authorities in force."""
 ROOTS_KEY: Final = "index/roots"

@@ -229,12 +229,12 @@ def _by_hsm(draft: Draft, transaction: Transaction, provider: r.ProviderRecord, 
     _signed_by(draft, transaction, (hsm.signing_public,))
     body = transaction.body
     revokes = isinstance(body, transactions.Revoke) and body.kind in registration.HSM_REVOKES
-    anchors = isinstance(body, transactions.AnchorLog) and body.log == hsm_id
+    anchors = isinstance(body, transactions.AnchorLog) and (body.log == hsm_id or body.log.startswith(r.PAIR_LOGS))
     if not (revokes or anchors):
         raise Refused(
             "ledger.not_for_hsm",
             "this takes the provider's key",
-            expected="revocation of instances, devices, hosts, launchers, certificates; anchor of its own log",
+            expected="revocation of instances, devices, hosts, launchers, certificates; anchor of its own log or of a pair",
             got=transaction.payload.kind,
         )
 

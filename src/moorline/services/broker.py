@@ -27,6 +27,7 @@ from moorline.hsm.ceremony import public_keys
 from moorline.hsm.issuing import HsmIdentity, IssuingCa, TlsKey
 from moorline.hsm.keys import HSM_IDENTITY, ISSUING_CA, VERIFIER, TokenEcKey
 from moorline.hsm.launch_keys import LaunchKeys, Terms
+from moorline.hsm.pair import PairKeys
 from moorline.hsm.pool import KeyPool, Watermarks
 from moorline.hsm.release_policy import ReleasePolicy
 from moorline.hsm.rotation import RotatingToken, in_force, retiring_certificates
@@ -43,6 +44,7 @@ from moorline.services.http import TlsIdentity
 from moorline.services.token_owner import say_what_is_lacking
 from moorline.storage.broker_enrolments import EnrolmentStore
 from moorline.storage.broker_instances import InstanceStore
+from moorline.storage.broker_pairs import PairStore
 from moorline.storage.broker_revocations import RevocationStore
 from moorline.storage.broker_store import BrokerStore
 from moorline.storage.hsm_store import HsmStore
@@ -175,6 +177,8 @@ class BrokerSettings:
     """PEM file with the roots of the manufacturers whose devices may enrol at listen_bootstrap. They trust one another."""
     device_certificates: int = 16
     """Certificates of one device that may be valid at the same time; more are refused for a while."""
+    contracts: tuple[str, ...] = ()
+    """Contracts with other providers that this broker tells their HSMs of."""
     crls_above: Path | None = None
     """PEM file with the CRLs of provider, authorities and root, handed on to who checks the whole chain."""
 
@@ -252,6 +256,9 @@ class Broker:
     enrolments: EnrolmentStore
     manufacturer_roots: bytes | None
     hsm: HsmStore
+    pairs: PairStore
+    pair_keys: PairKeys
+    pairing: asyncio.Event
 
     def require_hosts(self) -> HostAuthority:
         """The attestation authority; raises Misconfigured("broker.no_verifier") if there is none."""
@@ -322,6 +329,7 @@ def _assembled(
     )
     tls = TlsKeys(identity, clock)
     revocations = RevocationStore(store)
+    pairs = PairStore(store)
     client = LedgerClient(_ledger_endpoints(settings.ledger_urls), roots_pem=roots_pem)
     return Broker(
         settings=settings,
@@ -355,6 +363,9 @@ def _assembled(
         decisions=Decisions(_release_policy(settings)),
         hsm=hsm,
         effects={},
+        pairs=pairs,
+        pair_keys=PairKeys(token, pairs, identity.signer),
+        pairing=asyncio.Event(),
     )
 
 
@@ -363,8 +374,10 @@ async def run(settings: BrokerSettings, *, ready: Callable[[dict[str, str]], Non
     from moorline.services import (
         broker_admin,
         broker_anchor,
+        broker_cmp,
         broker_drift,
         broker_est,
+        broker_pairs,
         broker_revocation,
         broker_revoking,
         broker_sessions,
@@ -394,7 +407,7 @@ async def run(settings: BrokerSettings, *, ready: Callable[[dict[str, str]], Non
         bound: dict[str, str] = {"sessions": server.address}
         optional = {"revocation": settings.listen_revocation, "bootstrap": settings.listen_bootstrap}
         waiting = {"https", "admin", *(name for name, listen in optional.items() if listen is not None)}
-        lists = broker_revocation.Lists(broker)
+        lists, cmp = broker_revocation.Lists(broker), broker_cmp.Cmp(broker)
 
         def on_bound(name: str, address: str) -> None:
             bound[name] = address
@@ -406,10 +419,15 @@ async def run(settings: BrokerSettings, *, ready: Callable[[dict[str, str]], Non
         async with server:
             await serve_all(
                 server.serve_forever(),
-                broker_est.serve(broker, lists, lambda address: on_bound("https", address)),
+                broker_est.serve(broker, lists, cmp, lambda address: on_bound("https", address)),
                 broker_est.serve_bootstrap(broker, lambda address: on_bound("bootstrap", address)),
-                broker_revocation.serve(lists, lambda address: on_bound("revocation", address)),
+                broker_revocation.serve(
+                    lists,
+                    lambda app: broker_cmp.add_routes(app, cmp),
+                    lambda address: on_bound("revocation", address),
+                ),
                 lists.keep_watching(),
+                broker_pairs.keep_pairing(broker),
                 broker_admin.serve(broker, lists, tenants, lambda address: on_bound("admin", address)),
                 anchoring,
                 broker_drift.keep_watching(broker),

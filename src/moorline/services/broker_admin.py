@@ -71,10 +71,11 @@ class LauncherRequest(_Request):
 
 
 class PeerRequest(_Request):
-    """A registered HSM of another provider."""
+    """A registered HSM of another provider; `rotate` begins a new pair epoch with it."""
 
     provider: str
     hsm: str
+    rotate: bool = False
 
 
 async def serve(broker: Broker, lists: Lists, tenants: OpenTenants | None, bound: Callable[[str], None]) -> None:
@@ -111,8 +112,8 @@ def _issuing_routes(app: FastAPI, broker: Broker) -> None:
 
     @app.post("/v1/peers/connect")
     async def connect(asked: PeerRequest) -> dict[str, object]:
-        """Exchange trust bundles with a peer HSM."""
-        peer = await broker_peers.connect(broker, asked.provider, asked.hsm)
+        """Exchange trust bundles with a peer HSM, and agree on a pair key if there is none, or to rotate."""
+        peer = await broker_peers.connect(broker, asked.provider, asked.hsm, rotate=asked.rotate)
         return {
             "provider": peer.provider,
             "hsm": peer.hsm,

@@ -17,6 +17,7 @@ from moorline.services.broker import Broker
 from moorline.services.broker_est_access import manufactured_identity
 from moorline.services.broker_revocation import Lists
 from moorline.storage.broker_enrolments import Account
+from moorline.storage.broker_pairs import Pair
 
 _SALT_BYTES: Final = 16
 _PASSWORD_BYTES: Final = 15
@@ -63,6 +64,30 @@ def add_routes(app: FastAPI, broker: Broker, lists: Lists) -> None:
     """Enrolment and revocation on the admin socket."""
     _enrolment_routes(app, broker)
     _revocation_routes(app, broker, lists)
+    _pair_routes(app, broker)
+
+
+def _pair_routes(app: FastAPI, broker: Broker) -> None:
+    @app.get("/v1/pairs")
+    async def pairs() -> dict[str, list[dict[str, object]]]:
+        """Pair epochs with other HSMs, newest first, and what their peers told."""
+        found = await asyncio.to_thread(broker.pairs.all)
+        return {"pairs": [_pair(broker, one) for one in found]}
+
+
+def _pair(broker: Broker, one: Pair) -> dict[str, object]:
+    news = broker.pairs.news(one.provider, one.hsm)
+    return {
+        "provider": one.provider,
+        "hsm": one.hsm,
+        "epoch": one.epoch,
+        "state": one.state.value,
+        "transcript": None if one.transcript is None else one.transcript.hex(),
+        "anchored_at_height": one.height,
+        "at": one.at,
+        "revoked_by_peer": 0 if news is None else news.revoked,
+        "contracts": [] if news is None else [name for name in news.contracts.split(",") if name],
+    }
 
 
 def _enrolment_routes(app: FastAPI, broker: Broker) -> None:

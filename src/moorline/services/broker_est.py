@@ -25,8 +25,18 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from moorline.errors import MoorlineError, NotAuthentic, Refused, Unavailable
-from moorline.services import broker_audit_routes, broker_enrolment, broker_retire, broker_sign, http, metrics
+from moorline.services import (
+    broker_audit_routes,
+    broker_cmp,
+    broker_device_keys,
+    broker_enrolment,
+    broker_retire,
+    broker_sign,
+    http,
+    metrics,
+)
 from moorline.services.broker import Broker
+from moorline.services.broker_cmp import Cmp
 from moorline.services.broker_est_access import Attempts, Door
 from moorline.services.broker_revocation import Lists
 from moorline.services.broker_revocation import add_routes as add_revocation_routes
@@ -41,9 +51,9 @@ _SLOW_DOWN: Final = frozenset({"est.quota", "est.too_many_attempts"})
 _BASIC: Final = frozenset({"est.unauthorised", "est.credentials", "est.code_invalid"})
 
 
-async def serve(broker: Broker, lists: Lists, bound: Callable[[str], None]) -> None:
+async def serve(broker: Broker, lists: Lists, cmp: Cmp, bound: Callable[[str], None]) -> None:
     """Serve HTTPS until cancelled; the address stays, the certificate is replaced in time."""
-    app = application(broker, lists)
+    app = application(broker, lists, cmp)
     # Our own CAs help clients that send their leaf alone; no anchors by that, for none of them signed itself.
     above = (x509.load_der_x509_certificate(der) for der in broker.ca.chain)
     between = b"".join(one.public_bytes(serialization.Encoding.PEM) for one in above)
@@ -84,13 +94,15 @@ async def _kept_serving(
         return
 
 
-def application(broker: Broker, lists: Lists) -> FastAPI:
+def application(broker: Broker, lists: Lists, cmp: Cmp) -> FastAPI:
     """The routes. Public on purpose: cacerts, csrattrs, ca-bundle; the others authenticate as their docstrings say."""
     app = http.application("broker", body_cap=_BODY_CAP, ready=lambda: metrics.why_broker_not_ready(broker))
     add_est_routes(app, broker, Door(broker, Attempts(), bootstrap=False))
     broker_retire.add_routes(app, broker)
     broker_audit_routes.add_routes(app, broker)
     add_revocation_routes(app, lists)
+    broker_device_keys.add_routes(app, broker)
+    broker_cmp.add_routes(app, cmp)
 
     @app.get("/v1/ca-bundle")
     async def ca_bundle() -> Response:

@@ -31,6 +31,7 @@ from moorline.ledger.records import PlatformRecord, RevocationKind, ServiceRecor
 from moorline.nfv import Role, SpiffeId, parse_name
 from moorline.policy import sec009
 from moorline.rats import Assurance, CapabilityLevel
+from moorline.services import broker_device_keys
 from moorline.services.broker import Broker
 from moorline.services.broker_access import authorise_device
 from moorline.services.broker_anchor import require_judged
@@ -99,13 +100,15 @@ class FunctionSession:
         return await asyncio.to_thread(self._activate)
 
     async def call(self, operation: str, body: bytes) -> bytes:
-        """`device.authorise` for its own service, and `renew`."""
+        """`device.authorise` and `device.key` for its own service, and `renew`."""
         fields, _ = self._held()
         if operation == "device.authorise":
             asked = schema.decode(AuthoriseDeviceCall, body)
             if asked.service != fields.service:
                 raise Refused("broker.other_service", "a function asks for its own service only", got=asked.service)
             return schema.encode(await authorise_device(self.broker, asked))
+        if operation == "device.key":
+            return await broker_device_keys.for_function(self.broker, fields, body)
         if operation == "renew":
             return schema.encode(await self._renew(self._renewed))
         if operation == "rekey":

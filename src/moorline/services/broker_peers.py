@@ -15,6 +15,7 @@ from moorline.ledger import records, standing
 from moorline.ledger.light_client import ProvenState, verify_bundle
 from moorline.ledger.records import HsmRecord
 from moorline.nfv import Role, parse_name
+from moorline.services import broker_pairs
 from moorline.services.broker import Broker
 from moorline.services.broker_role import no_such_operation
 from moorline.storage.broker_store import Peer
@@ -31,6 +32,7 @@ class PeerSession:
     claim: Claim
     peer: HsmRecord | None = None
     pending: tuple[TrustBundle, bytes, bytes] | None = None
+    met: bool = False
 
     async def appraise(self) -> bytes:
         """No secrets; raises unless the peer proves the HSM key that the ledger has for it now."""
@@ -55,12 +57,14 @@ class PeerSession:
         return Activation(spiffe_id="", certificate=b"", chain=(), now=self.broker.clock.now(), renew_after_s=0, body=b"")
 
     async def call(self, operation: str, body: bytes) -> bytes:
-        """`peer.exchange`: bundle for bundle and our signature; `peer.confirm`: theirs, and both are kept."""
+        """`peer.exchange`: bundle for bundle and our signature; `peer.confirm`: theirs, both are kept; then broker_pairs."""
         if operation == "peer.exchange":
             return await self._exchange(body)
         if operation == "peer.confirm":
             await self._confirm(body)
             return b""
+        if self.met:
+            return await broker_pairs.answer(self.broker, self._record(), operation, body)
         raise no_such_operation(operation)
 
     async def _exchange(self, body: bytes) -> bytes:
@@ -82,6 +86,7 @@ class PeerSession:
         bundle, received, agreed = self.pending
         exchange.verify_agreed(body, keys.parse_public(record.signing_public), agreed)
         await asyncio.to_thread(_keep, self.broker, bundle, received, agreed)
+        self.met = True
 
     def _record(self) -> HsmRecord:
         if self.peer is None:
@@ -89,10 +94,11 @@ class PeerSession:
         return self.peer
 
 
-async def connect(broker: Broker, provider: str, hsm: str) -> Peer:
+async def connect(broker: Broker, provider: str, hsm: str, *, rotate: bool = False) -> Peer:
     """The initiator's end: open a session with a registered HSM at its registered address, and exchange trust bundles.
 
-    Raises what ledger, chain, session and exchange raise; nothing is kept unless everything held.
+    Then a pair key is agreed if there is none, if one was left unfinished, or to `rotate`; and news are asked for.
+    Raises what ledger, chain, session, exchange and pair raise; nothing is kept unless everything held.
     """
     them, us = Party(provider=parse_name(provider, "provider"), hsm=parse_name(hsm, "HSM")), _party(broker)
     own_keys = standing.hsm_keys(us.provider, us.hsm)
@@ -130,7 +136,10 @@ async def connect(broker: Broker, provider: str, hsm: str) -> Peer:
         agreed = exchange.transcript(digest, ours, reply.bundle)
         exchange.verify_agreed(reply.agreed, key, agreed)
         await session.call("peer.confirm", exchange.agree(broker.identity.signer, agreed))
-    return await asyncio.to_thread(_keep, broker, theirs, reply.bundle, agreed)
+        peer = await asyncio.to_thread(_keep, broker, theirs, reply.bundle, agreed)
+        await broker_pairs.agree(broker, record, session, rotate=rotate)
+        await broker_pairs.ask_news(broker, record, session)
+    return peer
 
 
 def judge_broker(broker: Broker, them: Party, record: HsmRecord, challenge: Challenge, chain: tuple[bytes, ...]) -> None:

@@ -42,6 +42,7 @@ from moorline.wire.certificates import Issuer
 
 _LOG: Final = structlog.stdlib.get_logger("broker")
 _KEYS_A_PROOF: Final = 64
+_BODY_CAP: Final = 64 * 1024
 _BY_ROLE: Final = {
     Role.DEVICE: (RevocationKind.DEVICE, 0),
     Role.SERVICE: (RevocationKind.INSTANCE, 1),
@@ -192,14 +193,15 @@ class Lists:
         raise Refused("revocation.no_such_ca", "this broker has no CA of that name", got=name)
 
 
-async def serve(lists: Lists, bound: Callable[[str], None]) -> None:
+async def serve(lists: Lists, also: Callable[[FastAPI], None], bound: Callable[[str], None]) -> None:
     """The plain HTTP door, if there is one; ends only by cancellation."""
     listen = lists._broker.settings.listen_revocation  # noqa: SLF001 - of the same module
     if listen is None:
         await asyncio.Event().wait()
         return
-    app = http.application("broker-revocation", body_cap=revocation.OCSP_REQUEST_CAP)
+    app = http.application("broker-revocation", body_cap=_BODY_CAP)
     add_routes(app, lists)
+    also(app)
     await http.serve(app, listen=listen, identity=None, client_roots_pem=None, ready=bound, without_tls=True)
 
 
@@ -250,7 +252,7 @@ def _parts(page: tuple[Named, ...], provider: str) -> Iterator[_Part]:
     part: list[tuple[Named, tuple[str, ...]]] = []
     held = 0
     for one in page:
-        keys = _keys(one, provider)
+        keys = revocation_keys(one.serial, one.spiffe_id, provider)
         if held + len(keys) > _KEYS_A_PROOF:
             yield tuple(part)
             part, held = [], 0
@@ -260,9 +262,10 @@ def _parts(page: tuple[Named, ...], provider: str) -> Iterator[_Part]:
         yield tuple(part)
 
 
-def _keys(one: Named, provider: str) -> tuple[str, ...]:
-    named = SpiffeId.parse(one.spiffe_id)
-    by_serial = records.revocation_key(RevocationKind.CERTIFICATE, provider, one.serial)
+def revocation_keys(serial: str, spiffe_id: str, provider: str) -> tuple[str, ...]:
+    """The ledger keys under which a certificate, or what it names, can be revoked by its provider."""
+    named = SpiffeId.parse(spiffe_id)
+    by_serial = records.revocation_key(RevocationKind.CERTIFICATE, provider, records.parse_id(serial, "serial number"))
     found = _BY_ROLE.get(named.role)
     if found is None:
         return (by_serial,)

@@ -172,6 +172,12 @@ class EnrolmentStore:
             raise _no_code()
         return bytes(row["code_digest"]), bytes(kept["sealed"])
 
+    def holds(self, device: str, serial: str, trust_domain: str) -> bool:
+        """Whether a certificate was given out to this device."""
+        with self._store.reading() as c:
+            row = c.execute(sa.select(_CERTIFICATES.c.spiffe_id).where(_CERTIFICATES.c.serial == serial)).scalar()
+        return row == f"spiffe://{trust_domain}/device/{device}"
+
     def enrol(
         self, applicant: Applicant, *, key_digest: bytes, issued: Issued, at: Instant, server_key: bool = False
     ) -> None:

@@ -140,6 +140,13 @@ class RevocationStore:
         """Everything revoked that a CRL still names: certificates that end at `expired_after` or later."""
         return self._where(_REVOKED.c.not_after >= expired_after)
 
+    def on_ledger_since(self, height: int, *, limit: int) -> tuple[Revoked, ...]:
+        """What the ledger has above a height, lowest first."""
+        with self._store.reading() as c:
+            query = sa.select(_REVOKED).where(_REVOKED.c.height > height)
+            rows = c.execute(query.order_by(_REVOKED.c.height, _REVOKED.c.serial).limit(limit)).mappings()
+            return tuple(Revoked(**row) for row in rows)
+
     def find(self, serial: str) -> tuple[bool, Revoked | None]:
         """Whether this broker gave the certificate out, and its revocation if there is one."""
         with self._store.reading() as c:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -24,12 +25,14 @@ from pathlib import Path
 from typing import Final
 
 from moorline.attesters.reports import ReportSource
-from moorline.channel import device
+from moorline.channel import device, nopfs
+from moorline.channel.tls import PlainStream
 from moorline.errors import MoorlineError, Refused, Unavailable
 from moorline.ledger import peers, records, standing
 from moorline.nfv import Role
 from moorline.verification.chains import VerifiedChain
 from moorline.wire import guest
+from moorline.wire.nopfs import NONCE, PROFILE, FunctionKeyCall, NoPfsHello, NoPfsOffer
 from moorline.workload_agent.broker import TIME_INTERVAL_S, BrokerLink, attest, is_verdict
 from moorline.workload_agent.function import Context, Function, load_function
 from moorline.workload_agent.launch import Launch, read_launch
@@ -173,6 +176,7 @@ class Service:
             bundle=self.own_status,
             judge=self.judge,
             answer=self.answer,
+            plain=self.plain,
             max_age_s=self._max_age_s,
         )
 
@@ -217,10 +221,53 @@ class Service:
             remedy="the two providers agree on a contract on the ledger",
         )
 
+    async def plain(self, stream: PlainStream) -> None:
+        """One device of the profile without forward secrecy (channel.nopfs)."""
+        await nopfs.serve(stream, offer=self.offer, answer=self._answered, clock=self._link.clock)
+
+    async def offer(self, hello: NoPfsHello) -> nopfs.Offered:
+        """Keys for a device, if the broker gives some and the ledger shows the contract to allow the profile.
+
+        Raises Refused("workload.device_not_authorised" | "nopfs.*"), `ledger.*`, and what the broker reports.
+        """
+        fields = self._launch.fields
+        if hello.contract not in self._contracts:
+            raise Refused("workload.device_not_authorised", "this contract is not configured here", got=hello.contract)
+        nonce = secrets.token_bytes(NONCE)
+        call = FunctionKeyCall(
+            service=fields.service,
+            device=hello.device,
+            home_provider=hello.home_provider,
+            home_hsm=hello.home_hsm,
+            contract=hello.contract,
+            device_nonce=hello.nonce,
+            function_nonce=nonce,
+        )
+        keys = await self._link.device_key(call)
+        state = self._link.verify(keys.bundle)
+        contract = peers.contract_between(
+            state, hello.contract, provider=fields.provider, service=fields.service, grantee=hello.home_provider
+        )
+        if PROFILE not in contract.profiles:
+            raise Refused("nopfs.not_allowed", "the contract does not allow this profile", got=hello.contract)
+        _LOG.info("keys without forward secrecy", extra={"device": hello.device, "key_id": keys.key_id.hex()})
+        offer = NoPfsOffer(
+            provider=fields.provider,
+            hsm=fields.hsm,
+            service=fields.service,
+            pair_epoch=keys.pair_epoch,
+            nonce=nonce,
+            not_after=keys.not_after,
+        )
+        return nopfs.Offered(offer=offer, keys=keys)
+
     async def answer(self, chain: VerifiedChain, request: bytes) -> bytes:
         """The application's answer; whatever goes wrong inside it is logged there and not told."""
+        return await self._answered(str(chain.spiffe_id), request)
+
+    async def _answered(self, device: str, request: bytes) -> bytes:
         try:
-            return await self._function.handle(request, str(chain.spiffe_id))
+            return await self._function.handle(request, device)
         except MoorlineError:
             raise
         except Exception:  # the application's own code: its fault is not this connection's

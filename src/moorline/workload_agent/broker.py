@@ -27,6 +27,7 @@ from moorline.nfv import Role, SpiffeId
 from moorline.verification.chains import VerifiedChain, verify_chain
 from moorline.wire import cbor, keys, schema
 from moorline.wire.launch import ChannelProfile, identity_name, token_proof
+from moorline.wire.nopfs import FunctionKeyCall, FunctionKeyReply
 from moorline.wire.session import (
     Activation,
     AuthoriseDeviceCall,
@@ -186,6 +187,10 @@ class BrokerLink:
         """The broker's decision about a device under one contract, with the proof it rests on."""
         call = AuthoriseDeviceCall(service=self._launch.fields.service, device=device, contract=contract)
         return schema.decode(AuthoriseDeviceReply, await self._call("device.authorise", schema.encode(call)))
+
+    async def device_key(self, call: FunctionKeyCall) -> FunctionKeyReply:
+        """Keys of the profile without forward secrecy, claimed for this instance by its broker."""
+        return schema.decode(FunctionKeyReply, await self._call("device.key", schema.encode(call)))
 
     async def _call(self, operation: str, body: bytes) -> bytes:
         if self._session.closed:

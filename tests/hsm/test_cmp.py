@@ -1,0 +1,293 @@
+"""CMP (RFC 9483) driven by Debian's `openssl cmp`: every kind of request, and clients that are wrong or not who they say."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from cryptography import x509
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moorline.errors import Malformed
+from moorline.wire import cmp
+from moorline.wire.certificates import spiffe_id_of
+from moorline.wire.cmp import Body
+
+sys.path.insert(0, str(Path(__file__).parent))
+from consortium import Consortium, free_addresses
+from foreign import openssl
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def beta(tmp_path_factory):
+    consortium = await Consortium.found(tmp_path_factory.mktemp("cmp"))
+    try:
+        (listen,) = free_addresses(1)
+        yield await consortium.admit("beta", listen_revocation=listen, revocation_poll_s=1)
+    finally:
+        await consortium.close()
+
+
+class Client:
+    """`openssl cmp` of one device, in its folder."""
+
+    def __init__(self, folder, beta):
+        self.folder, self.beta = folder, beta
+        (folder / "root.pem").write_bytes(beta.roots_pem)
+
+    async def code(self, device):
+        async with self.beta.admin() as admin:
+            return (await admin.post_json("/v1/enrolment-codes", {"device": device}))["code"]
+
+    def key(self, name):
+        openssl(self.folder, *f"ecparam -name prime256v1 -genkey -noout -out {name}.pem".split(), check=True)
+
+    async def __call__(self, command, *words, ok=True):
+        """Runs it; what it said on standard error."""
+        server = ("-server", f"http://{self.beta.settings.listen_revocation}/.well-known/cmp", "-trusted", "root.pem")
+        done = await asyncio.to_thread(
+            openssl, self.folder, "cmp", "-cmd", command, *server, "-recipient", "/CN=ca-1", "-config", "", *words
+        )
+        said = done.stdout + done.stderr
+        assert (done.returncode == 0) is ok, said
+        return said
+
+    async def initial(self, device, *more, key="key", ok=True):
+        """ir with the device's code."""
+        given_code = await self.code(device)
+        self.key(key)
+        words = ("-ref", device, "-secret", f"pass:{given_code}", "-newkey", f"{key}.pem", "-subject", "/CN=x")
+        return await self("ir", *words, "-certout", "cert.pem", "-chainout", "chain.pem", *more, ok=ok)
+
+    def certificate(self, name="cert.pem"):
+        return x509.load_pem_x509_certificate((self.folder / name).read_bytes())
+
+    async def revoked(self):
+        async with self.beta.https() as client:
+            found = x509.load_der_x509_crl(await client.get_bytes("/crl/ca-1.crl"))
+        return {one.serial_number for one in found}
+
+
+@pytest.fixture
+def client(beta, tmp_path):
+    return Client(tmp_path, beta)
+
+
+def self_signed(client, key, certificate):
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=x"
+    openssl(client.folder, *words.split(), "-keyout", key, "-out", certificate, check=True)
+
+
+def posted(client, body):
+    """What the server answers to a file of bytes."""
+    url = f"http://{client.beta.settings.listen_revocation}/.well-known/cmp"
+    words = ("curl", "-sS", "-H", "Content-Type: application/pkixcmp", "--data-binary", f"@{body}", "-o", "answer.der", url)
+    subprocess.run(words, cwd=client.folder, check=True, timeout=30)
+    return cmp.parse((client.folder / "answer.der").read_bytes())
+
+
+SIGNED = ("-cert", "cert.pem", "-key", "key.pem", "-untrusted", "chain.pem")
+story = pytest.mark.asyncio(loop_scope="module")
+
+
+@story
+async def test_ir_with_a_code_and_an_explicit_confirmation(client):
+    said = await client.initial("phone-1", "-cacertsout", "ca.pem")
+    assert "PKICONF" in said.upper()
+    leaf = client.certificate()
+    assert str(spiffe_id_of(leaf)) == "spiffe://beta.test/device/phone-1"
+    assert (client.folder / "ca.pem").read_bytes().count(b"BEGIN CERTIFICATE") >= 1
+    words = "verify -x509_strict -CAfile root.pem -untrusted chain.pem cert.pem"
+    done = openssl(client.folder, *words.split())
+    assert done.returncode == 0, done.stderr
+    assert leaf.serial_number not in await client.revoked()
+
+
+@story
+async def test_ir_with_implicit_confirmation(client):
+    said = await client.initial("phone-2", "-implicit_confirm")
+    assert "PKICONF" not in said.upper()
+
+
+@story
+async def test_cr_kur_and_p10cr_signed_with_the_certificate(client):
+    await client.initial("phone-3")
+    first = client.certificate().serial_number
+    for command, more in (
+        ("cr", ("-newkey", "next.pem", "-subject", "/CN=x")),
+        ("kur", ("-newkey", "next.pem", "-oldcert", "cert.pem")),
+        ("p10cr", ("-csr", "request.pem")),
+    ):
+        client.key("next")
+        openssl(client.folder, *["req", "-new", "-key", "next.pem", "-subj", "/CN=x", "-out", "request.pem"], check=True)
+        await client(command, *SIGNED, *more, "-certout", "new.pem")
+        made = client.certificate("new.pem")
+        assert str(spiffe_id_of(made)) == "spiffe://beta.test/device/phone-3"
+        assert made.serial_number != first
+
+
+@story
+async def test_p10cr_with_a_code(client):
+    given_code = await client.code("phone-4")
+    client.key("key")
+    openssl(client.folder, *["req", "-new", "-key", "key.pem", "-subj", "/CN=x", "-out", "request.pem"], check=True)
+    words = ("-ref", "phone-4", "-secret", f"pass:{given_code}", "-csr", "request.pem", "-certout", "cert.pem")
+    await client("p10cr", *words, "-mac", "hmacWithSHA256")
+    assert str(spiffe_id_of(client.certificate())) == "spiffe://beta.test/device/phone-4"
+
+
+@story
+async def test_rr_revokes_the_devices_own_certificate_and_no_other(client, tmp_path_factory, beta):
+    await client.initial("phone-5")
+    other = Client(tmp_path_factory.mktemp("other"), beta)
+    await other.initial("phone-6")
+    (client.folder / "theirs.pem").write_bytes((other.folder / "cert.pem").read_bytes())
+    said = await client("rr", *SIGNED, "-oldcert", "theirs.pem", "-revreason", "1", ok=False)
+    assert "badCertId" in said
+    assert "cmp.other_certificate" in said
+    await client("rr", *SIGNED, "-oldcert", "cert.pem", "-revreason", "1")
+    revoked = await client.revoked()
+    assert client.certificate().serial_number in revoked
+    assert other.certificate().serial_number not in revoked
+    # A revoked certificate signs nothing more.
+    client.key("next")
+    said = await client("kur", *SIGNED, "-newkey", "next.pem", "-certout", "new.pem", ok=False)
+    assert "certRevoked" in said
+
+
+@story
+async def test_genm_tells_the_cas(client):
+    await client.initial("phone-7")
+    assert "GENP" in (await client("genm", *SIGNED, "-infotype", "caCerts", "-verbosity", "7")).upper()
+
+
+@story
+async def test_a_code_serves_one_key(client):
+    given_code = await client.code("phone-8")
+    for name, ok in (("key", True), ("key", True), ("thief", False)):
+        if not (client.folder / f"{name}.pem").exists():
+            client.key(name)
+        words = ("-ref", "phone-8", "-secret", f"pass:{given_code}", "-newkey", f"{name}.pem", "-subject", "/CN=x")
+        said = await client("ir", *words, "-certout", "cert.pem", ok=ok)
+        assert ok or ("notAuthorized" in said and "est.code_used" in said)
+
+
+@story
+@pytest.mark.parametrize("words", [("-ref", "phone-9", "-secret", "pass:guess"), ("-ref", "nobody", "-secret", "pass:x")])
+async def test_a_wrong_code_is_a_bad_message_check(client, words):
+    await client.code("phone-9")
+    client.key("key")
+    enrol = ("-newkey", "key.pem", "-subject", "/CN=x", "-certout", "cert.pem", "-untrusted", "root.pem")
+    said = await client("ir", *words, *enrol, "-unprotected_errors", ok=False)
+    assert "badMessageCheck" in said
+    assert not (client.folder / "cert.pem").exists()
+
+
+@story
+async def test_a_request_without_possession_of_its_key_is_refused(client):
+    said = await client.initial("phone-10", "-popo", "-1", ok=False)
+    assert "badPOP" in said
+
+
+@story
+async def test_a_stranger_and_a_self_signed_signer_are_not_trusted(client):
+    self_signed(client, "key.pem", "cert.pem")
+    (client.folder / "chain.pem").write_bytes((client.folder / "cert.pem").read_bytes())
+    client.key("next")
+    said = await client("cr", *SIGNED, "-newkey", "next.pem", "-subject", "/CN=x", "-certout", "new.pem", ok=False)
+    assert "signerNotTrusted" in said
+
+
+@story
+async def test_a_certificate_the_client_rejects_is_revoked(client):
+    """verifies that: without its confirmation a certificate does not stay: the client trusts another root, and says no."""
+    self_signed(client, "o.key", "other.pem")
+    before = await client.revoked()
+    await client.initial("phone-11", "-out_trusted", "other.pem", ok=False)
+    assert len(await client.revoked() - before) == 1
+
+
+@story
+async def test_a_recorded_request_sent_again_gets_nothing_new(client, beta):
+    """verifies that: a replayed ir under the same code and key is only ever a retry of the same device for the same key."""
+    await client.initial("phone-12", "-reqout", "ir.der,certconf.der")
+    answer = await asyncio.to_thread(posted, client, "certconf.der")
+    assert answer.body is Body.ERROR
+    assert b"cmp.nothing_to_confirm" in answer.content.der
+
+
+@story
+@pytest.mark.parametrize("body", [b"", b"\x30\x80\x00\x00", b"\x30\x03\x02\x01\x02", b"\xff" * 300])
+async def test_garbage_gets_a_signed_error_message(client, beta, body):
+    (client.folder / "body").write_bytes(body)
+    answer = await asyncio.to_thread(posted, client, "body")
+    assert answer.body is Body.ERROR
+    assert answer.protection is not None
+
+
+# The parser alone -------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=400))
+def test_any_bytes_are_a_message_or_malformed(data):
+    try:
+        cmp.parse(data)
+    except Malformed:
+        return
+
+
+def sample():
+    reply = cmp.Reply(
+        sender=cmp.directory_name(x509.Name([])),
+        recipient=cmp.directory_name(x509.Name([])),
+        time="20260101000000Z",
+        algorithm=cmp.Algorithm(oid="1.2.840.10045.4.3.2", parameters=b""),
+        reference=b"r",
+        transaction=b"t" * 16,
+        sender_nonce=b"n" * 16,
+        recipient_nonce=b"m" * 16,
+        body=Body.ERROR,
+        content=cmp.error(cmp.Failure.BAD_POP, "no"),
+    )
+    return reply, cmp.encode(reply, b"signature", (b"\x30\x00",))
+
+
+def test_what_is_written_reads_back():
+    reply, data = sample()
+    message = cmp.parse(data)
+    assert (message.header.transaction, message.header.sender_nonce) == (reply.transaction, reply.sender_nonce)
+    assert (message.body, message.protection) == (Body.ERROR, b"signature")
+    assert message.protected == cmp.protected_part(reply)
+    assert message.extra_certificates == (b"\x30\x00",)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_changed_message_is_another_message_or_malformed(data):
+    _, good = sample()
+    changed = bytearray(good)
+    changed[data.draw(st.integers(0, len(good) - 1))] ^= data.draw(st.integers(1, 255))
+    try:
+        message = cmp.parse(bytes(changed))
+        for read in (cmp.cert_requests, cmp.confirmations, cmp.revocation, cmp.info_types):
+            try:
+                read(message.content)
+            except Malformed:
+                continue
+    except Malformed:
+        return
+
+
+@pytest.mark.parametrize("failure", list(cmp.Failure))
+def test_failure_bits_are_where_openssl_looks_for_them(failure):
+    made = cmp.failure_info(failure)
+    unused, value = made[2], made[3:]
+    assert unused == 7 - failure % 8
+    assert int.from_bytes(value, "big") >> unused & 1
+    assert len(value) == failure // 8 + 1
