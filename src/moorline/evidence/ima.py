@@ -131,10 +131,13 @@ def parse_line(line: bytes) -> ImaEntry:
         _sized(algorithm, digest, violation=not measured.strip(b"\x00"))
     if name == "ima-ng":
         return ImaEntry(index, measured, name, algorithm, digest, _path(rest), b"")
-    path, separator, signature = rest.rpartition(b" ")
+    path, separator, shown = rest.rpartition(b" ")
     if not separator:
         raise Malformed("ima.line", "an entry lacks fields of its template", expected=1, got=0)
-    return ImaEntry(index, measured, name, algorithm, digest, _path(path), _capped(_hex(signature)))
+    signature = _hex(shown)
+    if len(signature) > _MAX_EXTRA:
+        _capped(signature)
+    return ImaEntry(index, measured, name, algorithm, digest, _path(path), signature)
 
 
 def serialize_line(entry: ImaEntry) -> bytes:

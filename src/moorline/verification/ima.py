@@ -27,13 +27,13 @@ from moorline.evidence.ima import DIGEST_SIZES, MAX_PATH, PCR, ImaEntry, parse_l
 from moorline.evidence.tpm_structures import HASH_NAMES, HASH_SIZES
 
 _KNOWN_LINES: Final = 16384
-_TEMPLATE_HASHES: Final = {20: "sha1", 32: "sha256", 48: "sha384", 64: "sha512"}
 _HASHERS: Final = {  # hashlib.new looks the name up in OpenSSL each time
     "sha1": hashlib.sha1,
     "sha256": hashlib.sha256,
     "sha384": hashlib.sha384,
     "sha512": hashlib.sha512,
 }
+_TEMPLATE_HASHES: Final = {made().digest_size: (name, made) for name, made in _HASHERS.items()}
 _ALGORITHMS: Final = {size: name for name, size in DIGEST_SIZES.items() if name != "sm3_256"}
 _NOT_LISTED: Final = frozenset(b"\n\x00")
 
@@ -115,8 +115,13 @@ def verify_ima(
         if extension is None:
             found = seen.get(line)
             if found is None:
-                found = _learn(seen, line, name)
-            entry, extension = found
+                entry = parse_line(line)
+                extension = _extension(entry, name)
+                if len(seen) >= _KNOWN_LINES:
+                    seen.clear()
+                seen[line] = entry, extension
+            else:
+                entry, extension = found
             entries.append(entry)
         running = hashed(running + extension).digest()
         taken += 1
@@ -209,15 +214,6 @@ def forget_lines() -> None:
         seen.clear()
 
 
-def _learn(seen: dict[bytes, tuple[ImaEntry, bytes]], line: bytes, bank_name: str) -> tuple[ImaEntry, bytes]:
-    entry = parse_line(line)
-    found = entry, _extension(entry, bank_name)
-    if len(seen) >= _KNOWN_LINES:
-        seen.clear()
-    seen[line] = found
-    return found
-
-
 def _extension(entry: ImaEntry, bank_name: str) -> bytes:
     if entry.pcr != PCR:
         raise NotAuthentic("ima.pcr", "an entry of the IMA list is for another PCR", expected=PCR, got=entry.pcr)
@@ -225,10 +221,11 @@ def _extension(entry: ImaEntry, bank_name: str) -> bytes:
     listed = _TEMPLATE_HASHES.get(len(template_hash))
     if listed is None:
         raise Malformed("ima.line", "a template hash has the wrong length", got=len(template_hash))
-    if _HASHERS[listed](data).digest() != template_hash:
+    listed_name, hashed = listed
+    if hashed(data).digest() != template_hash:
         if entry.violation:  # a template hash of zeros, which nothing hashes to
             return b"\xff" * _HASHERS[bank_name]().digest_size
         raise NotAuthentic(
             "ima.template_hash", "an entry of the IMA list is not what its own hash covers", expected=template_hash
         )
-    return template_hash if listed == bank_name else _HASHERS[bank_name](data).digest()
+    return template_hash if listed_name == bank_name else _HASHERS[bank_name](data).digest()

@@ -50,6 +50,12 @@ _HASHES: Final = {
     )
 }
 
+_NAMED: Final = {  # what rules 1 and 2 allow: type of the entry's digest, header, the digest's hash
+    (digest_type, kind, version, number, named[0]): named
+    for digest_type, (kind, version) in _FORMS.items()
+    for number, named in _HASHES.items()
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileKey:
@@ -120,10 +126,8 @@ def is_signed(entry: ImaEntry, keys: list[FileKey]) -> bool:
         return False
     kind, version, algorithm, identifier, size = _HEADER.unpack_from(extra)
     signature = extra[_HEADER.size :]
-    named = _HASHES.get(algorithm)
-    if _FORMS.get(entry.digest_type) != (kind, version) or len(signature) != size or named is None:
-        return False
-    if named[0] != entry.algorithm:
+    named = _NAMED.get((entry.digest_type, kind, version, algorithm, entry.algorithm))
+    if named is None or len(signature) != size:
         return False
     digest = entry.digest
     if kind == _VERITY_DIGSIG:
