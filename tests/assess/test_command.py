@@ -67,7 +67,10 @@ def test_this_machine_for_real_with_the_base_install_only():
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root to become somebody else")
 def test_this_machine_as_somebody_without_rights():
-    done = moor("--json", user=65534, group=65534, extra_groups=[])
+    try:
+        done = moor("--json", user=65534, group=65534, extra_groups=[])
+    except PermissionError:
+        pytest.skip("this checkout is where nobody else may look")
     assert (done.returncode, done.stderr) == (0, "")
     found = report.parse_report(done.stdout.encode())
     assert found["privileged"] is False

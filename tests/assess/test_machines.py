@@ -3,6 +3,7 @@
 verifies that: every capability is there once; what cannot be read is never met; nothing a tree says is above `asserted`.
 """
 
+import json
 import os
 import stat
 
@@ -117,6 +118,21 @@ def test_a_container_does_not_see_and_says_so(tmp_path):
     for name in ("kernel.lockdown", "osac.lsm", "ima.measurement"):
         assert found.capability(name).status is Status.NOT_PROBED
         assert "securityfs" in found.capability(name).reason
+
+
+REAL_LOGS = ("gce-ubuntu-2404-amd-sevsnp", "gce-rhel8-uefi", "coreos36-no-secure-boot", "keylime-mb-secureboot", "gdc-host")
+
+
+@pytest.mark.parametrize("name", REAL_LOGS)
+def test_the_boot_logs_of_real_machines_are_read(name, tmp_path, shared):
+    case = shared / "vectors" / "eventlog" / name
+    told = json.loads((case / "case.json").read_text())
+    data = (case / told["evidence"][0]["file"]).read_bytes()
+    files = machines.laptop() | {"/sys/kernel/security/tpm0/binary_bios_measurements": data}
+    found = assessed(machines.write(tmp_path, files))
+    for capability in ("boot.measured", "boot.kernel.identity"):
+        assert found.capability(capability).status is Status.MET
+        assert found.capability(capability).assurance is Assurance.ASSERTED
 
 
 def test_an_empty_tree_meets_nothing(tmp_path):

@@ -90,6 +90,16 @@ def test_a_complete_release_is_rid_of_what_is_gone(rolled):
     assert unlisted(complete, at, NEW) == 0
 
 
+def test_a_set_does_not_grow_with_its_history():
+    values = file_releases.first("base", "0", {"/f": (bytes(32),)}, at=START, until=END)
+    for number in range(1, 9):
+        at = START + number * 10 * DAY
+        files = {"/f": (bytes([number]) * 32,)}
+        values = file_releases.updated(values, str(number), files, at=at, until=END, overlap_s=DAY, changed=False)
+    assert [bool(one.files) for one in values.releases] == [False] * 7 + [True, True]
+    assert [one.name for one in values.releases] == [str(number) for number in range(9)]
+
+
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 20)), min_size=1, max_size=6))
 def test_no_update_ever_brings_an_old_release_back(steps):
     """However updates follow each other: once a release is no longer accepted, it never is again."""
@@ -103,7 +113,8 @@ def test_no_update_ever_brings_an_old_release_back(steps):
     for release in range(len(steps) + 1):
         digest = bytes([release]) * 32
         seen = [
-            digest in file_releases.in_force(values, at=moment, bank=0x0B).files["/f"] for moment in range(START, END, DAY)
+            digest in file_releases.in_force(values, at=moment, bank=0x0B).files.get("/f", ())
+            for moment in range(START, END, DAY)
         ]
         changes = sum(before != after for before, after in pairwise(seen))
         assert changes <= 2
@@ -324,6 +335,11 @@ def test_a_golden_host_by_hand(tmp_path):
     assert done.returncode == 0, done.stderr
     files = json.loads(out.read_text())["releases"][0]["files"]
     assert files == {"/usr/bin/tool": [hashlib.sha256(b"golden").hexdigest()]}
+    words = ("--set", "g", "--release", "1", "--until", "2031-01-01", "-o", tmp_path / "none.json")
+    missing = moor("from-host", "--root", host, "--below", "/usr", "--below", "/opt", *words)
+    assert missing.returncode == 2
+    assert "refs.host_file" in missing.stderr
+    assert not (tmp_path / "none.json").exists()
 
 
 @pytest.mark.parametrize(

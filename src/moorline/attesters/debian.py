@@ -132,7 +132,7 @@ def host_files(root: Path, below: tuple[str, ...], algorithm: str) -> Iterator[t
     """
     count = 0
     for start in below:
-        for folder, folders, names in os.walk(root / start.lstrip("/"), followlinks=False):
+        for folder, folders, names in os.walk(root / start.lstrip("/"), followlinks=False, onerror=_unreadable):
             folders.sort()
             for name in sorted(names):
                 path = Path(folder, name)
@@ -145,6 +145,15 @@ def host_files(root: Path, below: tuple[str, ...], algorithm: str) -> Iterator[t
                         "refs.too_many_files", "the host has too many files", expected=f"<= {MAX_HOST_FILES}"
                     )
                 yield "/" + os.fsencode(path.relative_to(root)).decode("utf-8", "backslashreplace"), made
+
+
+def _unreadable(error: OSError) -> None:
+    raise Unavailable(
+        "refs.host_file",
+        "a folder of the host cannot be read",
+        got=f"{error.filename}: {error.strerror}",
+        remedy="run as root",
+    ) from None
 
 
 def _hashed(path: Path, algorithm: str) -> bytes | None:

@@ -118,7 +118,7 @@ class InspectionBroker:
             }
             held.append("inspection.look", granted.request.inspector, facts, self._clock)
             try:
-                read = _exactly(granted.request.process, start, size)
+                read = _exactly(granted, start, size)
             except OSError as error:
                 why = (error.strerror or "refused").lower()
                 held.append(
@@ -197,6 +197,10 @@ def _fits(granted: Granted, size: int) -> None:
         raise Refused(
             "inspection.too_much", "more is asked than was approved", expected=f"1 to {granted.request.most_bytes}", got=size
         )
+    _same_process(granted)
+
+
+def _same_process(granted: Granted) -> None:
     if started(granted.request.process) != granted.request.started:
         raise Refused(
             "inspection.other_process", "the process with this number is another one now", got=granted.request.process,
@@ -204,9 +208,10 @@ def _fits(granted: Granted, size: int) -> None:
         )  # fmt: skip
 
 
-def _exactly(process: int, start: int, size: int) -> bytes:
-    handle = os.open(f"/proc/{process}/mem", os.O_RDONLY | os.O_CLOEXEC)
+def _exactly(granted: Granted, start: int, size: int) -> bytes:
+    handle = os.open(f"/proc/{granted.request.process}/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
+        _same_process(granted)  # the descriptor is of this memory for good; its number could have been given away before
         read = os.pread(handle, size, start)
     except OverflowError:
         raise OSError(0, "no such address") from None

@@ -10,7 +10,7 @@ downgrade is not an update that is late.
 3. `changed` are the files of the packages that were updated, and only these: the next release is the last one with these
    paths replaced. `complete` are all files there are. (A path that an updated package no longer has stays accepted under
    `changed`; take `complete` to be rid of it.)
-4. The serial rises with every update.
+4. The serial rises with every update. A release that is over keeps its name, window and values, and loses its files.
 """
 
 from __future__ import annotations
@@ -85,7 +85,11 @@ def updated(
     if not dict(files):
         raise Refused("refs.no_files", "nothing was given that could be accepted", remedy="give packages or a golden host")
     end = at + overlap_s
-    closed = tuple(dataclasses.replace(one, not_after=min(one.not_after, end)) for one in before.releases)
+    # Files of a release that is over are asked for by nobody any more, and would make every set larger than the one before.
+    closed = tuple(
+        dataclasses.replace(one, not_after=min(one.not_after, end), files=one.files if one.not_after >= at else {})
+        for one in before.releases
+    )
     made = _release(release, merged, at, until)
     return ReferenceSet(
         name=before.name,

@@ -16,7 +16,7 @@ from typing import Any, Final
 from moorline.errors import Misconfigured
 
 MAX_BYTES: Final = 1 << 20
-_MAX_NODES: Final = 200_000
+MAX_NODES: Final = 200_000
 _TOML: Final = re.compile(r"^\s*[A-Za-z0-9_\".-]+\s*=", re.MULTILINE)
 _WORDS: Final = {
     "tag:yaml.org,2002:bool": (r"^(?:true|false)$", "tf"),
@@ -25,10 +25,10 @@ _WORDS: Final = {
 }
 
 
-def read_document(data: bytes) -> dict[str, Any]:
+def read_document(data: bytes, *, max_bytes: int = MAX_BYTES, max_nodes: int = MAX_NODES) -> dict[str, Any]:
     """The mapping that `data` is. Who configures the verifier wrote it: errors are Misconfigured (`document.*`)."""
-    if len(data) > MAX_BYTES:
-        raise Misconfigured("document.too_large", "the document is too large", expected=f"<= {MAX_BYTES}", got=len(data))
+    if len(data) > max_bytes:
+        raise Misconfigured("document.too_large", "the document is too large", expected=f"<= {max_bytes}", got=len(data))
     try:
         text = data.decode("utf-8")
         if text.lstrip()[:1] == "{":
@@ -39,7 +39,7 @@ def read_document(data: bytes) -> dict[str, Any]:
             found = _yaml(text)
     except (ValueError, RecursionError) as error:  # of all three, and of decoding
         raise _undecodable(str(error) or type(error).__name__) from None
-    _bounded(found)
+    _bounded(found, max_nodes)
     if not isinstance(found, dict):
         raise _undecodable("not a mapping at the top")
     return found
@@ -87,12 +87,12 @@ def _loader(yaml: Any) -> Any:  # noqa: ANN401 - PyYAML brings no types
     return Loader
 
 
-def _bounded(found: object) -> None:
+def _bounded(found: object, max_nodes: int) -> None:
     """Aliases of YAML can make a small text a large, or an endless, document."""
     waiting, seen = [found], 0
     while waiting:
         one = waiting.pop()
         seen += 1
-        if seen > _MAX_NODES:
-            raise Misconfigured("document.too_large", "the document holds too much", expected=f"<= {_MAX_NODES} parts")
+        if seen > max_nodes:
+            raise Misconfigured("document.too_large", "the document holds too much", expected=f"<= {max_nodes} parts")
         waiting.extend(one.values() if isinstance(one, dict) else one if isinstance(one, list) else ())

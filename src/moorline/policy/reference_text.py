@@ -29,13 +29,16 @@ from moorline.policy import language
 from moorline.policy.notation import read_document
 from moorline.policy.reference_sets import ReferenceSet, Release
 
+_MAX_BYTES: Final = 128 << 20
+_MAX_NODES: Final = 4_000_000
+"""A machine has tens of thousands of files, each with its digests, in every release that is kept."""
 _SET: Final = frozenset({"name", "family", "serial", "not_before", "not_after", "releases"})
 _RELEASE: Final = frozenset({"name", "not_before", "not_after", "values", "files"})
 
 
 def parse_reference_set(data: bytes) -> ReferenceSet:
     """The set in `data`. Raises Misconfigured (`document.*`, `reference_text.*`, `policy_file.value`)."""
-    document = read_document(data)
+    document = read_document(data, max_bytes=_MAX_BYTES, max_nodes=_MAX_NODES)
     _shape(document, _SET, "the set")
     family = document["family"]
     if family not in language.FAMILIES or type(document["serial"]) is not int or not isinstance(document["releases"], list):
