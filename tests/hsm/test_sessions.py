@@ -234,9 +234,9 @@ class World:
         }
         message = ear.signing_input(AttestationResult(**{**values, **said}), audience="alpha.test")
         async with self.alpha.https(self.verifier) as client:
-            asked = {"key": "verifier", "message": base64.b64encode(message).decode()}
+            asked = {"key": "verifier", "messages": [base64.b64encode(message).decode()]}
             signed: Any = await client.post_json("/v1/sign", asked)
-        return ear.assemble(message, base64.b64decode(signed["signature"]))
+        return ear.assemble(message, base64.b64decode(signed["signatures"][0]))
 
 
 def spki() -> bytes:

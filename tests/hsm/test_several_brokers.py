@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from cryptography.hazmat.primitives.serialization import load_der_private_key
 
-from moorline.errors import MoorlineError
+from moorline.errors import MoorlineError, Unavailable
 from moorline.services import settings
 from moorline.wire import keys, launch, schema
 from moorline.wire.launch import token_proof
@@ -136,3 +136,24 @@ async def test_launchers_lease_at_either(pair):
     async with world.alpha.admin() as admin:
         codes = [alarm["code"] for alarm in (await admin.get_json("/v1/alarms"))["alarms"]]
     assert "broker.database_restored" not in codes
+
+
+async def test_without_the_ledger_old_sessions_go_on_and_new_ones_are_told_when(pair):
+    """verifies that: authorities gone, a session still answers; a new one is Unavailable with a retry time."""
+    world, (first, _), _ = pair
+    world.address = first
+    async with await world.function(world.fields()) as session:
+        for authority in world.consortium.authorities:
+            await authority.stop(signal.SIGKILL)
+        assert await session.call("time", b"")
+        with pytest.raises(Unavailable) as caught:
+            await session.call("renew", b"")
+        assert caught.value.retry_after_s > 0
+        assert await session.call("time", b"")  # the refusal of one call does not end the session
+        with pytest.raises(Unavailable) as caught:
+            await world.function(world.fields())
+        assert caught.value.retry_after_s > 0
+        await asyncio.gather(*(authority.start() for authority in world.consortium.authorities))
+        await session.call("renew", b"")
+    async with await world.function(world.fields()):
+        pass

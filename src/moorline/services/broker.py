@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +61,8 @@ _REFILL_AT_ONCE: Final = 8
 _GRACE_MAX_S: Final = 120
 _LEDGER_FIRST_S: Final = 5.0
 _REUSE_MAX_S: Final = 5
+_SESSIONS_MAX: Final = 65_536
+_OTHER_DESCRIPTORS: Final = 512
 _THREADS: Final = 32  # what waits for token or database; on few cores Python's own default is fewer
 
 
@@ -159,6 +162,8 @@ class BrokerSettings:
     """Seconds a launcher's lease lasts."""
     svid_s: int = 3540
     """Seconds an issued certificate lives, an hour at most."""
+    max_sessions: int = 8192
+    """Sessions that may be open at once in this process; a descriptor each."""
     proof_reuse_s: float = 0.5
     """Seconds for which verified ledger proofs and Attestation Results are used again; 0 asks anew for each session."""
     renew_after_s: int = 1200
@@ -386,6 +391,7 @@ async def run(settings: BrokerSettings, *, ready: Callable[[dict[str, str]], Non
     from moorline.services.broker_tenants import OpenTenants, open_tenants
     from moorline.services.process import serve_all
 
+    _room_for(settings.max_sessions)
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="broker"))
     broker = compose(settings)
     anchoring: asyncio.Future[None] | None = None
@@ -480,8 +486,21 @@ def _require_sane(settings: BrokerSettings) -> None:
         raise Misconfigured(
             "broker.settings", "proof_reuse_s is out of bounds", expected=f"0..{_REUSE_MAX_S}", got=settings.proof_reuse_s
         )
+    if not 0 < settings.max_sessions <= _SESSIONS_MAX:
+        raise Misconfigured(
+            "broker.settings", "max_sessions is out of bounds", expected=f"1..{_SESSIONS_MAX}", got=settings.max_sessions
+        )
     if not 0 < settings.pool_low <= settings.pool_high:
         raise Misconfigured("broker.settings", "pool_low and pool_high are out of order", got=settings.pool_low)
+
+
+def _room_for(sessions: int) -> None:
+    """As many descriptors as the sessions need, or as many as this process may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = sessions + _OTHER_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _release_policy(settings: BrokerSettings) -> ReleasePolicy:

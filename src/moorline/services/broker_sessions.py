@@ -119,6 +119,7 @@ async def serve(broker: Broker) -> SessionServer:
         sign=sign,
         ended=sessions.ended,
         clock=broker.clock,
+        max_sessions=settings.max_sessions,
     )
     broker.open.bind(server.end)
     return server

@@ -91,6 +91,9 @@ def _typed() -> Iterator[None]:
         raise Unavailable(
             "storage.unavailable", "the database cannot do this now", got=reason(error), remedy="see to the database"
         ) from None
+    except OSError as error:
+        # pg8000 lets some failures of the socket through as they are, such as the deadline while it says goodbye.
+        raise Unavailable("storage.unavailable", "the database does not answer", got=type(error).__name__) from None
     except PoolTimeoutError:
         raise Unavailable("storage.unavailable", "all connections to the database are in use", retry_after_s=2) from None
 
