@@ -131,19 +131,19 @@ def test_hmac(bench):
 
 def test_agreement_ends_in_a_key_nobody_sees(bench):
     """verifies that: ECDH in the token gives an HMAC key equal to the one of the other side, non-extractable."""
-    mine, own = ec.generate_private_key(ec.SECP256R1()), "pair-exchange-1"
+    mine, own = ec.generate_private_key(ec.SECP256R1()), "pair-ephemeral/beta/hsm-1/1"
     with expecting(bench, "agree"):
         theirs = point_key(bench.token.generate_ec_key(own, derive=True))
         point = tpm_token.point_of(mine)
-        bench.token.agree(own, point, "pair-key-1")
+        bench.token.agree(own, point, "pair/beta/hsm-1/1")
         shared = mine.exchange(ec.ECDH(), theirs)
-        assert bench.token.mac("pair-key-1", b"m") == hmac.digest(shared, b"m", "sha256")
-        (facts,) = [each for each in bench.token.inspect() if each.label == "pair-key-1"]
+        assert bench.token.mac("pair/beta/hsm-1/1", b"m") == hmac.digest(shared, b"m", "sha256")
+        (facts,) = [each for each in bench.token.inspect() if each.label == "pair/beta/hsm-1/1"]
         assert (facts.sensitive, facts.extractable) == (True, False)
         bench.token.destroy_key(own)
         bench.token.destroy_key(own)
         assert not bench.token.has_key(own)
-        bench.token.destroy_secret("pair-key-1")
+        bench.token.destroy_secret("pair/beta/hsm-1/1")
 
 
 def test_counters_rise(bench):
@@ -195,6 +195,29 @@ def test_only_named_roles_are_offered(owned):
             attempt()
         assert caught.value.code == "token.not_offered"
     assert local.has_key(ISSUING_CA)
+
+
+def test_every_label_of_a_broker_has_a_role():
+    """verifies that: the labels under which the broker's rooms keep keys are offered by the door, and known to `inspect`."""
+    from moorline.hsm import launch_keys, pair
+    from moorline.hsm.exchange import Party
+    from moorline.hsm.token.calls import BROKER_ROLES, require_allowed
+    from moorline.hsm.token.inspection import role_of
+
+    peer = Party(provider="beta", hsm="hsm-1")
+    offered = {
+        launch_keys._label(7): "import_mac_key",
+        launch_keys.COUNTER: "advance",
+        pair._label(peer, 3): "mac",
+        pair._ephemeral(peer, 3): "generate_ec_key",
+        HSM_IDENTITY: "ecdsa",
+        f"{ISSUING_CA}@2": "ecdsa",
+        KEM: "agree",
+        f"{WRAPPING}@3": "seal",
+    }
+    for label, operation in offered.items():
+        require_allowed(Call(operation=operation, label=label, into=pair._label(peer, 3)), BROKER_ROLES)
+        assert role_of(label)
 
 
 def test_other_users_are_shut_out(owned):

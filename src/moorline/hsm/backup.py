@@ -299,7 +299,7 @@ def _prove_agreement(token: LocalToken, each: WrappedKey) -> None:
 
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-    own, label = ec.generate_private_key(ec.SECP256R1()), f"pair-exchange-restore-{time.monotonic_ns()}"
+    own, label = ec.generate_private_key(ec.SECP256R1()), f"restore-proof-{time.monotonic_ns()}"
     token.agree(each.label, own.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint), label)
     try:
         expected = hmac.digest(own.exchange(ec.ECDH(), point_key(each.point)), b"restored", "sha256")

@@ -59,8 +59,8 @@ BROKER_ROLES: Final[tuple[tuple[re.Pattern[str], frozenset[str]], ...]] = tuple(
         (r"hsm-kem(@\d+)?", _AGREE),
         (r"wrapping(@\d+)?", _SEAL),
         (r"launch-key-\d+", _MAC),
-        (r"pair-key-.+", _MAC),
-        (r"pair-exchange-.+", _EPHEMERAL),
+        (r"pair/[a-z0-9-]+/[a-z0-9-]+/\d+", _MAC),
+        (r"pair-ephemeral/[a-z0-9-]+/[a-z0-9-]+/\d+", _EPHEMERAL),
         (r"[a-z-]+-counter", _COUNT),
     )
 )

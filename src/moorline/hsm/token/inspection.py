@@ -17,8 +17,8 @@ _ROLES: Final = (
     ("hsm-kem", "agrees on keys with peers"),
     ("wrapping", "wraps key pairs of the pools, sealed-storage keys and launch keys"),
     ("launch-key-", "recomputes launch tokens of one epoch"),
-    ("pair-key-", "shared with one peer HSM, for the profile without forward secrecy"),
-    ("pair-exchange-", "half of an agreement with a peer that is under way"),
+    ("pair/", "shared with one peer HSM, for the profile without forward secrecy"),
+    ("pair-ephemeral/", "half of an agreement with a peer that is under way"),
     ("state-counter", "tells a restored database"),
 )
 
@@ -95,7 +95,7 @@ def health_of(token: Token) -> str:
 def role_of(label: str) -> str:
     """What a key of this label is for; empty where Moorline knows no such role."""
     name = label.split("@", maxsplit=1)[0]
-    return next((says for role, says in _ROLES if name == role or (role.endswith("-") and name.startswith(role))), "")
+    return next((says for role, says in _ROLES if name == role or (role[-1] in "-/" and name.startswith(role))), "")
 
 
 def _reported(facts: KeyFacts) -> KeyReport:
