@@ -247,11 +247,11 @@ async def through(sequencer: Sequencer, sent: list[bytes], at_once: int) -> list
 def sequencing(world: World, node: Node) -> None:
     bare = bare_verifications(world)
     peers = {name: Elsewhere(world, name) for name in NAMES[1:]}
-    sent = world.revocations(MEASURED, node.head.state.height, 1 << 40)
+    sent = world.revocations(MEASURED, node.head.state.height, (1 << 40) + len(node.head.state.tree))
     state, batch = node.head.state, sent[:1000]
     apply_s = timed(lambda: execute(state, batch, time_ms=state.time_ms + 1)) / 1000
     spent = timed(lambda: asyncio.run(through(Telling(node, peers), sent, BATCH)))
-    single = world.revocations(SINGLE, node.head.state.height, 1 << 41)
+    single = world.revocations(SINGLE, node.head.state.height, (1 << 41) + len(node.head.state.tree))
     lone = sorted(asyncio.run(through(Telling(node, peers), single, 1)))
     print(f"   bare P-256 verification                      {bare:10,.0f} /s")
     print(

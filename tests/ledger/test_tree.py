@@ -1,13 +1,15 @@
 """The state tree: one root for one content, and proofs that cannot say anything else."""
 
+import hashlib
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moorline.errors import Malformed, Refused
-from moorline.ledger import tree
+from moorline.digest import tagged
+from moorline.errors import Malformed, NotAuthentic, Refused
+from moorline.ledger import nonces, tree
 from moorline.ledger.tree import PartialTree, Tree
 
 CONTENT = {f"provider/p{number}": f"value {number}".encode() for number in range(60)}
@@ -96,3 +98,101 @@ def test_trees_that_no_writer_makes_are_malformed():
     for odd in (b"", b"\x02\x00" + leaf, b"\x02" + leaf + b"\x00", b"\x02\x00\x00", leaf + b"\x00", b"\x04", b"\x02" * 300):
         with pytest.raises(Malformed, match="ledger.proof_malformed"):
             PartialTree.parse(odd)
+
+
+# Stored trees ----------------------------------------------------------------------------------------------------------
+
+
+def naive_root(content):
+    """The root by its definition, over the whole content, with nothing shared or stored."""
+    places = sorted((tree.key_digest(key), tree.value_digest(value)) for key, value in content.items())
+
+    def of(found, depth):
+        if not found:
+            return bytes(32)
+        if len(found) == 1:
+            return hashlib.sha256(tagged("state-leaf") + found[0][0] + found[0][1]).digest()
+        halves = [[one for one in found if one[0][depth >> 3] >> (7 - (depth & 7)) & 1 == bit] for bit in (0, 1)]
+        return hashlib.sha256(tagged("state-inner") + of(halves[0], depth + 1) + of(halves[1], depth + 1)).digest()
+
+    return of(places, 0)
+
+
+class Storage:
+    """What a database keeps of a tree: records by subtree, and each subtree's hash."""
+
+    def __init__(self):
+        self.records, self.subtrees, self.read = {}, {}, 0
+
+    def put(self, whole, writes):
+        for key, value in writes.items():
+            self.records.setdefault(tree.subtree_of(tree.key_digest(key)), {})[key] = value
+        self.subtrees.update({one.prefix: one for one in whole.subtrees(writes)})
+
+    def source(self, prefix):
+        self.read += 1
+        return list(self.records.get(prefix, {}).items())
+
+    def opened(self):
+        return Tree.stored([self.subtrees[prefix] for prefix in sorted(self.subtrees)], self.source)
+
+
+KEYS = st.text(alphabet="abc", max_size=4)
+
+
+@settings(deadline=None)
+@given(st.lists(st.dictionaries(KEYS, st.binary(max_size=3), max_size=8), max_size=8), st.data())
+def test_a_stored_tree_is_the_naive_model_whatever_was_written_reopened_or_let_go(steps, data):
+    """verifies that: root, values, size, absence and proofs are those of a plain dictionary, in memory or not."""
+    whole, content, storage, older = Tree(), {}, Storage(), []
+    for writes in steps:
+        older.append((whole, dict(content)))
+        whole = whole.updated(writes)
+        content.update(writes)
+        storage.put(whole, writes)
+        if data.draw(st.booleans()):
+            whole = storage.opened() if data.draw(st.booleans()) else whole.released(storage.source)
+            older.clear()  # what was read from storage is of one state only
+        assert whole.root == naive_root(content)
+        assert (len(whole), dict(whole)) == (len(content), content)
+        wanted = [*content, "absent"]
+        proof = PartialTree.parse(whole.prove(wanted))
+        assert [proof.lookup(key) for key in wanted] == [*map(tree.value_digest, content.values()), None]
+        assert whole.get("absent") is None
+        assert [whole.subtree(one.prefix) for one in whole.all_subtrees()] == whole.all_subtrees()
+    for before, held in older:
+        assert (before.root, dict(before)) == (naive_root(held), held)
+
+
+def test_a_stored_tree_reads_only_where_it_is_asked_and_believes_nothing_damaged():
+    content = {f"revocation/device/alpha/d{number}": b"x%d" % number for number in range(3000)}
+    storage, whole = Storage(), Tree().updated(content)
+    storage.put(whole, content)
+    opened = storage.opened()
+    assert (opened.root, len(opened), storage.read) == (whole.root, 3000, 0)
+    assert opened.get("revocation/device/alpha/d7") == b"x7"
+    assert storage.read == 1
+    after = opened.updated({"revocation/device/alpha/new": b"1"})
+    assert after.root == whole.updated({"revocation/device/alpha/new": b"1"}).root
+    assert storage.read <= 2
+    key = "revocation/device/alpha/d9"
+    storage.records[tree.subtree_of(tree.key_digest(key))][key] = b"changed"
+    with pytest.raises(NotAuthentic, match="ledger.state_damaged"):
+        opened.get(key)
+    del storage.records[tree.subtree_of(tree.key_digest(key))][key]
+    with pytest.raises(NotAuthentic, match="ledger.state_damaged"):
+        opened.prove([key])
+
+
+@settings(deadline=None)
+@given(st.lists(st.dictionaries(st.binary(min_size=1, max_size=2), st.integers(1, 9), max_size=6), max_size=12))
+def test_nonces_are_a_dictionary_that_forgets_by_height(steps):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nonces, "_RECENT", 5)
+        found, plain = nonces.Nonces.of({}, height=0), {}
+        for height, used in enumerate(steps, start=1):
+            lives = {nonce: height + more for nonce, more in used.items() if nonce not in plain}
+            found = found.after(height, lives)
+            plain = {nonce: until for nonce, until in {**plain, **lives}.items() if until > height}
+            assert (dict(found), len(found)) == (plain, len(plain))
+            assert all((nonce in found) == (nonce in plain) for nonce in used)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -434,11 +435,16 @@ def _put_state(connection: sa.Connection, state: StateWrites) -> None:
 
 def _put(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows, or write over those whose primary key is there already."""
-    kind = postgresql if connection.dialect.name == "postgresql" else sqlite
+    connection.execute(_upsert(connection.dialect.name, table), [dict(row) for row in rows])
+
+
+@lru_cache(maxsize=32)  # bounded: one entry a table and kind of database
+def _upsert(dialect: str, table: sa.Table) -> Any:  # noqa: ANN401 - each kind of database has its own type of it
+    kind = postgresql if dialect == "postgresql" else sqlite
     statement = kind.insert(table)
     keys = [column.name for column in table.primary_key]
     others = {column.name: statement.excluded[column.name] for column in table.columns if column.name not in keys}
-    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=others), [dict(row) for row in rows])
+    return statement.on_conflict_do_update(index_elements=keys, set_=others)
 
 
 def _named(context: sa.engine.ExceptionContext) -> None:

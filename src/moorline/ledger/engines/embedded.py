@@ -125,7 +125,7 @@ class Sequencer:
             raise Refused("ledger.transaction_too_large", "the transaction is too large", expected=MAX_TRANSACTION_BYTES)
         self.node.conduct.not_halted()
         waiting = intake.waiting(transaction)
-        known = self.node.receipt(waiting.id) if waiting.id else None
+        known = self.node.receipt(waiting.id) if waiting.may_stand(self.node.head.state) else None
         if known is not None:
             return known
         self._intake.put(waiting)

@@ -21,7 +21,7 @@ from moorline.ledger.state import Rejected, State
 
 ROOM: Final = 10_000
 SENDER_ROOM: Final = 2_000
-UNPROVEN_ROOM: Final = 64
+UNPROVEN_ROOM: Final = 256
 _NOBODY: Final = ""
 
 
@@ -32,7 +32,13 @@ class Waiting:
     data: bytes
     id: bytes
     sender: str
+    nonce_id: bytes
+    valid_until: int
     receipt: asyncio.Future[bytes] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def may_stand(self, state: State) -> bool:
+        """Whether it can be in the ledger already: its nonce was used, or it is so old that nonces do not tell any more."""
+        return bool(self.id) and (self.valid_until <= state.height or state.nonce_used(self.nonce_id))
 
 
 def waiting(data: bytes) -> Waiting:
@@ -40,11 +46,11 @@ def waiting(data: bytes) -> Waiting:
     try:
         found = transactions.parse(data)
     except Malformed:
-        return Waiting(data, b"", _NOBODY)
+        return Waiting(data, b"", _NOBODY, b"", 0)
     sender = found.payload.sender
     name = sender.name.partition("/")[0]  # an HSM counts as its provider
     kind = "authority" if sender.kind is transactions.SenderKind.AUTHORITY else "provider"
-    return Waiting(data, found.id, f"{kind} {name}")
+    return Waiting(data, found.id, f"{kind} {name}", machine.nonce_id_of(found.payload), found.payload.valid_until)
 
 
 class Intake:
