@@ -81,7 +81,7 @@ async def test_a_rejection_says_which_rule_at_whatever_authority(ledger):
         (ledger.by_provider("alpha", log(21), height, valid_until=height + 5000), Refused, "ledger.valid_too_long"),
         (ledger.by_provider("alpha", log(21), height, nonce=used), Conflict, "ledger.nonce_used"),
         (ledger.by_authority(1, transactions.Approve(proposal="00" * 32), height)[0], MoorlineError, "ledger."),
-        (bytes(transactions.MAX_TRANSACTION_BYTES + 1), MoorlineError, ""),
+        (bytes(transactions.MAX_TRANSACTION_BYTES + 1), MoorlineError, "too_large"),
     )
     for data, kind, code in cases:
         for number in (1, 3):

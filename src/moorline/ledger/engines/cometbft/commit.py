@@ -47,13 +47,17 @@ class SignedHeader:
     header: Header
     commit: Commit
 
-    def sign_bytes(self, precommit: Precommit) -> bytes:
-        """What this validator signed, if it did."""
+    def block(self) -> bytes:
+        """The canonical id of the block its votes are for."""
+        return canonical.block_id(self.header.hash(), self.commit.parts_total, self.commit.parts_hash)
+
+    def sign_bytes(self, precommit: Precommit, block: bytes | None = None) -> bytes:
+        """What this validator signed, if it did. `block` is `block()`, for who asks often."""
         return canonical.vote(
             canonical.PRECOMMIT,
             height=self.header.height,
             round_=self.commit.round,
-            block=canonical.block_id(self.header.hash(), self.commit.parts_total, self.commit.parts_hash),
+            block=self.block() if block is None else block,
             time_ns=precommit.time_ns,
             chain_id=self.header.chain_id,
         )
@@ -68,7 +72,7 @@ def signers(signed: SignedHeader, validators: ValidatorSet, *, strangers_allowed
     """
     if not 0 < len(signed.commit.precommits) <= MAX_SIGNATURES or len(signed.commit.parts_hash) != 32:
         raise Malformed("comet.commit_malformed", "a commit has one to so many precommits, and a part-set header")
-    known = validators.by_address()
+    known, block = validators.by_address(), signed.block()
     found: dict[bytes, Validator] = {}
     for precommit in signed.commit.precommits:
         validator = known.get(precommit.address)
@@ -78,7 +82,7 @@ def signers(signed: SignedHeader, validators: ValidatorSet, *, strangers_allowed
             if strangers_allowed:
                 continue
             raise NotAuthentic("ledger.signature_unknown", "a precommit is of no validator in force", got=precommit.address)
-        _verify(validator.public_key, precommit.signature, signed.sign_bytes(precommit), precommit.address)
+        _verify(validator.public_key, precommit.signature, signed.sign_bytes(precommit, block), precommit.address)
         found[precommit.address] = validator
     return tuple(found.values())
 

@@ -21,7 +21,7 @@ from moorline.errors import NotAuthentic, Refused
 from moorline.ledger.engines.cometbft import commit
 from moorline.ledger.engines.cometbft.canonical import NANOSECONDS
 from moorline.ledger.engines.cometbft.commit import SignedHeader
-from moorline.ledger.engines.cometbft.header import ValidatorSet
+from moorline.ledger.engines.cometbft.header import Validator, ValidatorSet
 
 MAX_DRIFT_S: Final = 10
 
@@ -60,9 +60,9 @@ def verify(trusted: LightBlock, new: LightBlock, rules: Rules) -> None:
     _own_validators(new)  # 3
     if new.height == trusted.height + 1:  # 4
         _announced(trusted, new)
-    else:
-        _overlap(trusted, new)
-    commit.require_power(new.signed, new.validators)  # 5
+    signed = commit.require_power(new.signed, new.validators)  # 5
+    if new.height != trusted.height + 1:  # 4: of those whose signatures were just verified, once
+        _overlap(trusted, signed)
 
 
 def require_trust(trusted: LightBlock, rules: Rules) -> None:
@@ -112,7 +112,7 @@ def _announced(trusted: LightBlock, new: LightBlock) -> None:
         )
 
 
-def _overlap(trusted: LightBlock, new: LightBlock) -> None:
+def _overlap(trusted: LightBlock, signed: tuple[Validator, ...]) -> None:
     if trusted.next_validators.hash() != trusted.signed.header.next_validators_hash:
         raise NotAuthentic(
             "comet.validators_mismatch",
@@ -120,8 +120,8 @@ def _overlap(trusted: LightBlock, new: LightBlock) -> None:
             expected=trusted.signed.header.next_validators_hash,
             got=trusted.next_validators.hash(),
         )
-    found = commit.signers(new.signed, trusted.next_validators, strangers_allowed=True)
-    power = sum(one.power for one in found)
+    signing = {one.public_key for one in signed}
+    power = sum(one.power for one in trusted.next_validators.validators if one.public_key in signing)
     if power * 3 <= trusted.next_validators.power:
         raise NotAuthentic(
             "comet.overlap_missing",
