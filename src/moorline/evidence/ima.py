@@ -20,7 +20,7 @@ written back to the same bytes.
 from __future__ import annotations
 
 import struct
-from binascii import hexlify, unhexlify
+from binascii import unhexlify
 from typing import Final, NamedTuple
 
 from moorline.errors import Malformed
@@ -135,9 +135,9 @@ def parse_line(line: bytes) -> ImaEntry:
     if not separator:
         raise Malformed("ima.line", "an entry lacks fields of its template", expected=1, got=0)
     signature = _hex(shown)
-    if len(signature) > _MAX_EXTRA:
-        _capped(signature)
-    return ImaEntry(index, measured, name, algorithm, digest, _path(path), signature)
+    if not path or len(path) > MAX_PATH or b"\x00" in path or len(signature) > _MAX_EXTRA:
+        _path(path), _capped(signature)
+    return ImaEntry(index, measured, name, algorithm, digest, path, signature)
 
 
 def serialize_line(entry: ImaEntry) -> bytes:
@@ -229,7 +229,7 @@ def _hex(text: bytes) -> bytes:
         value = unhexlify(text)
     except ValueError:
         value = None
-    if value is None or hexlify(value) != text:
+    if value is None or text.lower() != text:
         raise Malformed("ima.line", "not lower-case hexadecimal", got=text[:64])
     return value
 

@@ -14,7 +14,6 @@ It establishes that the file's contents were signed, not which file: paths are n
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -32,7 +31,7 @@ from moorline.verification.ima_modsig import is_appended
 
 _Usable = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
 
-_HEADER: Final = struct.Struct(">BBB4sH")
+_HEADER: Final = 9  # type, version, hash; four bytes of key id; two of length, big endian
 _VERITY_DIGSIG: Final = 6
 _FORMS: Final = {"": (3, 2), "ima": (3, 2), "verity": (_VERITY_DIGSIG, 3)}  # type and version by type of digest
 _SIGNED: Final = frozenset({"ima-sig", "ima-sigv2", "ima-modsig"})
@@ -51,7 +50,7 @@ _HASHES: Final = {
 }
 
 _NAMED: Final = {  # what rules 1 and 2 allow: type of the entry's digest, header, the digest's hash
-    (digest_type, kind, version, number, named[0]): named
+    (digest_type, bytes((kind, version, number)), named[0]): named
     for digest_type, (kind, version) in _FORMS.items()
     for number, named in _HASHES.items()
 }
@@ -122,16 +121,15 @@ def is_signed(entry: ImaEntry, keys: list[FileKey]) -> bool:
     extra = entry.extra
     if entry.appended_signature and is_appended(entry, keys):  # 5
         return True
-    if entry.template not in _SIGNED or len(extra) <= _HEADER.size:
+    if entry.template not in _SIGNED or len(extra) <= _HEADER:
         return False
-    kind, version, algorithm, identifier, size = _HEADER.unpack_from(extra)
-    signature = extra[_HEADER.size :]
-    named = _NAMED.get((entry.digest_type, kind, version, algorithm, entry.algorithm))
-    if named is None or len(signature) != size:
+    named = _NAMED.get((entry.digest_type, extra[:3], entry.algorithm))
+    identifier, signature = extra[3:7], extra[_HEADER:]
+    if named is None or len(signature) != extra[7] << 8 | extra[8]:
         return False
     digest = entry.digest
-    if kind == _VERITY_DIGSIG:
-        digest = hashlib.new(named[0], bytes((kind, algorithm)) + digest).digest()
+    if extra[0] == _VERITY_DIGSIG:
+        digest = hashlib.new(named[0], extra[:1] + extra[2:3] + digest).digest()
     for one in keys:
         if one.identifier == identifier:
             try:
