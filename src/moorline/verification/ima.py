@@ -106,12 +106,12 @@ def verify_ima(
     running = before.running
     entries: list[ImaEntry] = []
     hashed, seen = _HASHERS[name], _SEEN[name]
-    known = allowed.extensions.get if allowed is not None and allowed.bank == bank else _NOTHING.get
+    known = allowed.extensions.get if allowed is not None and allowed.bank == bank else None
     taken = 0
     for line in lines:
         if running == quoted:
             break
-        extension = known(line)
+        extension = None if known is None else known(line)
         if extension is None:
             found = seen.get(line)
             if found is None:
@@ -160,9 +160,6 @@ def replay(entries: Iterable[ImaEntry], bank: int) -> bytes:
 def boot_aggregate(pcrs: Mapping[int, bytes]) -> bytes:
     """The digest the first entry must hold: SHA-256 over PCR 0 to 9 (kernel: ima_calc_boot_aggregate)."""
     return hashlib.sha256(b"".join(pcrs[index] for index in range(10))).digest()
-
-
-_NOTHING: Final[Mapping[bytes, bytes]] = {}
 
 
 def _bank_name(bank: int) -> str:
