@@ -20,7 +20,7 @@ class Naive:
     spent: set = field(default_factory=set)  # every key pair ever registered, with its owner's name
     max_age: int = 30
     proposals: list = field(default_factory=list)
-    providers: dict = field(default_factory=dict)  # name -> {"status", "keys": {key: retire or None}}
+    providers: dict = field(default_factory=dict)  # name -> {"status", "certificates"}
     things: dict = field(default_factory=dict)  # (kind, provider, id) -> record
     contracts: dict = field(default_factory=dict)
     revoked: set = field(default_factory=set)
@@ -46,7 +46,12 @@ class Naive:
         return getattr(self, body[0])(sender[1], *body[1:])
 
     def counting(self, name):
-        return {key for key, retire in self.providers[name]["keys"].items() if retire is None or self.now < retire}
+        return {key for key, _ in self.alive(name)}
+
+    def alive(self, name):
+        """(key, issuer) of the certificates that count, with the time they end or None."""
+        found = self.providers[name]["certificates"]
+        return {one: retire for one, retire in found.items() if retire is None or self.now < retire}
 
     # Together --------------------------------------------------------------------------------------------------------
 
@@ -122,10 +127,10 @@ class Naive:
         return True
 
     def act_AdmitProvider(self, name, key, issuer, *, really):
-        if name in self.providers or (name, key) in self.spent or issuer not in self.authorities:
+        if name in self.providers or (name, key) in self.spent or self.authorities.get(issuer) != 0:
             return False
         if really:
-            self.providers[name] = {"status": "active", "keys": {key: None}}
+            self.providers[name] = {"status": "active", "certificates": {(key, issuer): None}}
             self.spent.add((name, key))
         return True
 
@@ -148,12 +153,13 @@ class Naive:
     # A provider ------------------------------------------------------------------------------------------------------
 
     def RotateProviderKey(self, name, key, issuer, overlap):
-        if (name, key) in self.spent or issuer not in self.authorities or overlap <= 0 or len(self.counting(name)) >= 4:
+        before, alive = self.providers[name]["certificates"], self.alive(name)
+        given_up = (name, key) in self.spent and key not in self.counting(name)
+        if (key, issuer) in before or given_up or self.authorities.get(issuer) != 0 or overlap <= 0 or len(alive) >= 4:
             return False
-        keys = self.providers[name]["keys"]
-        for old in self.counting(name):
-            keys[old] = self.now + overlap if keys[old] is None else min(keys[old], self.now + overlap)
-        keys[key] = None
+        end = self.now + overlap
+        kept = {one: end if retire is None else min(retire, end) for one, retire in alive.items()}
+        self.providers[name]["certificates"] = {**kept, (key, issuer): None}
         self.spent.add((name, key))
         return True
 
