@@ -13,6 +13,7 @@ import contextlib
 import json
 import secrets
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -331,6 +332,7 @@ def main() -> None:
     except Misconfigured as error:
         print(f"left out: {error}")
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that its nodes end with it
     directory = Path(tempfile.mkdtemp(prefix="moor-bench-"))
     try:
         asyncio.run(measured(directory))
