@@ -96,6 +96,7 @@ class Answer:
 
     def certificates(self, folder):
         """Of a certs-only answer, as openssl reads it."""
+        assert self.status == 200, self.body
         (folder / "p7.der").write_bytes(base64.b64decode(self.body))
         words = "pkcs7 -inform DER -in p7.der -print_certs -out p7.pem"
         openssl(folder, *words.split(), check=True)
