@@ -83,7 +83,7 @@ async def test_a_sequencer_that_lies_about_time_makes_no_block_and_a_late_cosign
         await cluster.same(HONEST)
 
 
-@pytest.mark.parametrize("lie", ["invalid", "censor"])
+@pytest.mark.parametrize("lie", ["invalid", pytest.param("censor", marks=pytest.mark.long)])
 async def test_a_sequencer_that_cheats_its_senders_is_replaced_by_the_operators(cluster, lie):
     """verifies that: blocks with invalid transactions get no signature, a censored sender no receipt; after the operators'
     word the same transaction is in the ledger."""

@@ -113,6 +113,7 @@ async def test_a_full_disk_signs_nothing_says_so_and_goes_on_with_room(cluster, 
             await cluster.processes[FOURTH].kill()
 
 
+@pytest.mark.long
 async def test_a_lost_disk_comes_back_from_a_snapshot(cluster):
     """verifies that: with nothing left but its keys an authority takes a verified snapshot, follows, and signs again."""
     config = cluster.processes[FOURTH].directory / "authority.toml"
