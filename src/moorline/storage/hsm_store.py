@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import IntegrityError
 
 from moorline.audit.log import encode_entry, entry_digest, first_head
 from moorline.clock import Instant
-from moorline.errors import Conflict, Refused, Unavailable
+from moorline.errors import Conflict, Refused
 from moorline.storage.database import open_database
 from moorline.storage.steps import reached
+from moorline.storage.transactions import reading, writing
 
 
 def _table(name: str, *columns: str) -> sa.TableClause:
@@ -88,26 +89,21 @@ class HsmStore:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
         try:
-            with self._engine.connect() as connection:
-                if connection.dialect.name == "sqlite":
-                    connection.exec_driver_sql("BEGIN IMMEDIATE")
-                else:
-                    connection.execution_options(isolation_level="SERIALIZABLE")
+            with writing(self._engine) as connection:
                 yield connection
-                connection.commit()
         except IntegrityError:
             raise Conflict("hsm.already_there", "this is recorded already", remedy="read it, and go on from there") from None
-        except DBAPIError as error:
-            raise Unavailable(
-                "storage.unavailable", "the HSM's database cannot take this now", got=type(error.orig).__name__
-            ) from None
+
+    def _reading(self) -> contextlib.AbstractContextManager[sa.Connection]:
+        # No lock: the broker seals and unseals within a transaction of its own on the same database.
+        return reading(self._engine)
 
     # -- keys -------------------------------------------------------------------------------------------------------------
 
     def key_rows(self, role: str | None = None) -> tuple[KeyRow, ...]:
         """All keys (of a role), oldest first."""
         query = sa.select(_KEYS).order_by(_KEYS.c.created, _KEYS.c.label)
-        with self._transaction() as c:
+        with self._reading() as c:
             rows = c.execute(query if role is None else query.where(_KEYS.c.role == role))
             return tuple(KeyRow(**row._mapping) for row in rows)  # noqa: SLF001 - SQLAlchemy's public name for it
 
@@ -128,7 +124,7 @@ class HsmStore:
 
     def request(self, identifier: bytes) -> bytes:
         """An encoded request. Raises Refused("approval.unknown")."""
-        with self._transaction() as c:
+        with self._reading() as c:
             row = c.execute(sa.select(_REQUESTS).where(_REQUESTS.c.id == identifier)).one_or_none()
         if row is None:
             raise Refused("approval.unknown", "there is no such request", got=identifier)
@@ -136,7 +132,7 @@ class HsmStore:
 
     def requests(self) -> tuple[tuple[bytes, int | None], ...]:
         """All encoded requests, and when each was used."""
-        with self._transaction() as c:
+        with self._reading() as c:
             return tuple((bytes(row.data), row.used) for row in c.execute(sa.select(_REQUESTS)))
 
     def add_approval(self, identifier: bytes, custodian: str, at: int, signed: bytes) -> None:
@@ -148,7 +144,7 @@ class HsmStore:
     def approvals(self, identifier: bytes) -> tuple[tuple[str, int, bytes], ...]:
         """Custodian, moment and signature of each approval of a request."""
         query = sa.select(_APPROVALS).where(_APPROVALS.c.request == identifier).order_by(_APPROVALS.c.custodian)
-        with self._transaction() as c:
+        with self._reading() as c:
             return tuple((row.custodian, row.at, bytes(row.signed)) for row in c.execute(query))
 
     def use_request(self, identifier: bytes, at: Instant) -> None:
@@ -165,7 +161,7 @@ class HsmStore:
 
     def tenants(self) -> tuple[TenantRow, ...]:
         """All tenants, also destroyed ones, by name."""
-        with self._transaction() as c:
+        with self._reading() as c:
             rows = c.execute(sa.select(_TENANTS).order_by(_TENANTS.c.name))
             return tuple(TenantRow(**row._mapping) for row in rows)  # noqa: SLF001 - as above
 
@@ -209,5 +205,5 @@ class HsmStore:
     def tenant_log(self, tenant: str) -> tuple[bytes, ...]:
         """A tenant's log, in order."""
         query = sa.select(_LOG.c.data).where(_LOG.c.tenant == tenant).order_by(_LOG.c.number)
-        with self._transaction() as c:
+        with self._reading() as c:
             return tuple(bytes(row.data) for row in c.execute(query))
