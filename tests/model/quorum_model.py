@@ -288,12 +288,18 @@ AS_IT_IS = {
     "sequencer Byzantine, promotion": Rules(byzantine=0, heights=1),
     "new sequencer Byzantine, promotion": Rules(byzantine=1, heights=1),
     "cosigner Byzantine, promotion": Rules(byzantine=3, heights=1),
-    "nobody Byzantine, promotion": Rules(byzantine=-1, heights=1),
-    "sequencer Byzantine, the set grows": Rules(byzantine=0, heights=2, second_names="xy", promotes=False, after_x=GROWN),
-    "cosigner Byzantine, the set grows": Rules(byzantine=3, heights=2, second_names="xy", promotes=False, after_x=GROWN),
-    "sequencer Byzantine, the set shrinks": Rules(byzantine=0, heights=2, second_names="xy", promotes=False, after_x=SHRUNK),
+    "sequencer Byzantine, the set grows": Rules(byzantine=0, heights=2, promotes=False, after_x=GROWN),
+    "cosigner Byzantine, the set grows": Rules(byzantine=3, heights=2, promotes=False, after_x=GROWN),
+    "sequencer Byzantine, the set shrinks": Rules(byzantine=0, heights=2, promotes=False, after_x=SHRUNK),
 }
 LARGE = {
+    "nobody Byzantine, promotion": Rules(byzantine=-1, heights=1),
+    "sequencer Byzantine, the set grows, two choices a height": Rules(
+        byzantine=0, heights=2, second_names="xy", promotes=False, after_x=GROWN
+    ),
+    "sequencer Byzantine, the set shrinks, two choices a height": Rules(
+        byzantine=0, heights=2, second_names="xy", promotes=False, after_x=SHRUNK
+    ),
     "nobody Byzantine, promotion, two heights": Rules(byzantine=-1, heights=2, names="x"),
     "cosigner Byzantine, promotion, two heights": Rules(byzantine=3, heights=2, names="x"),
 }
