@@ -134,7 +134,7 @@ def kvstore(made: ceremony.Ceremony, binary: Path) -> list[list[str]]:
         home = network.home_of(made, name)
         config = home / "config" / "config.toml"
         lines = config.read_text("utf-8").splitlines()
-        kept = [line for line in lines if not line.startswith(("proxy_app", "priv_validator_laddr"))]
+        kept = [line for line in lines if not line.startswith(("proxy_app", "priv_validator_"))]
         config.write_text('proxy_app = "kvstore"\n' + "\n".join(kept) + "\n", "utf-8")
         key = ceremony.load_authority(made.directory / "authorities" / name).checkpoint
         write_key(home, key)
