@@ -134,11 +134,14 @@ COMETBFT = {"comet.block.finalized", "comet.block.committed", "comet.signature.i
 """Killed in tests/cometbft/test_failures.py, where that engine runs."""
 PROMOTION = {"authority.word.given", "sequencer.block.taken_over", "authority.term.certified"}
 """Killed in tests/ledger_failures."""
+PUSHED = {"verifier.event.accepted"}
+"""Killed in tests/hosts/test_push.py."""
 
 
 async def test_every_step_is_killed_here():
     covered = {
         *PROMOTION,
+        *PUSHED,
         *COMETBFT,
         *LAUNCH,
         *LEDGER,

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -15,6 +17,7 @@ from moorline.nfv import SpiffeId
 from moorline.rats import EvidenceRoot
 from moorline.services import http, verifier_push
 from moorline.services.verifier_push import Pushing, ReceiverSettings
+from moorline.storage import steps
 from moorline.storage.verifier_rounds import EnrolledHost
 from moorline.storage.verifier_store import VerifierStore
 from moorline.wire import keys, security_event
@@ -220,6 +223,21 @@ async def test_a_crash_after_the_answer_repeats_one_event_under_its_name(store, 
     names = [one.jti for one in siem.taken]
     assert [one.cursor for one in siem.taken] == [1, 2, 2, 3]
     assert names[1] == names[2]
+
+
+async def test_a_verifier_killed_behind_the_cursor_goes_on_with_the_next_event(store, key, tmp_path):
+    """verifies that: SIGKILL right after an acceptance was noted repeats nothing and skips nothing."""
+    siem = Siem(key)
+    store.deliveries().begin("siem", at=NOW)
+    change(store, 2)
+    if (pid := os.fork()) == 0:
+        os.environ[steps.VARIABLE] = "verifier.event.accepted"
+        VerifierStore.open(tmp_path / "verifier.db").deliveries().accepted("siem", 1, at=NOW)
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL  # noqa: ASYNC222 - it kills itself at once
+    async with listening(siem) as address, telling(pushing(store, key, slept=[]), receiver(tmp_path, address)):
+        await until(lambda: told(store) == 2)
+    assert [one.cursor for one in siem.taken] == [2]
 
 
 async def test_a_new_receiver_hears_what_happens_from_now_on(store, key, tmp_path):

@@ -20,7 +20,7 @@ from moorline.errors import Malformed, Misconfigured, MoorlineError, NotAuthenti
 from moorline.hsm import exchange, provider
 from moorline.hsm.authorisation import AccessFacts, decide_access
 from moorline.hsm.exchange import Expectation, Party
-from moorline.services import broker_est, broker_est_access
+from moorline.services import broker_est_access, broker_sign
 from moorline.storage.broker_store import Peer
 from moorline.wire import cose, est, keys
 from moorline.wire.session import LauncherTicket
@@ -51,7 +51,7 @@ TICKET = LauncherTicket(
 SIGNED_TICKET = provider.sign_launcher_ticket(KEY, TICKET)
 CSR, BUNDLE = csr(), bundle()
 SIGNING_INPUT = b"eyJhbGciOiJFUzI1NiIsInR5cCI6IkpXVCJ9.e30"
-GOOD_SIGN = json.dumps({"key": "verifier", "message": base64.b64encode(SIGNING_INPUT).decode()}).encode()
+GOOD_SIGN = json.dumps({"key": "verifier", "messages": [base64.b64encode(SIGNING_INPUT).decode()]}).encode()
 
 
 def read_ticket(data: bytes) -> LauncherTicket:
@@ -63,7 +63,7 @@ READERS = {
     "csr": (est.csr_key, CSR),
     "ticket": (read_ticket, SIGNED_TICKET),
     "bundle": (lambda data: exchange.verify_bundle(data, KEY.public_key(), EXPECTED), BUNDLE),
-    "sign": (broker_est._signing_input, None),
+    "sign": (broker_sign._signing_inputs, None),
 }
 
 
@@ -92,7 +92,7 @@ def test_no_flipped_bit_is_accepted(name, data):
 
 def test_what_the_verifier_key_signs():
     """verifies that: a signing input with exactly our header is taken as it is."""
-    assert broker_est._signing_input(GOOD_SIGN) == SIGNING_INPUT
+    assert broker_sign._signing_inputs(GOOD_SIGN) == [SIGNING_INPUT]
 
 
 @settings(max_examples=200, deadline=None)

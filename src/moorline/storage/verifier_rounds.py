@@ -22,7 +22,6 @@ from moorline.clock import Instant
 from moorline.evidence.tpm_quote import ClockInfo
 from moorline.rats import EvidenceRoot, Tier
 from moorline.storage import verifier_events
-from moorline.storage.steps import reached
 
 
 def table(name: str, *columns: str) -> sa.TableClause:
@@ -133,7 +132,6 @@ def settle(
     )
     used = {(bytes(row.nonce), row.host) for row in taken}
     settled = [one for one in changes if (one.nonce, one.host) in used]
-    reached("verifier.challenge.taken")
     _keep(connection, settled)
     _withdraw(connection, settled, at=at)
     store_results(connection, [one.result for one in settled if one.result is not None], patience_until=patience_until)
@@ -238,7 +236,6 @@ def _keep(connection: sa.Connection, settled: Sequence[Change]) -> None:
     if logs:  # logs change when hosts boot: what no host stands on any more goes then
         used = sa.select(PROGRESS.c.boot_log).where(PROGRESS.c.boot_log == _BOOT_LOGS.c.digest)
         connection.execute(sa.delete(_BOOT_LOGS).where(~sa.exists(used)))
-    reached("verifier.progress.kept")
 
 
 def _withdraw(connection: sa.Connection, settled: Sequence[Change], *, at: Instant) -> None:

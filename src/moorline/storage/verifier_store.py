@@ -197,7 +197,11 @@ class VerifierStore:
             settled = verifier_rounds.settle(
                 connection, changes, at=at, next_expires=next_expires, patience_until=patience_until
             )
+        reached("verifier.challenge.taken")
+        reached("verifier.progress.kept")
         reached("verifier.verdict.stored")
+        if any(one.withdraw is not None and one.host in settled for one in changes):
+            reached("verifier.verdict.withdrawn")
         return settled
 
     def boot_log(self, digest: bytes) -> bytes | None:
