@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from peers.keylime import VERSION, Keylime
 
-from moorline.clock import Instant
+from moorline.clock import Clock, Instant
 from moorline.evidence import eventlog as log
 from moorline.evidence import ima as lists
 from moorline.evidence import tpm_structures as tpm
@@ -34,7 +34,7 @@ from moorline.evidence.tpm_quote import ClockInfo, Quote, serialize_quote
 from moorline.ledger.records import PlatformRecord, Status
 from moorline.policy import ear, host, reference_values
 from moorline.rats import EvidenceRoot
-from moorline.services.attestation_authority import AttestationAuthority, Parts
+from moorline.services.attestation_authority import AttestationAuthority, Parts, Sign
 from moorline.services.host_appraisal import Terms
 from moorline.simulators import firmware
 from moorline.storage.verifier_rounds import EnrolledHost
@@ -174,49 +174,64 @@ class Core:
 
 def reference_of() -> reference_values.Reference:
     """What the machines of this benchmark are allowed to boot and run."""
+    return firmware_values(NOW)
+
+
+def firmware_values(now: Instant) -> reference_values.Reference:
+    """The same, valid now."""
     values = firmware.reference_values(
-        firmware.GOOD, name="good", not_before=Instant(NOW - 1000), not_after=Instant(NOW + 10**6)
+        firmware.GOOD, name="good", not_before=Instant(now - 1000), not_after=Instant(now + 10**6)
     )
     return reference_values.merge([values])
 
 
-def authority(directory: Path, reference: reference_values.Reference) -> tuple[AttestationAuthority, VerifierStore]:
-    async def platforms(names: tuple[str, ...]) -> dict[str, PlatformRecord]:
-        return {
-            name: PlatformRecord(
-                provider="alpha",
-                id=name,
-                status=Status.ACTIVE,
-                chip_id=bytes(64),
-                product="Milan",
-                ek_digest=hashlib.sha256(name.encode()).digest(),
-                location="EU/DE",
-                tag_digest=bytes(32),
-                simulated=True,
-            )
-            for name in names
-        }
+async def platforms(names: tuple[str, ...]) -> dict[str, PlatformRecord]:
+    """A platform record for any host, of the endorsement key `enrol` gives it."""
+    return {name: _platform(name, hashlib.sha256(name.encode()).digest()) for name in names}
 
+
+def _platform(name: str, ek_digest: bytes) -> PlatformRecord:
+    return PlatformRecord(
+        provider="alpha",
+        id=name,
+        status=Status.ACTIVE,
+        chip_id=bytes(64),
+        product="Milan",
+        ek_digest=ek_digest,
+        location="EU/DE",
+        tag_digest=bytes(32),
+        simulated=True,
+    )
+
+
+def authority(directory: Path, reference: reference_values.Reference) -> tuple[AttestationAuthority, VerifierStore]:
     async def sign(messages: tuple[bytes, ...]) -> tuple[bytes, ...]:  # the broker's key signs: not the verifier's CPU
         return (bytes(64),) * len(messages)
 
     store = VerifierStore.open(directory / "verifier.db")
-    parts = Parts(
-        verifier="spiffe://alpha.test/verifier/v1",
-        audience="alpha.test",
-        terms=TERMS,
-        anchors=(),
-        simulated_allowed=True,
-        reference=reference,
-        signers=(),
-        revocation=lambda: Revocation(crls=(), not_required={EvidenceRoot.TEST: "nobody enrols in this benchmark"}),
-        platforms=platforms,
-        sign=sign,
-        store=store,
-        clock=SetClock(),
-        random=secrets.token_bytes,
+    return authority_with(store, reference, sign=sign, clock=SetClock()), store
+
+
+def authority_with(
+    store: VerifierStore, reference: reference_values.Reference, *, sign: Sign, clock: Clock
+) -> AttestationAuthority:
+    return AttestationAuthority(
+        Parts(
+            verifier="spiffe://alpha.test/verifier/v1",
+            audience="alpha.test",
+            terms=TERMS,
+            anchors=(),
+            simulated_allowed=True,
+            reference=reference,
+            signers=(),
+            revocation=lambda: Revocation(crls=(), not_required={EvidenceRoot.TEST: "nobody enrols in this benchmark"}),
+            platforms=platforms,
+            sign=sign,
+            store=store,
+            clock=clock,
+            random=secrets.token_bytes,
+        )
     )
-    return AttestationAuthority(parts), store
 
 
 def enrol(store: VerifierStore, name: str, machine: Machine) -> None:
