@@ -16,6 +16,8 @@ from moorline.audit.log import encode_entry, entry_digest, first_head
 from moorline.clock import Instant
 
 AUDIT: Final = sa.table("audit", sa.column("number"), sa.column("data"))
+_LAST: Final = sa.select(AUDIT).order_by(AUDIT.c.number.desc()).limit(1)
+_INSERT: Final = sa.insert(AUDIT)
 _SUBJECT_CHARS: Final = 512
 _VALUE_CHARS: Final = 4096
 
@@ -26,7 +28,7 @@ def append(connection: sa.Connection, domain: str, *, at: Instant, event: str, b
     `body` is public facts, never a secret; a long text is cut. `domain` is the service's, and the same for every entry.
     """
     # The caller's transaction is the only writer (storage.transactions): nobody else continues from the same last entry.
-    last = connection.execute(sa.select(AUDIT).order_by(AUDIT.c.number.desc()).limit(1)).one_or_none()
+    last = connection.execute(_LAST).one_or_none()
     details = {name: _text(value) for name, value in body.items()}
     number: int = 0 if last is None else last.number + 1
     data = encode_entry(
@@ -37,7 +39,7 @@ def append(connection: sa.Connection, domain: str, *, at: Instant, event: str, b
         subject=next(iter(details.values()), "")[:_SUBJECT_CHARS],
         details=details,
     )
-    connection.execute(sa.insert(AUDIT).values(number=number, data=data))
+    connection.execute(_INSERT, {"number": number, "data": data})
     return number
 
 

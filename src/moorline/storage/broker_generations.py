@@ -35,6 +35,15 @@ REVOCATIONS: Final = sa.table(
 )
 HOST_LOSSES: Final = sa.table("host_losses", *(sa.column(name) for name in ("host", "cursor", "code", "at")))
 
+# Made once: a statement that is built anew costs several times what it costs to run.
+_ONE: Final = (GENERATIONS.c.instance == sa.bindparam("of"), GENERATIONS.c.generation == sa.bindparam("number"))
+_FIND: Final = sa.select(GENERATIONS).where(*_ONE)
+_NEWEST: Final = sa.select(sa.func.max(GENERATIONS.c.generation)).where(GENERATIONS.c.instance == sa.bindparam("of"))
+_FIND_AND_NEWEST: Final = sa.select(GENERATIONS, _NEWEST.scalar_subquery().label("newest")).where(*_ONE)
+_LOST: Final = sa.select(HOST_LOSSES.c.cursor).where(HOST_LOSSES.c.host == sa.bindparam("on"))
+_BEGIN: Final = sa.insert(GENERATIONS)
+_KEEP_KEY: Final = sa.insert(STORAGE_KEYS)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
@@ -58,8 +67,7 @@ class Generation:
 
 def find(c: sa.Connection, instance: str, generation: int) -> Generation | None:
     """One generation, if this broker knows it."""
-    where = (GENERATIONS.c.instance == instance, GENERATIONS.c.generation == generation)
-    row = c.execute(sa.select(GENERATIONS).where(*where)).mappings().one_or_none()
+    row = c.execute(_FIND, {"of": instance, "number": generation}).mappings().one_or_none()
     return None if row is None else Generation(**row)
 
 
@@ -71,16 +79,15 @@ def live_on(c: sa.Connection, host: str) -> tuple[Generation, ...]:
 
 def newest(c: sa.Connection, instance: str) -> int | None:
     """The newest generation of an instance, launched or retired."""
-    query = sa.select(sa.func.max(GENERATIONS.c.generation)).where(GENERATIONS.c.instance == instance)
-    found: int | None = c.execute(query).scalar()
+    found: int | None = c.execute(_NEWEST, {"of": instance}).scalar()
     return found
 
 
 def begin(c: sa.Connection, made: Generation, *, storage: bytes) -> None:
     """A new live generation with its wrapped storage key."""
-    c.execute(sa.insert(GENERATIONS).values({name: getattr(made, name) for name in Generation.__dataclass_fields__}))
+    c.execute(_BEGIN, {name: getattr(made, name) for name in Generation.__dataclass_fields__})
     if storage:
-        c.execute(sa.insert(STORAGE_KEYS).values(instance=made.instance, generation=made.generation, wrapped=storage))
+        c.execute(_KEEP_KEY, {"instance": made.instance, "generation": made.generation, "wrapped": storage})
 
 
 def storage_key(c: sa.Connection, instance: str, generation: int) -> bytes | None:
@@ -128,15 +135,16 @@ def destroy_storage_key(c: sa.Connection, instance: str, generation: int) -> boo
 
 def lost_since(c: sa.Connection, host: str, cursor: int) -> bool:
     """Whether the host lost its verdict in an event after `cursor` that this broker acted on."""
-    found = c.execute(sa.select(HOST_LOSSES.c.cursor).where(HOST_LOSSES.c.host == host)).scalar()
+    found = c.execute(_LOST, {"on": host}).scalar()
     return found is not None and found > cursor
 
 
 def require_live(c: sa.Connection, instance: str, generation: int) -> Generation:
     """The generation, live and the newest. Raises Refused (`renewal.*`), which is what a function is told."""
-    known = find(c, instance, generation)
-    if known is None:
+    row = c.execute(_FIND_AND_NEWEST, {"of": instance, "number": generation}).mappings().one_or_none()
+    if row is None:
         raise Refused("renewal.not_known", "this broker launched no such generation", got=f"{instance} {generation}")
+    known = Generation(**{name: row[name] for name in Generation.__dataclass_fields__})
     if known.state == HOST_LOST:
         raise Refused(
             "renewal.host_not_standing",
@@ -146,7 +154,7 @@ def require_live(c: sa.Connection, instance: str, generation: int) -> Generation
         )
     if known.state == RETIRED:
         raise Refused("renewal.instance_revoked", "this generation was retired and its identity revoked", got=known.code)
-    latest = newest(c, instance)
+    latest = row["newest"]
     if known.state != LIVE or latest != generation:
         raise Refused(
             "renewal.generation_behind",

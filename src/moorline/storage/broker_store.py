@@ -64,6 +64,47 @@ _DEVICES = _table("devices", "device", "key_digest", "enrolled")
 _CERTIFICATES = _table("certificates", "serial", "spiffe_id", "key_digest", "not_after", "der")
 _PEERS = _table("peers", "provider", "hsm", "at", "sequence", "transcript", "bundle")
 
+# The statements of what is asked for many times a second, made once: building one anew costs several times its execution.
+_FACT: Final = sa.select(_FACTS.c.value).where(_FACTS.c.name == sa.bindparam("of"))
+_FORGET_FACT: Final = sa.delete(_FACTS).where(_FACTS.c.name == sa.bindparam("of"))
+_KEEP_FACT: Final = sa.insert(_FACTS)
+_KEEP_CERTIFICATE: Final = sa.insert(_CERTIFICATES)
+_OF_SERVICE: Final = (_POOL.c.service == sa.bindparam("of"), _POOL.c.profile == sa.bindparam("for"))
+_FIRST_READY: Final = sa.select(_POOL).where(*_OF_SERVICE).order_by(_POOL.c.entry).limit(1)
+_POOL_SIZE: Final = sa.select(sa.func.count().label("n")).select_from(_POOL).where(*_OF_SERVICE)
+_TAKE: Final = sa.delete(_POOL).where(_POOL.c.entry == sa.bindparam("one"))
+_SAME_LAUNCH: Final = (
+    _LAUNCHES.c.launcher == sa.bindparam("by"),
+    _LAUNCHES.c.epoch == sa.bindparam("in"),
+    _LAUNCHES.c.sequence == sa.bindparam("number"),
+)
+_FIND_LAUNCH: Final = sa.select(_LAUNCHES).where(*_SAME_LAUNCH)
+_OF_KEYS: Final = sa.select(_LAUNCHES.c.session).where(
+    sa.or_(_LAUNCHES.c.kem_digest == sa.bindparam("kem"), _LAUNCHES.c.signing_digest == sa.bindparam("signing"))
+)
+_KEEP_LAUNCH: Final = sa.insert(_LAUNCHES)
+_FIND_INSTANCE: Final = sa.select(_INSTANCES).where(_INSTANCES.c.instance == sa.bindparam("of"))
+_FORGET_INSTANCE: Final = sa.delete(_INSTANCES).where(_INSTANCES.c.instance == sa.bindparam("of"))
+_KEEP_INSTANCE: Final = sa.insert(_INSTANCES)
+_LEASED: Final = (
+    sa.select(sa.func.count())
+    .select_from(_LEASES.join(_EPOCHS, _EPOCHS.c.epoch == _LEASES.c.epoch))
+    .join(_LAUNCHERS, _LAUNCHERS.c.launcher == _LEASES.c.launcher)
+    .where(
+        _LEASES.c.launcher == sa.bindparam("by"),
+        _LEASES.c.epoch == sa.bindparam("in"),
+        _LEASES.c.first <= sa.bindparam("number"),
+        _LEASES.c.first + _LEASES.c.count > sa.bindparam("number"),
+        _LEASES.c.not_after >= sa.bindparam("now"),
+        _LEASES.c.void == sa.false(),
+        _EPOCHS.c.accept_until >= sa.bindparam("now"),
+        _LAUNCHERS.c.revoked.is_(None),
+    )
+)
+_LIVE_OF: Final = sa.select(generations.GENERATIONS).where(
+    generations.GENERATIONS.c.instance == sa.bindparam("of"), generations.GENERATIONS.c.state == generations.LIVE
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Epoch:
@@ -253,8 +294,8 @@ class BrokerStore:
 
     def fact(self, name: str) -> int:
         """A stored number; 0 if it was never set."""
-        rows = self._rows(sa.select(_FACTS.c.value).where(_FACTS.c.name == name))
-        return int(rows[0]["value"]) if rows else 0
+        with self._reading() as c:
+            return _fact(c, name)
 
     def mark_time(self, at: Instant) -> Instant:
         """Time never goes back behind this mark, over restarts and for every process; the mark, raised to `at`."""
@@ -426,12 +467,8 @@ class BrokerStore:
 
     def pool_size(self, service: str, profile: str) -> int:
         """How many key pairs wait for a service and profile."""
-        rows = self._rows(
-            sa.select(sa.func.count().label("n"))
-            .select_from(_POOL)
-            .where(_POOL.c.service == service, _POOL.c.profile == profile)
-        )
-        return int(rows[0]["n"])
+        with self._reading() as c:
+            return int(c.execute(_POOL_SIZE, {"of": service, "for": profile}).scalar_one())
 
     def take_from_pool(self, service: str, profile: str, *, count: int, at: Instant) -> tuple[Taken, ...]:
         """Up to `count` entries, gone from here: who dies with them loses them, and nobody has them twice."""
@@ -611,6 +648,11 @@ def _launch_row(row: Any) -> LaunchRow:  # noqa: ANN401 - a row of `launches`
     return LaunchRow(launch=launch, public=row["public"], state=row["state"], at=row["at"])
 
 
+def _named(launch: Launch) -> dict[str, object]:
+    """The parameters of _SAME_LAUNCH."""
+    return {"by": launch.launcher, "in": launch.epoch, "number": launch.sequence}
+
+
 def _is(launch: Launch) -> tuple[sa.ColumnElement[bool], ...]:
     return (
         _LAUNCHES.c.launcher == launch.launcher,
@@ -632,12 +674,11 @@ class _Fresh:
 
 def _consume(c: sa.Connection, launch: Launch, at: Instant, fresh: _Fresh) -> Taken | MoorlineError:
     # 1. The same launch again: the same result for the same keys until confirmed, an alarm for anybody else.
-    row = c.execute(sa.select(_LAUNCHES).where(*_is(launch))).one_or_none()
+    row = c.execute(_FIND_LAUNCH, _named(launch)).one_or_none()
     if row is not None:
         return _again(c, launch, row, at)
     # 2. The keys of another launch: one attester, one launch.
-    used = sa.or_(_LAUNCHES.c.kem_digest == launch.kem_digest, _LAUNCHES.c.signing_digest == launch.signing_digest)
-    other = c.execute(sa.select(_LAUNCHES.c.session).where(used)).first()
+    other = c.execute(_OF_KEYS, {"kem": launch.kem_digest, "signing": launch.signing_digest}).first()
     if other is not None:
         _alarm(c, at, "launch.key_reused", "session keys of one launch came with another", other.session, launch.session)
         return Refused("launch.key_reused", "these session keys belong to another launch")
@@ -647,17 +688,17 @@ def _consume(c: sa.Connection, launch: Launch, at: Instant, fresh: _Fresh) -> Ta
     if overtaken is not None:
         return overtaken
     # 6. Take, mark, log.
-    where = (_POOL.c.service == launch.service, _POOL.c.profile == launch.profile)
-    entry = c.execute(sa.select(_POOL).where(*where).order_by(_POOL.c.entry).limit(1)).one_or_none()
+    entry = c.execute(_FIRST_READY, {"of": launch.service, "for": launch.profile}).one_or_none()
     if entry is None:
         return Unavailable("launch.pool_empty", "no key pair is ready for this service", remedy="ask again shortly")
     if _launched_before(c, launch.instance):
         fresh.advance(c)  # a generation change: a database from before it is behind the token's counter
-    c.execute(sa.delete(_POOL).where(_POOL.c.entry == entry.entry))
+    c.execute(_TAKE, {"one": entry.entry})
     values = {name: getattr(launch, name) for name in Launch.__dataclass_fields__}
-    c.execute(sa.insert(_LAUNCHES).values(**values, public=entry.public, wrapped=entry.wrapped, state=CONSUMED, at=at))
-    c.execute(sa.delete(_INSTANCES).where(_INSTANCES.c.instance == launch.instance))
-    c.execute(sa.insert(_INSTANCES).values(instance=launch.instance, service=launch.service, generation=launch.generation))
+    c.execute(_KEEP_LAUNCH, {**values, "public": entry.public, "wrapped": entry.wrapped, "state": CONSUMED, "at": at})
+    c.execute(_FORGET_INSTANCE, {"of": launch.instance})
+    standing = {"instance": launch.instance, "service": launch.service, "generation": launch.generation}
+    c.execute(_KEEP_INSTANCE, standing)
     body: dict[str, object] = {
         "launcher": launch.launcher,
         "epoch": launch.epoch,
@@ -687,13 +728,13 @@ def _over(c: sa.Connection, launch: Launch, at: Instant, not_after: Instant) -> 
 
 
 def _launched_before(c: sa.Connection, instance: str) -> bool:
-    return c.execute(sa.select(_INSTANCES.c.generation).where(_INSTANCES.c.instance == instance)).first() is not None
+    return c.execute(_FIND_INSTANCE, {"of": instance}).first() is not None
 
 
 def _overtaken(c: sa.Connection, launch: Launch, verdicts_seen: int) -> Refused | None:
     if generations.lost_since(c, launch.host, verdicts_seen):
         return Refused("launch.host_not_standing", "the host lost its verdict just now", got=launch.host)
-    standing = c.execute(sa.select(_INSTANCES).where(_INSTANCES.c.instance == launch.instance)).one_or_none()
+    standing = c.execute(_FIND_INSTANCE, {"of": launch.instance}).one_or_none()
     newest = generations.newest(c, launch.instance)
     other = standing is not None and standing.service != launch.service
     if not other and (newest is None or launch.generation > newest):
@@ -708,10 +749,7 @@ def _overtaken(c: sa.Connection, launch: Launch, verdicts_seen: int) -> Refused 
 
 
 def _begin_generation(c: sa.Connection, launch: Launch, at: Instant, fresh: _Fresh) -> None:
-    query = sa.select(generations.GENERATIONS).where(
-        generations.GENERATIONS.c.instance == launch.instance, generations.GENERATIONS.c.state == generations.LIVE
-    )
-    for row in c.execute(query).mappings().all():
+    for row in c.execute(_LIVE_OF, {"of": launch.instance}).mappings().all():
         earlier = Generation(**row)
         generations.end(c, earlier, state=generations.SUPERSEDED, code="renewal.generation_behind", at=at)
         body = {"instance": earlier.instance, "generation": earlier.generation, "code": "renewal.generation_behind"}
@@ -764,26 +802,11 @@ def _again(c: sa.Connection, launch: Launch, row: Any, at: Instant) -> Taken | M
 
 
 def _leased(c: sa.Connection, launch: Launch, at: Instant) -> bool:
-    query = (
-        sa.select(sa.func.count())
-        .select_from(_LEASES.join(_EPOCHS, _EPOCHS.c.epoch == _LEASES.c.epoch))
-        .join(_LAUNCHERS, _LAUNCHERS.c.launcher == _LEASES.c.launcher)
-        .where(
-            _LEASES.c.launcher == launch.launcher,
-            _LEASES.c.epoch == launch.epoch,
-            _LEASES.c.first <= launch.sequence,
-            _LEASES.c.first + _LEASES.c.count > launch.sequence,
-            _LEASES.c.not_after >= at,
-            _LEASES.c.void == sa.false(),
-            _EPOCHS.c.accept_until >= at,
-            _LAUNCHERS.c.revoked.is_(None),
-        )
-    )
-    return int(c.execute(query).scalar() or 0) > 0
+    return int(c.execute(_LEASED, {**_named(launch), "now": at}).scalar() or 0) > 0
 
 
 def _fact(c: sa.Connection, name: str) -> int:
-    return int(c.execute(sa.select(_FACTS.c.value).where(_FACTS.c.name == name)).scalar() or 0)
+    return int(c.execute(_FACT, {"of": name}).scalar() or 0)
 
 
 def _risen(c: sa.Connection, at: Instant) -> Instant:
@@ -795,8 +818,8 @@ def _risen(c: sa.Connection, at: Instant) -> Instant:
 
 
 def _set_fact(c: sa.Connection, name: str, value: int) -> None:
-    c.execute(sa.delete(_FACTS).where(_FACTS.c.name == name))
-    c.execute(sa.insert(_FACTS).values(name=name, value=value))
+    c.execute(_FORGET_FACT, {"of": name})
+    c.execute(_KEEP_FACT, {"name": name, "value": value})
 
 
 def _alarm(c: sa.Connection, at: Instant, code: str, says: str, first: str, second: str) -> None:
@@ -810,7 +833,7 @@ def _append(c: sa.Connection, at: Instant, event: str, body: Mapping[str, object
 
 
 def _insert_certificate(c: sa.Connection, issued: Issued) -> None:
-    c.execute(sa.insert(_CERTIFICATES).values(**{name: getattr(issued, name) for name in Issued.__dataclass_fields__}))
+    c.execute(_KEEP_CERTIFICATE, {name: getattr(issued, name) for name in Issued.__dataclass_fields__})
 
 
 def _newest_certificate(c: sa.Connection, spiffe_id: str) -> Issued | None:

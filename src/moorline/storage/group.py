@@ -97,12 +97,13 @@ class GroupCommit:
 
 
 def _in_savepoint(piece: _Piece[Any], connection: sa.Connection) -> None:
+    # Plain statements: a savepoint object of SQLAlchemy's costs more than what most pieces do.
+    connection.exec_driver_sql("SAVEPOINT piece")
     try:
-        with connection.begin_nested():
-            piece.run(connection)
-    except IntegrityError as error:
-        piece.error = error
-    except DBAPIError:
-        raise  # the database failed, not this piece
+        piece.run(connection)
     except BaseException as error:
+        if isinstance(error, DBAPIError) and not isinstance(error, IntegrityError):
+            raise  # the database failed, not this piece: nothing of this transaction is left
+        connection.exec_driver_sql("ROLLBACK TO SAVEPOINT piece")
         piece.error = error
+    connection.exec_driver_sql("RELEASE SAVEPOINT piece")
