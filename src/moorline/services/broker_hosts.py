@@ -6,6 +6,7 @@ connection it came over.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import time
@@ -64,6 +65,10 @@ class EventPage:
     newest: int
 
 
+_Asking = tuple[float, "asyncio.Task[Standing]"]
+"""A question on its way, and when it was asked."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostAuthority:
     """The verifier of this provider."""
@@ -79,21 +84,39 @@ class HostAuthority:
     """How long a result that stands is used again; an event about its host ends that at once."""
     _clients: dict[float, tuple[ClientIdentity, HttpClient]] = field(default_factory=dict)
     _kept: dict[str, tuple[float, Standing]] = field(default_factory=dict)
+    _asking: dict[str, _Asking] = field(default_factory=dict)
 
     async def standing(self, host: str) -> Standing:
         """The verified result about a host. Raises Unavailable if the verifier cannot be asked: that decides nothing."""
-        asked, kept = time.monotonic(), self._kept.get(host)
-        if kept is not None and kept[0] > asked - self.reuse_s and self.clock.now() < kept[1].expires:
+        now, kept = time.monotonic(), self._kept.get(host)
+        if kept is not None and kept[0] > now - self.reuse_s and self.clock.now() < kept[1].expires:
             return kept[1]
-        said = await self._asked(host)
+        # A question on its way is as good as its answer will be: all sessions of a host ask it once.
+        asking = self._asking.get(host)
+        if asking is None or asking[0] <= now - self.reuse_s:
+            asking = self._ask(host, now)
+        return await asyncio.shield(asking[1])
+
+    def _ask(self, host: str, now: float) -> _Asking:
+        asking = self._asking[host] = (now, asyncio.ensure_future(self._asked(host)))
+        asking[1].add_done_callback(lambda _: self._answered(host, asking))
+        return asking
+
+    def _answered(self, host: str, asking: _Asking) -> None:
+        """Keep what was said, unless something newer was asked, or the authority has said since that it changed."""
+        asked, task = asking
+        failed = task.cancelled() or task.exception() is not None
+        if self._asking.get(host) is not asking:
+            return
+        del self._asking[host]
         self._kept.pop(host, None)
-        if said.result is not None:
-            self._kept[host] = (asked, said)
-        return said
+        if not failed and task.result().result is not None:
+            self._kept[host] = (asked, task.result())
 
     def forget(self, host: str) -> None:
-        """The authority said something new about a host."""
+        """The authority said something new about a host: what was said or asked before does not count for it any more."""
         self._kept.pop(host, None)
+        self._asking.pop(host, None)
 
     async def _asked(self, host: str) -> Standing:
         try:
