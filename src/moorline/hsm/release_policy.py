@@ -11,6 +11,8 @@ Every rule should carry `@id("...")`: that is the name under which `moor hsm exp
 from __future__ import annotations
 
 import json
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -34,6 +36,9 @@ namespace Moorline {
   action release, resume, renew appliesTo { principal: Function, resource: Key, context: Facts };
 }
 """
+
+_SAID_MAX: Final = 256
+_SAID_CHARS: Final = 16_384
 
 
 class ReleaseAction(StrEnum):
@@ -92,11 +97,31 @@ class ReleasePolicy:
         self.text = text
         self._policies = cedarpy.PolicySet.from_str(text)
         self._schema = cedarpy.Schema.from_str(SCHEMA)
+        self._said: OrderedDict[str, PolicyDecision] = OrderedDict()
+        self._turn = threading.Lock()
         rendered = json.loads(cedarpy.policies_to_json_str(text)).get("staticPolicies", {})
         self._names = {key: one.get("annotations", {}).get("id") or key for key, one in rendered.items()}
 
     def decide(self, facts: dict[str, Any]) -> PolicyDecision:
-        """Decide about facts as `facts_of` makes them. Never raises: whatever goes wrong denies."""
+        """Decide about facts as `facts_of` makes them. Never raises: whatever goes wrong denies.
+
+        A policy says of the same facts, the present second included, always the same: the last few are remembered.
+        """
+        try:
+            key = json.dumps(facts, sort_keys=True)
+        except Exception as error:  # as below
+            return PolicyDecision(allowed=False, rules=(f"not evaluated: {type(error).__name__}",))
+        said = self._said.get(key)
+        if said is None:
+            said = self._decided(facts)
+            with self._turn:
+                if len(key) <= _SAID_CHARS:
+                    self._said[key] = said
+                while len(self._said) > _SAID_MAX:
+                    self._said.popitem(last=False)
+        return said
+
+    def _decided(self, facts: dict[str, Any]) -> PolicyDecision:
         try:
             principal = _reference("Function", facts["principal"]["instance"])
             entities = [

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from moorline.channel.driver import Claim
 from moorline.clock import Instant
 from moorline.digest import same
-from moorline.errors import Conflict, Malformed, NotAuthentic, Refused
+from moorline.errors import Conflict, Malformed, MoorlineError, NotAuthentic, Refused
 from moorline.hsm import release
 from moorline.hsm.release import EnclaveFacts, HostFacts, Place, ReleaseDecision, ReleaseRequest, ServiceRule
 from moorline.hsm.release_policy import RecordFacts, ReleaseAction
@@ -228,8 +228,13 @@ class FunctionSession:
     async def _renew(self, make: Callable[[LaunchFields, Taken, str], T]) -> T:
         fields, taken = self._held()
         try:
-            await asyncio.to_thread(self.broker.instances.require_live, fields.instance, fields.generation)
-            await self._require_renewable(fields)
+            try:
+                await self._require_renewable(fields)
+            except MoorlineError:
+                # A generation that ended says more exactly why than what ended it does.
+                await asyncio.to_thread(self.broker.instances.require_live, fields.instance, fields.generation)
+                raise
+            # That the generation lives is judged in the transaction that records the certificate.
             return await asyncio.to_thread(make, fields, taken, "function-renewed")
         except Refused as refusal:
             await asyncio.to_thread(
@@ -279,6 +284,7 @@ class FunctionSession:
     def _rekeyed(self, fields: LaunchFields, _taken: Taken, kind: str) -> RekeyReply:
         """A key from the pool, gone from it before; its certificate recorded before it is handed out."""
         now = self.broker.clock.now()
+        self.broker.instances.require_live(fields.instance, fields.generation)  # who ended empties no pool
         der, private_key = self.broker.pool.take(fields.service, self._kind, now)
         public = load_der_public_key(der)
         assert isinstance(public, keys.CertifiedKey)  # the pool makes no other
