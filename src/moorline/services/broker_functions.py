@@ -27,6 +27,7 @@ from moorline.hsm import release
 from moorline.hsm.release import EnclaveFacts, HostFacts, Place, ReleaseDecision, ReleaseRequest, ServiceRule
 from moorline.hsm.release_policy import RecordFacts, ReleaseAction
 from moorline.ledger import standing
+from moorline.ledger.light_client import ProvenState
 from moorline.ledger.records import PlatformRecord, RevocationKind, ServiceRecord
 from moorline.nfv import Role, SpiffeId, parse_name
 from moorline.policy import sec009
@@ -78,6 +79,8 @@ class FunctionSession:
     verdicts_seen: int = 0
     asked: ReleaseRequest | None = None
     record: RecordFacts | None = None
+    _stood: tuple[ProvenState, Standing, Instant] | None = None
+    """By what this session was last found renewable: from the same facts in the same second follows the same."""
     _kind: KeyKind = KeyKind.P256
 
     async def appraise(self) -> bytes:
@@ -256,23 +259,26 @@ class FunctionSession:
                 *revocable_keys(revocable),
             )
         )
+        said, now = await self.broker.require_hosts().standing(fields.host), self.broker.clock.now()
+        stood = self._stood
+        if stood is not None and stood[0] is state and stood[1] is said and stood[2] == now:
+            return
         try:
             service = standing.active_service(state, provider, fields.service)
             platform = standing.active_platform(state, provider, fields.host)
             require_not_revoked(state, revocable)
         except Refused as refusal:
             raise _as_renewal(refusal) from None
-        said = await self.broker.require_hosts().standing(fields.host)
         _require_standing_host(said, fields.host)
         if self.asked is None:
             return  # on the way to a resumption, which is decided as a whole
-        now = self.broker.clock.now()
         request = replace(self.asked, service=_rule(service), host=_host_facts(said, service, platform), now=now)
         self.record = _record(service)
         try:
             self._decide(ReleaseAction.RENEW, request, release.decide_resumption(request))
         except Refused as refusal:
             raise _as_renewal(refusal) from None
+        self._stood = state, said, now
 
     def _renewed(self, fields: LaunchFields, taken: Taken, kind: str) -> Activation:
         public, now = keys.parse_public(taken.public), self.broker.clock.now()

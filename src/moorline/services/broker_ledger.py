@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from operator import is_not
 from typing import Final, Protocol
 
 from moorline.clock import Clock
@@ -52,6 +53,7 @@ class LedgerView:
         self._prover, self.trust, self._store, self._clock = prover, trust, store, clock
         self._reuse_s, self._elapsed = reuse_s, elapsed
         self._kept: dict[str, tuple[float, ProvenState]] = {}
+        self._joined: dict[tuple[str, ...], tuple[list[ProvenState], ProvenState]] = {}
         self._bundles: dict[tuple[str, ...], tuple[float, bytes]] = {}
         self._wanted: set[str] = set()
         self._next: asyncio.Task[ProvenState] | None = None
@@ -77,13 +79,32 @@ class LedgerView:
 
     async def state(self, keys: tuple[str, ...]) -> ProvenState:
         """What is proven about these keys, asked within the last `reuse_s` seconds."""
-        since = self._elapsed() - self._reuse_s
+        now = self._elapsed()
+        since = now - self._reuse_s
         held = {key: self._kept[key] for key in keys if key in self._kept and self._kept[key][0] > since}
-        parts = [state for _, state in held.values()]
+        parts = list({id(state): state for _, state in held.values()}.values())
         missing = [key for key in dict.fromkeys(keys) if key not in held]
         if missing:
             parts.append(await self._asked(missing))
-        return together(parts)
+        elif min(asked for asked, _ in held.values()) < now - self._reuse_s / 2:
+            self._ask_ahead(held)
+        return self._together(keys, parts)
+
+    def _together(self, keys: tuple[str, ...], parts: list[ProvenState]) -> ProvenState:
+        """As `together`; the same one while the parts are."""
+        joined = self._joined.get(keys)
+        if joined is None or len(joined[0]) != len(parts) or any(map(is_not, joined[0], parts)):
+            if len(self._joined) > _KEPT_MAX:
+                self._joined.clear()
+            joined = self._joined[keys] = parts, together(parts)
+        return joined[1]
+
+    def _ask_ahead(self, keys: Iterable[str]) -> None:
+        """What is asked for all the time is asked again before it is too old, and nobody waits for it."""
+        if self._next is None and not self._turn.locked():
+            self._wanted.update(keys)
+            self._next = asyncio.ensure_future(self._ask_next())
+            self._next.add_done_callback(_unheard)
 
     async def bundle(self, keys: tuple[str, ...]) -> bytes:
         """A bundle about these keys, for somebody else to verify."""
@@ -115,3 +136,9 @@ class LedgerView:
                 self._kept.clear()
             self._kept.update(dict.fromkeys(keys, (asked, state)))
         return state
+
+
+def _unheard(task: asyncio.Task[ProvenState]) -> None:
+    """A question nobody waits for may fail: whoever needs the answer asks again and is told."""
+    if not task.cancelled():
+        task.exception()
