@@ -58,6 +58,7 @@ _TLS_LIFE_S: Final = 3000
 _RENEW_BEFORE_S: Final = 1200
 _REFILL_EVERY_S: Final = 1.0
 _REFILL_AT_ONCE: Final = 8
+_REFILL_REST_S: Final = 0.05
 _GRACE_MAX_S: Final = 120
 _LEDGER_FIRST_S: Final = 5.0
 _REUSE_MAX_S: Final = 5
@@ -459,6 +460,7 @@ async def _keep_pools(broker: Broker) -> None:
                 await broker.refill.wait()
         except TimeoutError:
             pass
+        await asyncio.sleep(_REFILL_REST_S)  # what was taken in a burst is one look at the pools
         broker.refill.clear()
         try:
             # A few at a time, and only while nobody waits for an answer: requests come before what may be needed later.
