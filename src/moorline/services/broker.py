@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -36,6 +36,7 @@ from moorline.hsm.token import RemoteToken, Token, TokenLocation, open_token
 from moorline.ledger.client import Endpoint, LedgerClient
 from moorline.ledger.light_client import LedgerTrust
 from moorline.nfv import Role, SpiffeId
+from moorline.services.broker_batches import Batches
 from moorline.services.broker_clock import RisingClock, keep_marking
 from moorline.services.broker_explain import Decisions
 from moorline.services.broker_hosts import HostAuthority
@@ -53,6 +54,10 @@ from moorline.verification.anchors import AnchorSet, parse_anchor_file, producti
 from moorline.wire import certificates, keys
 from moorline.wire.http import ClientIdentity
 from moorline.wire.launch import ChannelProfile
+from moorline.wire.session import RekeyReply
+
+if TYPE_CHECKING:
+    from moorline.services.broker_rekeying import Rekey
 
 _TLS_LIFE_S: Final = 3000
 _RENEW_BEFORE_S: Final = 1200
@@ -249,6 +254,7 @@ class Broker:
     tls: TlsKeys
     verifier_signer: keys.Signer
     refill: asyncio.Event
+    rekeying: Batches[Rekey, RekeyReply]
     judged: asyncio.Event
     instances: InstanceStore
     open: OpenFunctions
@@ -357,6 +363,7 @@ def _assembled(
         tls=tls,
         verifier_signer=keys.KeySigner(TokenEcKey(token, VERIFIER)),
         refill=asyncio.Event(),
+        rekeying=Batches(),
         judged=asyncio.Event(),
         instances=InstanceStore(store),
         open=OpenFunctions(),

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, TypeVar
-
-from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from moorline.channel.driver import Claim
 from moorline.clock import Instant
@@ -38,6 +37,7 @@ from moorline.services.broker_access import authorise_device
 from moorline.services.broker_anchor import require_judged
 from moorline.services.broker_enclaves import appraise_enclave, revocable_enclave
 from moorline.services.broker_hosts import Standing
+from moorline.services.broker_rekeying import Rekey, rekeyed
 from moorline.services.broker_role import (
     Revocable,
     activation,
@@ -113,7 +113,7 @@ class FunctionSession:
         if operation == "device.key":
             return await broker_device_keys.for_function(self.broker, fields, body)
         if operation == "renew":
-            return schema.encode(await self._renew(self._renewed))
+            return schema.encode(await self._renew(self._renewal))
         if operation == "rekey":
             self._kind = schema.decode(RekeyCall, body).kind
             return schema.encode(await self._renew(self._rekeyed))
@@ -228,8 +228,8 @@ class FunctionSession:
         kept = self.broker.store.confirm(self._launch(fields), issued(leaf, spiffe_id, public), at=now)
         return activation(self.broker, kept.der, str(spiffe_id))
 
-    async def _renew(self, make: Callable[[LaunchFields, Taken, str], T]) -> T:
-        fields, taken = self._held()
+    async def _renew(self, make: Callable[[], Awaitable[T]]) -> T:
+        fields, _ = self._held()
         try:
             try:
                 await self._require_renewable(fields)
@@ -238,7 +238,7 @@ class FunctionSession:
                 await asyncio.to_thread(self.broker.instances.require_live, fields.instance, fields.generation)
                 raise
             # That the generation lives is judged in the transaction that records the certificate.
-            return await asyncio.to_thread(make, fields, taken, "function-renewed")
+            return await make()
         except Refused as refusal:
             await asyncio.to_thread(
                 self.broker.instances.refused,
@@ -280,6 +280,9 @@ class FunctionSession:
             raise _as_renewal(refusal) from None
         self._stood = state, said, now
 
+    async def _renewal(self) -> Activation:
+        return await asyncio.to_thread(self._renewed, *self._held(), "function-renewed")
+
     def _renewed(self, fields: LaunchFields, taken: Taken, kind: str) -> Activation:
         public, now = keys.parse_public(taken.public), self.broker.clock.now()
         spiffe_id = self._spiffe_id(fields)
@@ -287,18 +290,16 @@ class FunctionSession:
         self.broker.instances.renew(fields.instance, fields.generation, issued(leaf, spiffe_id, public), kind=kind, at=now)
         return activation(self.broker, leaf.der, str(spiffe_id))
 
-    def _rekeyed(self, fields: LaunchFields, _taken: Taken, kind: str) -> RekeyReply:
-        """A key from the pool, gone from it before; its certificate recorded before it is handed out."""
-        now = self.broker.clock.now()
-        self.broker.instances.require_live(fields.instance, fields.generation)  # who ended empties no pool
-        der, private_key = self.broker.pool.take(fields.service, self._kind, now)
-        public = load_der_public_key(der)
-        assert isinstance(public, keys.CertifiedKey)  # the pool makes no other
-        spiffe_id = self._spiffe_id(fields)
-        leaf = self.broker.ca.issue(public, spiffe_id, now)
-        self.broker.instances.renew(fields.instance, fields.generation, issued(leaf, spiffe_id, public), kind=kind, at=now)
-        self.broker.refill.set()
-        return RekeyReply(private_key=private_key, activation=activation(self.broker, leaf.der, str(spiffe_id)))
+    async def _rekeyed(self) -> RekeyReply:
+        fields, _ = self._held()
+        wanted = Rekey(
+            instance=fields.instance,
+            generation=fields.generation,
+            service=fields.service,
+            spiffe_id=self._spiffe_id(fields),
+            kind=self._kind,
+        )
+        return await self.broker.rekeying.ask(wanted, partial(rekeyed, self.broker))
 
     def _spiffe_id(self, fields: LaunchFields) -> SpiffeId:
         segments = (fields.service, launch.identity_name(fields.instance, fields.generation))

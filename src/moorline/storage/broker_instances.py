@@ -7,6 +7,7 @@ verifier's cursor moves in the transaction that acted on the event, so no event 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -50,6 +51,15 @@ class Confirmed:
     launch: Launch
     public: bytes
     commitment: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renewal:
+    """A certificate made for a generation, to be recorded before it is handed out."""
+
+    instance: str
+    generation: int
+    issued: Issued
 
 
 @retried
@@ -125,15 +135,24 @@ class InstanceStore:
 
     def renew(self, instance: str, generation: int, issued: Issued, *, kind: str, at: Instant) -> None:
         """Record a certificate before it is handed out, if the generation still lives. Raises Refused (`renewal.*`)."""
+        (refused,) = self.renew_all([Renewal(instance=instance, generation=generation, issued=issued)], kind=kind, at=at)
+        if refused is not None:
+            raise refused
 
-        def work(c: sa.Connection) -> None:
-            generations.require_live(c, instance, generation)
-            self._store.insert_certificate_in(c, issued)
-            body = {"spiffe_id": issued.spiffe_id, "serial": issued.serial, "not_after": issued.not_after}
-            self._store.append_in(c, at, kind, body)
+    def ended(self, names: Sequence[tuple[str, int]]) -> list[Refused | None]:
+        """As `require_live` about many at once: for each why not, or None."""
+        with self._store.reading() as c:
+            return [_why_ended(c, *name) for name in names]
 
-        self._store.write(work)
+    def renew_all(self, renewals: Sequence[Renewal], *, kind: str, at: Instant) -> list[Refused | None]:
+        """As `renew` for many in one transaction: for each None, or why nothing of it was recorded."""
+
+        def work(c: sa.Connection) -> list[Refused | None]:
+            return [_renew(self._store, c, one, kind, at) for one in renewals]
+
+        said = self._store.write(work)
         reached("broker.renewal.recorded")
+        return said
 
     def refused(self, instance: str, generation: int, code: str, *, at: Instant) -> None:
         """An audit entry: a function of this broker asked and was not renewed."""
@@ -236,6 +255,23 @@ class InstanceStore:
             found = [Generation(**row) for row in c.execute(query).mappings()]
             named = {row["id"]: Revocation(**row) for row in c.execute(sa.select(REVOCATIONS)).mappings()}
         return tuple((one, named.get(one.identity)) for one in found)
+
+
+def _why_ended(c: sa.Connection, instance: str, generation: int) -> Refused | None:
+    try:
+        generations.require_live(c, instance, generation)
+    except Refused as ended:
+        return ended
+    return None
+
+
+def _renew(store: BrokerStore, c: sa.Connection, one: Renewal, kind: str, at: Instant) -> Refused | None:
+    ended = _why_ended(c, one.instance, one.generation)
+    if ended is None:
+        store.insert_certificate_in(c, one.issued)
+        body = {"spiffe_id": one.issued.spiffe_id, "serial": one.issued.serial, "not_after": one.issued.not_after}
+        store.append_in(c, at, kind, body)
+    return ended
 
 
 def _lose(

@@ -1,0 +1,64 @@
+"""Requests of one kind, answered several at a time: one thread and one transaction for those that come together.
+
+Nobody waits for company: who comes while fewer than LANES batches are under way begins one, and those who come meanwhile
+are the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Final, Generic, TypeVar
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+LANES: Final = 2
+"""Batches under way: one waits for the disk while the other computes."""
+BATCH_MAX: Final = 32
+
+
+class Batches(Generic[A, B]):
+    """Those who ask, of one broker process. Owned by one event loop."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[A, asyncio.Future[B]]] = []
+        self._busy = 0
+        self._lanes: set[asyncio.Task[None]] = set()
+
+    async def ask(self, wanted: A, answer: Callable[[Sequence[A]], Sequence[B | Exception]]) -> B:
+        """What `answer`, in a thread, says to `wanted` among those that ask now, or the exception it has for it.
+
+        `answer` gives each its own outcome, in order; what it raises is raised to all of its batch.
+        """
+        asked: asyncio.Future[B] = asyncio.get_running_loop().create_future()
+        self._waiting.append((wanted, asked))
+        if self._busy < LANES:
+            self._busy += 1
+            lane = asyncio.ensure_future(self._run(answer))
+            self._lanes.add(lane)
+            lane.add_done_callback(self._lanes.discard)
+        return await asked
+
+    async def _run(self, answer: Callable[[Sequence[A]], Sequence[B | Exception]]) -> None:
+        try:
+            while self._waiting:
+                some, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
+                outcomes: Sequence[B | Exception]
+                try:
+                    outcomes = await asyncio.to_thread(answer, [wanted for wanted, _ in some])
+                except Exception as error:  # whatever it was, everybody who waits for this batch is told
+                    outcomes = [error] * len(some)
+                for (_, asked), outcome in zip(some, outcomes, strict=True):
+                    _tell(asked, outcome)
+        finally:
+            self._busy -= 1  # in the step that found nobody waiting: whoever comes next begins a lane
+
+
+def _tell(asked: asyncio.Future[B], outcome: B | Exception) -> None:
+    if asked.done():  # who asked is gone
+        return
+    if isinstance(outcome, Exception):
+        asked.set_exception(outcome)
+    else:
+        asked.set_result(outcome)

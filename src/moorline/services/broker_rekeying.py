@@ -1,0 +1,75 @@
+"""Fresh keys for running functions, several made together (broker_batches): one transaction, one wait for the disk.
+
+In a batch each stands for itself: one that is refused takes nothing along. Of each,
+
+1. that its generation lives is looked at before a key is taken for it (who ended empties no pool);
+2. the key is taken from the pool, gone from the database before, and certified;
+3. that the generation lives is judged again in the transaction that records certificate and audit entry;
+4. key and certificate leave after that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from moorline.clock import Instant
+from moorline.errors import MoorlineError, Refused
+from moorline.nfv import SpiffeId
+from moorline.services.broker import Broker
+from moorline.services.broker_role import activation, issued
+from moorline.storage.broker_instances import Renewal
+from moorline.wire import keys
+from moorline.wire.session import KeyKind, RekeyReply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rekey:
+    """One function's wish, already found renewable by ledger, host and policy."""
+
+    instance: str
+    generation: int
+    service: str
+    spiffe_id: SpiffeId
+    kind: KeyKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Made:
+    rekey: Rekey
+    private_key: bytes
+    renewal: Renewal
+
+
+def rekeyed(broker: Broker, wanted: Sequence[Rekey]) -> list[RekeyReply | Exception]:
+    """What each gets, in order. Numbers are those of the module's docstring. Raises what the database raises."""
+    now = broker.clock.now()
+    ended = broker.instances.ended([(one.instance, one.generation) for one in wanted])  # 1
+    made = [_made(broker, one, now) if end is None else end for one, end in zip(wanted, ended, strict=True)]  # 2
+    recorded = iter(
+        broker.instances.renew_all([one.renewal for one in made if isinstance(one, _Made)], kind="function-renewed", at=now)
+    )  # 3
+    broker.refill.set()
+    return [_reply(broker, one, next(recorded)) if isinstance(one, _Made) else one for one in made]  # 4
+
+
+def _made(broker: Broker, wanted: Rekey, now: Instant) -> _Made | MoorlineError:
+    try:
+        der, private_key = broker.pool.take(wanted.service, wanted.kind, now)
+        public = load_der_public_key(der)
+        assert isinstance(public, keys.CertifiedKey)  # the pool makes no other
+        leaf = broker.ca.issue(public, wanted.spiffe_id, now)
+        certificate = issued(leaf, wanted.spiffe_id, public)
+    except MoorlineError as error:
+        return error
+    renewal = Renewal(instance=wanted.instance, generation=wanted.generation, issued=certificate)
+    return _Made(rekey=wanted, private_key=private_key, renewal=renewal)
+
+
+def _reply(broker: Broker, made: _Made, refused: Refused | None) -> RekeyReply | Refused:
+    if refused is not None:
+        return refused
+    der, name = made.renewal.issued.der, str(made.rekey.spiffe_id)
+    return RekeyReply(private_key=made.private_key, activation=activation(broker, der, name))
