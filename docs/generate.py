@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "moorline"
 REFERENCE = ROOT / "docs" / "reference"
 KINDS = ("Malformed", "NotAuthentic", "Refused", "Conflict", "Unavailable", "Misconfigured")
+SPECIAL = {"Undone": "Unavailable", "super().__init__": "NotAuthentic"}
+"""What else makes an error: a kind's own kind, and the constructor of one that carries evidence (ledger Attack)."""
 ROLES = ("hsm", "svc", "device", "host", "orchestrator", "verifier", "launcher", "operator", "authority")
 METHODS = ("get", "post", "put", "delete")
 SETTINGS = """# Settings
@@ -197,6 +199,7 @@ def room(path: Path) -> str:
 
 def _error(call: ast.Call) -> tuple[str, str, str] | None:
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", None)
+    name = SPECIAL.get(ast.unparse(call.func), name)
     if name not in KINDS or not call.args:
         return None
     code = _text(call.args[0])

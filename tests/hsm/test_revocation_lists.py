@@ -35,7 +35,7 @@ POINTERS = Pointers(
     issuer="http://revocation.alpha.test/ca/ca-1.cer",
 )
 NOW = Instant(int(time.time()))
-LIFE = Validity(not_before=NOW, not_after=Instant(NOW + 60))
+LIFE = Validity(not_before=NOW, not_after=Instant(NOW + 3600))
 
 
 @pytest.fixture
@@ -290,7 +290,14 @@ def test_the_command_line_makes_and_shows_a_list(tmp_path, real_now):
     (tmp_path / "ca.pem").write_bytes(real_now.issuer.certificate.public_bytes(Encoding.PEM))
 
     def moor(*words):
-        return subprocess.run(["moor", "crl", *words], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+        return subprocess.run(
+            [sys.executable, "-m", "moorline.cli", "crl", *words],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
 
     made = moor(*["make", "--certificate", "ca.pem", "--key", "key.pem", "--out", "p.crl", "--serial", "2a", "--json"])
     assert made.returncode == 0, made.stderr

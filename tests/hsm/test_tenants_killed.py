@@ -49,6 +49,12 @@ def copied(source: Path, target: Path) -> Path:
     return target
 
 
+@pytest.fixture
+def tmp_path(tmp_path_factory):
+    """A folder of a short name: a socket's path has 107 bytes at most, and pytest names folders after tests."""
+    return tmp_path_factory.mktemp("k")
+
+
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory):
     directory = tmp_path_factory.mktemp("c")

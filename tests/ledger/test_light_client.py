@@ -371,11 +371,11 @@ async def test_answers_that_overtake_one_another_are_no_rollback_and_an_old_one_
     ledger = Answers([older, newer, older])
     store = SimpleNamespace(document=lambda _name: None, set_document=lambda _name, _value: None)
     view = LedgerView(ledger, consortium.made.trust, store, SimpleNamespace(now=lambda: now_of(consortium)))
-    first, second = (asyncio.create_task(view.state(("provider/alpha",))) for _ in range(2))
+    first, second = (asyncio.create_task(view.proven(("provider/alpha",))) for _ in range(2))
     ledger.let[1].set()
-    height = (await second).height
+    height = (await second)[1].height
     ledger.let[0].set()
-    assert (await first).height == height - 1
+    assert (await first)[1].height == height - 1
     ledger.let[2].set()
     with pytest.raises(Refused, match="ledger.rollback"):
         await view.state(("provider/alpha",))
