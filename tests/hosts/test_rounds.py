@@ -16,7 +16,8 @@ from moorline.storage.verifier_store import VerifierStore
 
 BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 sys.path.append(BENCHMARKS)
-from host_poll import NOW, Machine, authority, enrol, reference_of  # the fleet of the benchmark: keys that sign TPM quotes
+# The fleet of the benchmark: keys that sign TPM quotes.
+from host_poll import NOW, Machine, authority, enrol, reference_of  # noqa: E402
 
 sys.path.remove(BENCHMARKS)  # names there, such as ledger, are folders of tests too
 

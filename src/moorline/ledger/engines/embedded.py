@@ -218,14 +218,19 @@ class Sequencer:
         self, batch: list[Waiting], outcomes: tuple[Applied | Rejected, ...]
     ) -> tuple[list[Waiting], tuple[Applied, ...]]:
         kept, applied = [], []
+        here: dict[bytes, Waiting] = {}
         for waiting, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Applied):
                 kept.append(waiting)
                 applied.append(outcome)
+                here[waiting.id] = waiting
             elif not waiting.receipt.done():
-                known = self.node.receipt(waiting.id) if outcome.code == "ledger.nonce_used" else None
+                used = outcome.code == "ledger.nonce_used"
+                known = self.node.receipt(waiting.id) if used else None
                 if known is not None:  # sent twice at once: the first has just been committed
                     waiting.receipt.set_result(known)
+                elif used and waiting.id in here:  # sent twice at once, and both are in this batch
+                    _follow(here[waiting.id].receipt, waiting.receipt)
                 else:
                     waiting.receipt.set_exception(outcome.error())
         return kept, tuple(applied)
@@ -369,6 +374,21 @@ class _Round:
     def too_late(self) -> int:
         """How many have not signed the block, and will not any more."""
         return sum(code == "ledger.time_skew" for code in self.refusals.values())
+
+
+def _follow(first: asyncio.Future[bytes], again: asyncio.Future[bytes]) -> None:
+    """Answer `again` as `first` is answered. Where `first` gave up waiting, the deadline of `again` says so."""
+
+    def told(done: asyncio.Future[bytes]) -> None:
+        if done.cancelled() or again.done():
+            return
+        error = done.exception()
+        if error is None:
+            again.set_result(done.result())
+        else:
+            again.set_exception(error)
+
+    first.add_done_callback(told)
 
 
 def _quorum_only(signatures: tuple[NoteSignature, ...], quorum: int) -> tuple[NoteSignature, ...]:
