@@ -70,7 +70,7 @@ def ledger(monkeypatch):
 
 @pytest.mark.asyncio
 async def test_what_was_proven_is_used_for_a_moment_and_then_asked_again(ledger):
-    """verifies that: within reuse_s nobody is asked twice; after it a revocation counts."""
+    """verifies that: within half of reuse_s nobody is asked twice; after the whole of it a revocation counts."""
     authorities, view, passed = ledger
     for _ in range(3):
         assert (await view.state(("a", "b")))["a"] is None
@@ -80,7 +80,33 @@ async def test_what_was_proven_is_used_for_a_moment_and_then_asked_again(ledger)
     assert (await view.state(("a",)))["a"] is None
     passed[0] = 1.0
     assert (await view.state(("a", "c")))["a"] == b"revoked"
-    assert authorities.asked[1:] == [("a", "c")]
+    assert authorities.asked[1:] == [("a", "b", "c")]  # with b, which was asked for lately
+
+
+@pytest.mark.asyncio
+async def test_what_is_in_use_is_asked_again_before_it_is_too_old_and_nobody_waits(ledger):
+    """verifies that: past half its time a proof still serves, one question renews all in use; its failure is no one's."""
+    authorities, view, passed = ledger
+    await view.state(("a", "b"))
+    await view.state(("c",))
+    passed[0] = 0.6
+    authorities.records["a"] = b"revoked"
+    authorities.gone = True
+    assert (await view.state(("a",)))["a"] is None
+    await asyncio.sleep(0.01)
+    assert authorities.asked[2:] == [("a", "b", "c")]  # it failed
+    authorities.gone = False
+    assert (await view.state(("a",)))["a"] is None
+    await asyncio.sleep(0.01)
+    assert (await view.state(("a",)))["a"] == b"revoked"
+    assert len(authorities.asked) == 4
+    passed[0] = 1.5
+    assert (await view.state(("a",)))["a"] == b"revoked"
+    await asyncio.sleep(0.01)
+    passed[0] = 5.0
+    authorities.gone = True
+    with pytest.raises(Unavailable):
+        await view.state(("a",))  # too old is too old
 
 
 @pytest.mark.asyncio

@@ -79,6 +79,8 @@ class FunctionSession:
     verdicts_seen: int = 0
     asked: ReleaseRequest | None = None
     record: RecordFacts | None = None
+    _rests_on: tuple[str, ...] = ()
+    """What the ledger must say about it for a renewal; of these launch fields always the same."""
     _stood: tuple[ProvenState, Standing, Instant] | None = None
     """By what this session was last found renewable: from the same facts in the same second follows the same."""
     _kind: KeyKind = KeyKind.P256
@@ -252,13 +254,13 @@ class FunctionSession:
     async def _require_renewable(self, fields: LaunchFields) -> None:
         provider = self.broker.settings.provider
         revocable = self._revocable(fields)
-        state = await self.broker.ledger.state(
-            (
+        if not self._rests_on:
+            self._rests_on = (
                 *standing.service_keys(provider, fields.service),
                 *standing.platform_keys(provider, fields.host),
                 *revocable_keys(revocable),
             )
-        )
+        state = await self.broker.ledger.state(self._rests_on)
         said, now = await self.broker.require_hosts().standing(fields.host), self.broker.clock.now()
         stood = self._stood
         if stood is not None and stood[0] is state and stood[1] is said and stood[2] == now:

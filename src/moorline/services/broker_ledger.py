@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from itertools import islice
 from operator import is_not
 from typing import Final, Protocol
 
@@ -56,6 +57,7 @@ class LedgerView:
         self._joined: dict[tuple[str, ...], tuple[list[ProvenState], ProvenState]] = {}
         self._bundles: dict[tuple[str, ...], tuple[float, bytes]] = {}
         self._wanted: set[str] = set()
+        self._used: set[str] = set()
         self._next: asyncio.Task[ProvenState] | None = None
         self._turn = asyncio.Lock()
         kept = store.document(_HIGHEST)
@@ -79,6 +81,8 @@ class LedgerView:
 
     async def state(self, keys: tuple[str, ...]) -> ProvenState:
         """What is proven about these keys, asked within the last `reuse_s` seconds."""
+        if self._reuse_s > 0:
+            self._used.update(keys)
         now = self._elapsed()
         since = now - self._reuse_s
         held = {key: self._kept[key] for key in keys if key in self._kept and self._kept[key][0] > since}
@@ -87,7 +91,7 @@ class LedgerView:
         if missing:
             parts.append(await self._asked(missing))
         elif min(asked for asked, _ in held.values()) < now - self._reuse_s / 2:
-            self._ask_ahead(held)
+            self._ask_ahead(since)
         return self._together(keys, parts)
 
     def _together(self, keys: tuple[str, ...], parts: list[ProvenState]) -> ProvenState:
@@ -99,10 +103,12 @@ class LedgerView:
             joined = self._joined[keys] = parts, together(parts)
         return joined[1]
 
-    def _ask_ahead(self, keys: Iterable[str]) -> None:
-        """What is asked for all the time is asked again before it is too old, and nobody waits for it."""
+    def _ask_ahead(self, since: float) -> None:
+        """What was asked for since the last time is asked again before it is too old, in one question nobody waits for."""
         if self._next is None and not self._turn.locked():
-            self._wanted.update(keys)
+            used = (key for key in sorted(self._used) if key in self._kept and self._kept[key][0] > since)
+            self._wanted.update(islice(used, _ASKED_MAX))
+            self._used.clear()
             self._next = asyncio.ensure_future(self._ask_next())
             self._next.add_done_callback(_unheard)
 
@@ -132,8 +138,9 @@ class LedgerView:
             asked = self._elapsed()
             _, state = await self.proven(keys)
         if self._reuse_s > 0:
-            if len(self._kept) > _KEPT_MAX:
+            if max(len(self._kept), len(self._used)) > _KEPT_MAX:
                 self._kept.clear()
+                self._used.clear()
             self._kept.update(dict.fromkeys(keys, (asked, state)))
         return state
 
