@@ -36,7 +36,8 @@ SECONDS = float(os.environ.get("MOOR_BENCH_SECONDS", "3"))
 NOW = Instant(1_800_000_000)
 LATER = Instant(NOW + 1000)
 KEYS = int(os.environ.get("MOOR_BENCH_KEYS", "400"))
-SESSIONS = 4
+SESSIONS = 16
+FEW = 4
 
 
 # Launch tokens ---------------------------------------------------------------------------------------------------------
@@ -170,6 +171,14 @@ async def filled(world, kind):
             await asyncio.sleep(0.2)
 
 
+def shown(kind, how, flying, measured, demand):
+    wall, core, p99 = measured
+    ratio = core / demand[1]
+    print(
+        f"{kind.value:9s} {how:13s} {flying:3d} at once {wall:6.0f} /s {core:6.0f} /s/core   p99 {p99:6.1f} ms   {ratio:.2f}"
+    )
+
+
 async def pools(folder):
     os.environ.update(MOOR_BROKER_POOL_HIGH=str(KEYS), MOOR_BROKER_POOL_LOW="1")
     stage = Stage(folder, keep=False)
@@ -180,17 +189,15 @@ async def pools(folder):
         links = [await function(world, silicon, number) for number in range(SESSIONS)]
         for kind, count in ((KeyKind.P256, KEYS), (KeyKind.RSA2048, 100)):
             demand = await rekeyed(world, links, kind, SESSIONS * 5)  # nothing is ready yet
-            if kind is KeyKind.P256:
-                await filled(world, kind)
-            else:
+            if kind is KeyKind.RSA2048:
                 await asyncio.sleep(15)
-            hit = await rekeyed(world, links, kind, count)
-            print(
-                f"{kind.value:9s} on demand          {demand[0]:6.0f} /s {demand[1]:6.0f} /s/core   p99 {demand[2]:6.1f} ms   1.00"
-            )
-            print(
-                f"{kind.value:9s} from the pool      {hit[0]:6.0f} /s {hit[1]:6.0f} /s/core   p99 {hit[2]:6.1f} ms   {hit[1] / demand[1]:.2f}"
-            )
+            shown(kind, "on demand", SESSIONS, demand, demand)
+            for flying in (FEW, SESSIONS):
+                if kind is KeyKind.P256:
+                    await filled(world, kind)
+                shown(kind, "from the pool", flying, await rekeyed(world, links[:flying], kind, count // 2), demand)
+        # Each session has one request in flight, and asks again at once. CPU is all of the broker's: renewal checks, the next
+        # keys for the pool, certificates, transactions. With so many in flight, the p99 of a machine that is not alone is its.
         print("(target 1,000 /s/core from the pool, p99 10 ms; client and broker on the same cores)")
         for link in links:
             await link.aclose()
