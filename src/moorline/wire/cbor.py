@@ -45,6 +45,25 @@ def decode(data: bytes, *, max_bytes: int = MAX_BYTES) -> object:
     return item
 
 
+def encode_ordered(item: object) -> bytes:
+    """As `encode`, for who knows that `item` is plain and every map in it in the order of its encoded keys (wire.schema)."""
+    return cbor2.dumps(item)
+
+
+def decode_unordered(data: bytes, *, max_bytes: int = MAX_BYTES) -> object:
+    """The item that gives `data` again when encoded as it stands, or None: then `decode` says what is wrong.
+
+    Nobody has looked yet at the types in it, the order of its maps or how deep it is: whoever reads it has to (wire.schema).
+    """
+    if len(data) > max_bytes:
+        return None
+    try:
+        item: object = cbor2.loads(data, max_depth=MAX_DEPTH, allow_indefinite=False, allow_duplicate_keys=False)
+        return item if cbor2.dumps(item) == data else None
+    except Exception:  # as in `decode`, which is asked next
+        return None
+
+
 def _plain_and_sorted(item: object, depth: int) -> bool:
     """Whether every map is in the order of its encoded keys; raises Malformed for what has no place in a message."""
     if depth == 0:

@@ -24,6 +24,7 @@ _CONTENT_TYPE: Final = 3
 _KEY_ID: Final = 4
 _X5CHAIN: Final = 33
 _PARTS: Final = 4
+_TYPES: Final[list[type]] = [bytes, dict, bytes, bytes]
 MAX_CHAIN: Final = 8
 _SHORT_HEADER: Final = 256
 
@@ -78,7 +79,9 @@ def parse(purpose: str, data: bytes, *, max_bytes: int = cbor.MAX_BYTES) -> Sign
     """The parts of a COSE_Sign1 made for `purpose`; raises only Malformed (`cose.*`, `cbor.*`). Establishes no trust."""
     if not data.startswith(_TAG):
         raise Malformed("cose.not_sign1", "not a tagged COSE_Sign1", expected="CBOR tag 18")
-    item = cbor.decode(data[1:], max_bytes=max_bytes)
+    item = cbor.decode_unordered(data[1:], max_bytes=max_bytes)
+    if not _plain(item):
+        item = cbor.decode(data[1:], max_bytes=max_bytes)
     if not (isinstance(item, list) and len(item) == _PARTS):
         raise Malformed("cose.not_sign1", "a COSE_Sign1 is an array of four")
     protected, unprotected, payload, signature = item
@@ -97,6 +100,11 @@ def parse(purpose: str, data: bytes, *, max_bytes: int = cbor.MAX_BYTES) -> Sign
         payload=payload,
         signature=signature,
     )
+
+
+def _plain(item: object) -> bool:
+    """Whether this is three byte strings around an empty map: nothing in it has an order."""
+    return type(item) is list and list(map(type, item)) == _TYPES and not item[1]
 
 
 def _header(purpose: str, protected: bytes) -> tuple[int, bytes, tuple[bytes, ...]]:
@@ -147,5 +155,8 @@ def _content_type(purpose: str) -> str:
     return f"application/moorline.{purpose}"
 
 
+_domain = lru_cache(maxsize=256)(domain)  # bounded: one entry a purpose, which are constants of the code
+
+
 def _to_be_signed(purpose: str, protected: bytes, payload: bytes) -> bytes:
-    return cbor2.dumps(["Signature1", protected, domain(purpose), payload])  # no map, so nothing to sort
+    return cbor2.dumps(["Signature1", protected, _domain(purpose), payload])  # no map, so nothing to sort

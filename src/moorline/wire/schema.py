@@ -12,23 +12,15 @@ import dataclasses
 import types
 import typing
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from typing import Annotated, Any, Final, TypeVar, get_args, get_origin, get_type_hints
 
 from moorline.errors import Malformed
-from moorline.wire import cbor
+from moorline.wire import cbor, ordered
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """The exact length, or the greatest, of a bytes, str or tuple field."""
-
-    exactly: int | None = None
-    at_most: int | None = None
+Size = ordered.Size
 
 
 Bytes32 = Annotated[bytes, Size(32)]
@@ -38,11 +30,21 @@ Bytes64 = Annotated[bytes, Size(64)]
 
 def encode(message: object) -> bytes:
     """The deterministic CBOR of a message dataclass."""
-    return cbor.encode(to_item(message))
+    try:
+        return cbor.encode_ordered(ordered.written(message))
+    except ordered.OddError:
+        return cbor.encode(to_item(message))
 
 
 def decode(kind: type[T], data: bytes, *, max_bytes: int = cbor.MAX_BYTES) -> T:
     """The message of type `kind` that `data` encodes; raises Malformed (`cbor.*`, `message.*`) on anything else."""
+    # First as what it almost always is. Whatever is odd about it is read again, slowly, and judged there.
+    read = ordered.reader(typing.cast("Hashable", kind))
+    if read is not None:
+        try:
+            return typing.cast("T", read(cbor.decode_unordered(data, max_bytes=max_bytes)))
+        except ordered.OddError:
+            pass
     return from_item(kind, cbor.decode(data, max_bytes=max_bytes))
 
 
@@ -61,7 +63,7 @@ def to_item(message: object) -> object:
 
 def _written(message: object) -> dict[str, object]:
     item: dict[str, object] = {}
-    for name in _sorted_names(typing.cast("Hashable", type(message))):
+    for name in ordered.sorted_names(typing.cast("Hashable", type(message))):
         value = getattr(message, name)
         item[name] = value if type(value) in _PLAIN else to_item(value)
     return item
@@ -73,13 +75,6 @@ _PLAIN: Final = frozenset({bytes, str, int, bool, type(None)})
 def from_item(kind: type[T], item: object) -> T:
     """A message of type `kind` from plain CBOR items; raises Malformed (`message.*`)."""
     return typing.cast("T", _reader(typing.cast("Hashable", kind))(item, kind.__name__))
-
-
-@lru_cache(maxsize=512)  # bounded: one entry per message type
-def _sorted_names(kind: type) -> tuple[str, ...]:
-    """Field names in the order of their encodings, so that `cbor.encode` need not sort."""
-    names = [field.name for field in dataclasses.fields(kind)]
-    return tuple(sorted(names, key=lambda name: (len(name.encode()), name.encode())))
 
 
 _Reader = Callable[[object, str], object]
@@ -208,7 +203,9 @@ def _record(kind: type[Any]) -> _Reader:
                 got=sorted(str(key) for key in item),
             )
         if not readers:  # on first use: a message may hold messages of its own kind
-            readers.extend((name, f".{name}", _reader(hints[name])) for name in _sorted_names(typing.cast("Hashable", kind)))
+            readers.extend(
+                (name, f".{name}", _reader(hints[name])) for name in ordered.sorted_names(typing.cast("Hashable", kind))
+            )
         return kind(**{name: read(item[name], where + suffix) for name, suffix, read in readers})
 
     return record
