@@ -60,15 +60,17 @@ def tokens(text: str) -> list[Token]:
     """The tokens of a text, an END last. Raises Malformed("conditions.malformed")."""
     found: list[Token] = []
     at, line = 0, 1
-    while at < len(text):
-        match = _TOKEN.match(text, at)
-        if match is None or match.lastgroup is None:
-            raise malformed("there is a character that has no place here", line=line, got=ascii(text[at]))
-        if match.lastgroup == "blank":
-            line += match.group().count("\n")  # no other token spans lines
+    for match in _TOKEN.finditer(text):
+        if match.start() != at:
+            break
+        group, word, at = match.lastgroup, match.group(), match.end()
+        if group == "blank":
+            line += word.count("\n")  # no other token spans lines
         else:
-            found.append(Token(_KINDS[match.lastgroup], match.group(), line))
+            found.append(Token(_KINDS[group or ""], word, line))
             if len(found) > MAX_TOKENS:
                 raise malformed("they are too long", line=line, expected=f"<= {MAX_TOKENS} words and signs")
-        at = match.end()
-    return [*found, Token(kind=Kind.END, text="", line=line)]
+    if at != len(text):
+        raise malformed("there is a character that has no place here", line=line, got=ascii(text[at]))
+    found.append(Token(kind=Kind.END, text="", line=line))
+    return found

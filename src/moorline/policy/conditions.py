@@ -56,6 +56,7 @@ ATTRIBUTES: Final[Mapping[Type, Mapping[str, Type]]] = {
 ENTITIES: Final = {"Device": "principal", "Service": "resource"}
 ACTION: Final = "connect"
 _WORDS: Final = {"true": BOOL, "false": BOOL, "principal": "Device", "resource": "Service", "context": "Session"}
+_WORDS_AND_SIGNS: Final = (Kind.SIGN, Kind.WORD)
 _SET_METHODS: Final = ("contains", "containsAll", "containsAny")
 
 
@@ -189,7 +190,8 @@ class _Reader:
 
     def _relation(self) -> Type:
         left = self._unary()
-        sign = self._next.text if self._next.kind in (Kind.SIGN, Kind.WORD) else ""
+        following = self._tokens[self._at]
+        sign = following.text if following.kind in _WORDS_AND_SIGNS else ""
         if sign in ("==", "!="):
             self._take()
             if left == "Session":
@@ -296,8 +298,8 @@ class _Reader:
 
     def _takes(self, text: str) -> bool:
         """Whether this comes next; if so, it is passed."""
-        found = self._next
-        if found.text != text or found.kind not in (Kind.SIGN, Kind.WORD):
+        found = self._tokens[self._at]
+        if found.text != text or found.kind not in _WORDS_AND_SIGNS:
             return False
         self._at += 1
         return True
