@@ -21,7 +21,7 @@ _VERSION: Final = "v1"
 
 def length_prefixed(*fields: bytes) -> bytes:
     """Each field behind its length (u64, big-endian)."""
-    return b"".join(len(field).to_bytes(8, "big") + field for field in fields)
+    return b"".join([len(field).to_bytes(8, "big") + field for field in fields])
 
 
 def domain(purpose: str) -> bytes:

@@ -75,7 +75,7 @@ class State:
 
     def get(self, key: str) -> bytes | None:
         """The value under `key`, or None."""
-        return self.tree.get(key)
+        return self.tree.value(key)
 
     def nonce_used(self, nonce_id: bytes) -> bool:
         """True if a transaction with this nonce id was applied and could still be valid."""

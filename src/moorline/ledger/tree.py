@@ -27,7 +27,7 @@ import hashlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, final
 
 from moorline.digest import tagged, tagged_hash
 from moorline.errors import Malformed, NotAuthentic, Refused
@@ -90,6 +90,7 @@ class _Leaf:
         return _sha256(_VALUE + len(self.record).to_bytes(8, "big") + self.record).digest()
 
 
+@final
 class _Inner:
     __slots__ = ("hash", "keys", "left", "right")
 
@@ -111,6 +112,7 @@ class _Inner:
             self.hash = _sha256(_INNER + left.hash + right.hash).digest()
 
 
+@final
 class _Stored:
     """A subtree that is elsewhere, and here once it was read. With one key only it may hang higher than the others."""
 
@@ -194,6 +196,11 @@ class Tree(Mapping[str, bytes]):
         if not isinstance(leaf, _Leaf):
             raise KeyError(key)
         return leaf.record
+
+    def value(self, key: str) -> bytes | None:
+        """As `get`, which would raise and catch for each of the many keys that are not there."""
+        leaf = _found(self._root, key_digest(key))
+        return leaf.record if isinstance(leaf, _Leaf) else None
 
     def __len__(self) -> int:
         return 0 if self._root is None else self._root.keys
@@ -282,12 +289,13 @@ def _found(node: _Node, place: bytes) -> _Leaf | _Shown | _Cut | None:
     """The leaf at a place, nothing, or the cut that hides what is there."""
     depth = 0
     while True:
-        if isinstance(node, _Stored):
+        if type(node) is _Inner:  # first what it mostly is
+            node = node.right if place[depth >> 3] >> (7 - (depth & 7)) & 1 else node.left
+            depth += 1
+        elif type(node) is _Stored:
             node = node.opened()
-        if not isinstance(node, _Inner):
+        else:
             break
-        node = node.right if place[depth >> 3] >> (7 - (depth & 7)) & 1 else node.left
-        depth += 1
     return None if isinstance(node, _Leaf | _Shown) and node.key != place else node
 
 

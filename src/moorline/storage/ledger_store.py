@@ -25,7 +25,7 @@ class _Bytes(sa.LargeBinary):
     cache_ok = True
 
     def bind_processor(self, dialect: sa.Dialect) -> Any:  # noqa: ANN401 - as SQLAlchemy has it
-        return None if dialect.name == "sqlite" else super().bind_processor(dialect)
+        return None if dialect.name == "sqlite" else super().bind_processor(dialect)  # type: ignore[no-untyped-call]
 
 
 _META = sa.MetaData()

@@ -23,6 +23,7 @@ _MOST: Final = 1 << 62
 _LEVELS: Final = 6
 """Levels of messages and lists in one another; fewer than cbor.MAX_DEPTH, so that no message read here is too deep."""
 _AS_THEY_ARE: Final = frozenset({bytes, str, bool, type(None)})
+_WORDS: Final = frozenset({bytes, str})
 
 
 class OddError(Exception):
@@ -59,6 +60,8 @@ def written(message: object, levels: int = _LEVELS) -> object:
     if levels == 0:
         raise OddError
     if kind is tuple or kind is list:
+        if _WORDS.issuperset(map(type, typing.cast("tuple[object, ...]", message))):
+            return list(typing.cast("tuple[object, ...]", message))
         return [written(element, levels - 1) for element in typing.cast("tuple[object, ...]", message)]
     fields = _fields(typing.cast("Hashable", kind))
     if fields is None:
