@@ -124,7 +124,8 @@ def _hsm(
         provider_cas=provider.ca_certificates_at(at),
         at=at,
     )
-    _public_key(body.signing_public)
+    if body.signing_public != issuance.spki(body.certificate):  # which was read just now
+        _public_key(body.signing_public)
     records.parse_address(body.address, "an HSM's address")
     records.parse_url(body.est_url, "an enrolment URL")
     if not body.kem_public:
