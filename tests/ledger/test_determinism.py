@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from moorline.ledger import blocks, state, transactions
+from moorline.ledger import blocks, genesis, state, transactions
 from moorline.ledger.state import Applied, Rejected
+from moorline.ledger.verified import Verified
 from moorline.wire import cbor
 
 from .conftest import NOW
@@ -100,3 +101,25 @@ def test_certificates_are_judged_at_block_time(tmp_path):
         else:
             assert isinstance(outcome, Rejected)
             assert outcome.code in ("ledger.certificate_validity", "ledger.certificate_issuer")
+
+
+def test_signatures_that_held_before_are_remembered_and_change_no_outcome(history):
+    """verifies that: with a memory of signatures, empty or full, roots and refusals are the same; a forged one is refused."""
+    given, expected, _ = history
+    found, batches = cbor.decode(given, max_bytes=1 << 24)
+    memory = Verified()
+    for _ in range(2):
+        head, codes = blocks.genesis_head(genesis.parse(found)), []
+        for time_ms, batch in batches:
+            before = head
+            block, head, outcomes = blocks.make(before, batch, time_ms=time_ms, verified=memory)
+            assert blocks.execute_again(before, block, verified=memory)[0].digest == head.digest
+            codes += [getattr(one, "code", "-") for one in outcomes]
+        assert f"{head.state.root.hex()} {head.frontier.root().hex()} {head.digest.hex()} {' '.join(codes)}\n" == expected
+    first_time, (first, *_) = batches[0]
+    forged = first[:-1] + bytes([first[-1] ^ 1])
+    (outcome,) = state.execute(
+        blocks.genesis_head(genesis.parse(found)).state, [forged], time_ms=first_time, verified=memory
+    ).outcomes
+    assert isinstance(outcome, Rejected)
+    assert outcome.code == "ledger.signature_invalid"

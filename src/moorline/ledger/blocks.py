@@ -20,6 +20,7 @@ from moorline.ledger.engines.cometbft import receipts as comet_receipts
 from moorline.ledger.genesis import Genesis
 from moorline.ledger.light_client import LedgerTrust
 from moorline.ledger.state import Applied, Rejected, State
+from moorline.ledger.verified import Verified
 from moorline.wire import schema
 from moorline.wire.schema import Bytes32, Size
 
@@ -93,7 +94,8 @@ class Receipt:
 
 def genesis_head(genesis: Genesis) -> Head:
     """Block 0."""
-    return _head_after(machine.initial(genesis), merkle.Frontier(), bytes(32), ())
+    state = machine.initial(genesis)
+    return _head(state, _header(state, bytes(32), ()), merkle.Frontier())
 
 
 def resumed_head(state: State, header: Header, edge: bytes) -> Head:
@@ -113,20 +115,26 @@ def frontier_of(size: int, edge: bytes) -> merkle.Frontier:
     return merkle.Frontier(size, tuple(edge[at : at + merkle.HASH_BYTES] for at in range(0, len(edge), merkle.HASH_BYTES)))
 
 
-def make(head: Head, batch: Sequence[bytes], *, time_ms: int) -> tuple[Block, Head, tuple[Applied | Rejected, ...]]:
-    """The next block with those of the batch that apply, the head after it, and what came of each of the batch."""
-    executed = machine.execute(head.state, batch, time_ms=time_ms)
+def make(
+    head: Head, batch: Sequence[bytes], *, time_ms: int, verified: Verified | None = None
+) -> tuple[Block, Head, tuple[Applied | Rejected, ...]]:
+    """The next block with those of the batch that apply, the head after it, and what came of each of the batch.
+
+    `verified` spares signatures that held before; it changes no outcome.
+    """
+    executed = machine.execute(head.state, batch, time_ms=time_ms, verified=verified)
     applied = tuple(data for data, outcome in zip(batch, executed.outcomes, strict=True) if isinstance(outcome, Applied))
-    after = _head_after(executed.state, head.frontier, head.digest, applied)
     header = _header(executed.state, head.digest, applied)
+    after = _head(executed.state, header, head.frontier)
     return Block(header=header, transactions=applied), after, executed.outcomes
 
 
-def execute_again(head: Head, block: Block) -> tuple[Head, tuple[Applied, ...]]:
+def execute_again(head: Head, block: Block, *, verified: Verified | None = None) -> tuple[Head, tuple[Applied, ...]]:
     """The head after this block, computed from nothing but the own head; every claim of the header is compared.
 
     Raises Refused: "ledger.wrong_height" | "ledger.wrong_previous" | "ledger.time_not_rising" | "ledger.block_invalid" |
-    "ledger.wrong_state_root". It does not say whether anybody signed the block, nor whether its time is right.
+    "ledger.wrong_state_root". It does not say whether anybody signed the block, nor whether its time is right. `verified` is
+    as for `make`.
     """
     header = block.header
     if header.height != head.state.height + 1:
@@ -137,7 +145,7 @@ def execute_again(head: Head, block: Block) -> tuple[Head, tuple[Applied, ...]]:
         raise Refused(
             "ledger.time_not_rising", "block time must rise", expected=f"> {head.state.time_ms}", got=header.time_ms
         )
-    executed = machine.execute(head.state, block.transactions, time_ms=header.time_ms)
+    executed = machine.execute(head.state, block.transactions, time_ms=header.time_ms, verified=verified)
     applied = []
     for outcome in executed.outcomes:
         if isinstance(outcome, Rejected):
@@ -255,10 +263,6 @@ def _header(state: State, previous: bytes, transactions: Sequence[bytes]) -> Hea
         state_root=state.root,
         authorities=authority_set_digest(state.authority_set()),
     )
-
-
-def _head_after(state: State, frontier: merkle.Frontier, previous: bytes, transactions: Sequence[bytes]) -> Head:
-    return _head(state, _header(state, previous, transactions), frontier)
 
 
 def _head(state: State, header: Header, frontier: merkle.Frontier) -> Head:

@@ -133,7 +133,7 @@ class Cosigner:
             if again is not None and height == self.node.head.state.height:
                 return self.node.cosign(self.node.head.checkpoint(), at=again).line()
             raise Conflict("ledger.height_passed", "this height is committed already", got=height)
-        head, _ = blocks.execute_again(self.node.head, block)  # 4
+        head, _ = blocks.execute_again(self.node.head, block, verified=self.node.verified)  # 4
         found = head.checkpoint()
         if again is None:
             self.node.conduct.may_sign(height)

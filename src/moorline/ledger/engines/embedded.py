@@ -112,7 +112,7 @@ class Sequencer:
         self.node = node
         self._peers = peers
         self._term = node.conduct.following
-        self._intake = Intake(lambda: node.head.state)
+        self._intake = Intake(lambda: node.head.state, node.verified)
         self._late: set[asyncio.Task[str]] = set()
 
     async def submit(self, transaction: bytes) -> bytes:
@@ -168,7 +168,7 @@ class Sequencer:
         if seal.term != self._term.term:  # of another term, and not taken over into this one: nobody here signed it
             return
         head, applied = blocks.execute_again(self.node.head, block)
-        await self._until_signed(_Candidate(block, head, applied, seal, first))
+        await self._until_signed(_Candidate(block, proposed.body, head, applied, seal, first))
 
     async def _batch(self) -> list[Waiting]:
         with contextlib.suppress(TimeoutError):
@@ -185,14 +185,17 @@ class Sequencer:
     async def _make(self, batch: list[Waiting]) -> None:
         while True:
             time_ms = max(self.node.now_ms(), self.node.head.state.time_ms + 1)
-            block, head, outcomes = blocks.make(self.node.head, [waiting.data for waiting in batch], time_ms=time_ms)
+            block, head, outcomes = blocks.make(
+                self.node.head, [waiting.data for waiting in batch], time_ms=time_ms, verified=self.node.verified
+            )
             batch, applied = self._answer_rejected(batch, outcomes)
             seal = self.node.seal(block.header, term=self._term.term, attempt=self._attempt(head.state.height))
-            self.node.store.propose(head.state.height, blocks.encode(block), seal=schema.encode(seal))  # 1
+            candidate = _Candidate(block, blocks.encode(block), head, applied, seal, None)
+            self.node.store.propose(head.state.height, candidate.body, seal=schema.encode(seal))  # 1
             reached("sequencer.block.proposed")
-            if await self._until_signed(_Candidate(block, head, applied, seal, None)):
+            if await self._until_signed(candidate):
                 break
-        self._answer(batch, block, head)
+        self._answer(batch, candidate)
 
     def _attempt(self, height: int) -> int:
         """One more than the last at this height and in this term; counted in the database."""
@@ -202,14 +205,14 @@ class Sequencer:
         last = schema.decode(Seal, proposed.seal)
         return last.attempt + 1 if last.term == self._term.term else 0
 
-    def _answer(self, batch: list[Waiting], block: Block, head: Head) -> None:
-        stored = self.node.store.block(head.state.height)
-        if stored is None or stored.body != blocks.encode(block):  # another block took its place: try again with the next
+    def _answer(self, batch: list[Waiting], candidate: _Candidate) -> None:
+        stored = self.node.store.block(candidate.height)
+        if stored is None or stored.body != candidate.body:  # another block took its place: try again with the next
             for waiting in batch:
                 self._intake.put_back(waiting)
             return
         ids = [waiting.id for waiting in batch]
-        receipts = blocks.receipts(head.log_proof, block, note=stored.note, transaction_ids=ids)
+        receipts = blocks.receipts(candidate.head.log_proof, candidate.block, note=stored.note, transaction_ids=ids)
         for waiting, receipt in zip(batch, receipts, strict=True):
             if not waiting.receipt.done():
                 waiting.receipt.set_result(schema.encode(receipt))
@@ -262,7 +265,7 @@ class Sequencer:
         lines = self.node.store.cosignatures(height)
         proposal = schema.encode(
             Proposal(
-                block=blocks.encode(candidate.block),
+                block=candidate.body,
                 previous=self._previous(),
                 cosignatures=tuple(lines.values()),
                 seal=candidate.seal,
@@ -327,9 +330,7 @@ class Sequencer:
         others = [checkpoint.parse_signature_line(lines[name]) for name in sorted(lines)]
         signatures = (self.node.sign_as_maker(found), *sorted((own, *others), key=lambda one: one.name))
         note = Note(checkpoint=found, signatures=_quorum_only(signatures, self._quorum())).encode()
-        committed = Committed(
-            block=blocks.encode(candidate.block), note=note, edge=candidate.head.edge, seal=schema.encode(candidate.seal)
-        )
+        committed = Committed(block=candidate.body, note=note, edge=candidate.head.edge, seal=schema.encode(candidate.seal))
         self.node.commit(committed, candidate.head, candidate.applied)  # 4
         reached("sequencer.block.committed")
         await self._announce(schema.encode(committed))
@@ -350,9 +351,10 @@ class Sequencer:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A block on its way, the head after it, its seals."""
+    """A block on its way, as it is and encoded, the head after it, its seals."""
 
     block: Block
+    body: bytes
     head: Head
     applied: tuple[Applied, ...]
     seal: Seal

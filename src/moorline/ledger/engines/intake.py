@@ -18,6 +18,7 @@ from moorline.ledger import state as machine
 from moorline.ledger import transactions
 from moorline.ledger.draft import BlockContext
 from moorline.ledger.state import Rejected, State
+from moorline.ledger.verified import Verified
 
 ROOM: Final = 10_000
 SENDER_ROOM: Final = 2_000
@@ -54,10 +55,11 @@ def waiting(data: bytes) -> Waiting:
 
 
 class Intake:
-    """The lines. `state` gives the state that the next block will follow."""
+    """The lines. `state` gives the state that the next block will follow; `verified` remembers signatures for that block."""
 
-    def __init__(self, state: Callable[[], State]) -> None:
+    def __init__(self, state: Callable[[], State], verified: Verified | None = None) -> None:
         self._state = state
+        self._verified = verified
         self._lines: dict[str, deque[Waiting]] = {}
         self._count = 0
         self._some = asyncio.Event()
@@ -124,6 +126,6 @@ class Intake:
         context = BlockContext(
             height=state.height + 1, time_ms=state.time_ms + 1, authorities=tuple(sorted(state.authority_set()))
         )
-        outcome = machine.apply(state, data, ledger_id=state.ledger_id, block=context)
+        outcome = machine.apply(state, data, ledger_id=state.ledger_id, block=context, verified=self._verified)
         if isinstance(outcome, Rejected):
             raise outcome.error()

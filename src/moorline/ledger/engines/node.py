@@ -26,6 +26,7 @@ from moorline.ledger.seals import Seal
 from moorline.ledger.state import Applied, State
 from moorline.ledger.transactions import parse as parse_transaction
 from moorline.ledger.tree import SUBTREE_BITS, key_digest, subtree_of
+from moorline.ledger.verified import Verified
 from moorline.storage.ledger_store import LedgerStore, StoredBlock, StoredEvidence, StoredSignature
 from moorline.wire import cbor, schema
 from moorline.wire.schema import Bytes32, Size
@@ -71,6 +72,8 @@ class Node:
         self._keys = [one for one in (key, next_key) if one is not None]
         self._state = node_state.StoredState(store, genesis.ledger_id)
         self.conduct = Conduct(store, genesis)
+        self.verified = Verified()
+        """Signatures that held when a transaction came in or its block was cosigned; the block's commit needs them again."""
         self.on_evidence: Callable[[Finding], None] = lambda _: None
         """Told of new evidence; a service logs it."""
         self.reload()
@@ -233,7 +236,7 @@ class Node:
         authorities = self.authorities()
         signed = checkpoint.verify_note(note, authorities, quorum_of(len(authorities)))
         self._accuse_maker(block, committed.seal)
-        head, applied = blocks.execute_again(self.head, block)
+        head, applied = blocks.execute_again(self.head, block, verified=self.verified)
         if head.checkpoint() != signed:
             raise NotAuthentic(
                 "ledger.fork",
