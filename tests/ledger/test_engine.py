@@ -200,6 +200,16 @@ async def test_a_transaction_is_acknowledged_when_a_quorum_signed(engines):
             assert receipt.note
 
 
+async def test_a_transaction_sent_twice_at_once_gets_its_one_receipt_twice(engines):
+    """verifies that: both stand in one batch, one of them is applied, and nobody is told that his nonce was used."""
+    async with engines.running():
+        twice, other = engines.transaction(12), engines.transaction(13)
+        sent = (twice, other, twice, twice)
+        receipts = [blocks.parse_receipt(data) for data in await asyncio.gather(*map(engines.sequencer.submit, sent))]
+        assert receipts[0] == receipts[2] == receipts[3] != receipts[1]
+        blocks.verify_receipt(receipts[2], twice, engines.consortium.made.trust)
+
+
 async def test_a_rejected_transaction_answers_with_its_code_and_leaves_no_block(engines):
     async with engines.running():
         good = asyncio.ensure_future(engines.sequencer.submit(engines.transaction()))
