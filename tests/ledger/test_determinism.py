@@ -104,7 +104,7 @@ def test_certificates_are_judged_at_block_time(tmp_path):
 
 
 def test_signatures_that_held_before_are_remembered_and_change_no_outcome(history):
-    """verifies that: with a memory of signatures, empty or full, roots and refusals are the same; a forged one is refused."""
+    """verifies that: with a memory of signatures, empty or full, roots and refusals are the same; forged is refused."""
     given, expected, _ = history
     found, batches = cbor.decode(given, max_bytes=1 << 24)
     memory = Verified()
