@@ -221,6 +221,20 @@ async def test_stalled_peers_are_dropped_while_others_are_served(broker):
             assert await session.call("time", b"") == b"time:"  # an active session may be silent
 
 
+async def test_two_hundred_sessions_that_stall_within_a_record_keep_nobody_from_being_served(broker):
+    """verifies that: open sessions that announced a record and send no more of it cost others nothing, old ones and new."""
+    async with await broker.serve() as server, await open_session(server.address, **attester(broker)) as before:
+        stalled = [await open_session(server.address, **attester(broker)) for _ in range(200)]
+        for session in stalled:
+            session._stream.write((1000).to_bytes(4, "big") + bytes(500))
+            await session._stream.drain()
+        assert await before.call("time", b"") == b"time:"
+        async with await open_session(server.address, **attester(broker)) as after:
+            assert await after.call("time", b"") == b"time:"
+        for session in stalled:
+            await session._stream.aclose()
+
+
 async def test_the_most_silent_of_too_many_handshakes_makes_room(broker):
     async with await broker.serve(max_handshakes=3) as server:
         silent = [await tls.connect(server.address, identity=None, verify=lambda _: None) for _ in range(8)]
