@@ -46,8 +46,8 @@ def invalid():
 
     honest = blocks.make
 
-    def make(head, batch, *, time_ms):
-        block, after, outcomes = honest(head, batch, time_ms=time_ms)
+    def make(head, batch, *, time_ms, verified=None):
+        block, after, outcomes = honest(head, batch, time_ms=time_ms, verified=verified)
         if batch:
             bad = (*block.transactions, b"no transaction")
             root = blocks.merkle.root([blocks.merkle.leaf_hash(data) for data in bad])
