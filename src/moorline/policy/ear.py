@@ -11,7 +11,6 @@ proven identifiers. A token says what the verifier found; what to do with it is 
 
 from __future__ import annotations
 
-import base64
 import json
 from typing import Any, Final
 
@@ -29,7 +28,7 @@ from moorline.rats import (
     Outcome,
     Tier,
 )
-from moorline.wire import keys
+from moorline.wire import base64url, keys
 
 PROFILE: Final = "tag:ietf.org,2026:rats/ear#04"
 SKEW_S: Final = 5
@@ -233,15 +232,12 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _b64(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+    return base64url.encode(data).decode("ascii")
 
 
 def _unb64(text: bytes) -> bytes:
-    try:
-        data = base64.b64decode(text + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    except ValueError:
-        data = None
-    if data is None or _b64(data).encode("ascii") != text:
+    data = base64url.decode(text)
+    if data is None:
         raise Malformed("ear.base64", "not base64url in its one encoding")
     return data
 

@@ -17,7 +17,7 @@ from moorline.errors import Refused
 from moorline.nfv import Role
 from moorline.services import http
 from moorline.services.broker import Broker
-from moorline.wire import security_event
+from moorline.wire import base64url, security_event
 
 MOST: Final = 128
 _HEADERS: Final = ({"alg": "ES256", "typ": "JWT"}, security_event.HEADER)
@@ -51,10 +51,13 @@ def _signing_inputs(body: bytes) -> list[bytes]:
 def _signing_input(text: str) -> bytes:
     message = base64.b64decode(text, validate=True)
     header, _, payload = message.partition(b".")
+    named, claims = base64url.decode(header), base64url.decode(payload)
     if (
         len(message) > _CAP
-        or json.loads(_base64url(header)) not in _HEADERS
-        or not isinstance(json.loads(_base64url(payload)), dict)
+        or named is None
+        or claims is None
+        or json.loads(named) not in _HEADERS
+        or not isinstance(json.loads(claims), dict)
     ):
         raise _not_signed()
     return message
@@ -66,7 +69,3 @@ def _not_signed() -> Refused:
         "the verifier key signs Attestation Results and security events, and nothing else",
         expected='{"key": "verifier", "messages": [base64 of a JWS signing input, ES256; 128 at most]}',
     )
-
-
-def _base64url(text: bytes) -> bytes:
-    return base64.b64decode(text + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)

@@ -11,7 +11,6 @@ twice. What stands now is asked, not heard (GET /v1/results/{host}).
 
 from __future__ import annotations
 
-import base64
 import json
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from moorline.clock import Instant
 from moorline.errors import Malformed, NotAuthentic
-from moorline.wire import keys
+from moorline.wire import base64url, keys
 
 MEDIA_TYPE: Final = "application/secevent+jwt"
 HEADER: Final = {"alg": "ES256", "typ": "secevent+jwt"}
@@ -70,12 +69,12 @@ def signing_input(event: SecurityEvent, *, audience: str, issued: Instant) -> by
         },
     }
     body = json.dumps(claims, separators=(",", ":"), sort_keys=True, ensure_ascii=True).encode("ascii")
-    return _HEADER_TEXT + b"." + _b64(body)
+    return _HEADER_TEXT + b"." + base64url.encode(body)
 
 
 def assemble(message: bytes, signature: bytes) -> bytes:
     """The token from `signing_input` and its signature (r | s, 64 bytes)."""
-    return message + b"." + _b64(signature)
+    return message + b"." + base64url.encode(signature)
 
 
 def parse_verified(token: bytes, key: keys.PublicKey, *, issuer: str, audience: str) -> SecurityEvent:
@@ -148,18 +147,11 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return made
 
 
-def _b64(data: bytes) -> bytes:
-    return base64.urlsafe_b64encode(data).rstrip(b"=")
-
-
 def _unb64(text: bytes) -> bytes:
-    try:
-        data = base64.b64decode(text + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    except ValueError:
-        data = None
-    if data is None or _b64(data) != text:
+    data = base64url.decode(text)
+    if data is None:
         raise Malformed("event.base64", "not base64url in its one encoding")
     return data
 
 
-_HEADER_TEXT: Final = _b64(json.dumps(HEADER, separators=(",", ":")).encode("ascii"))
+_HEADER_TEXT: Final = base64url.encode(json.dumps(HEADER, separators=(",", ":")).encode("ascii"))
