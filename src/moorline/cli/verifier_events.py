@@ -33,7 +33,11 @@ def events(
     url, separator, name = at.partition("|")
     if not separator or not url.startswith("https://"):
         raise Misconfigured(
-            "cli.verifier_address", "not where a verifier is", expected="https://ADDRESS:PORT|SERVER-NAME", got=at
+            "cli.verifier_address",
+            "not where a verifier is",
+            expected="https://ADDRESS:PORT|SERVER-NAME",
+            got=at,
+            remedy="quote it in the shell: --at 'https://127.0.0.1:7400|v1.verifier.alpha.test'",
         )
     identity, roots_pem = operator_identity.read(operator)
 

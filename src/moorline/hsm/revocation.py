@@ -151,7 +151,12 @@ def parse_crl(der: bytes) -> x509.CertificateRevocationList:
         found = x509.load_der_x509_crl(der)
         _ = (found.issuer, found.last_update_utc, found.next_update_utc, found.extensions)
     except Exception as error:  # the loader raises several kinds on odd bytes
-        raise Malformed("crl.undecodable", "the bytes are not a CRL", got=type(error).__name__) from None
+        raise Malformed(
+            "crl.undecodable",
+            "the bytes are not a CRL",
+            got=type(error).__name__,
+            remedy="give a certificate revocation list, DER or PEM",
+        ) from None
     return found
 
 
