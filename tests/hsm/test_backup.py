@@ -24,7 +24,7 @@ from moorline.hsm.keys import ISSUING_CA, WRAPPING
 from moorline.hsm.launch_keys import COUNTER
 from moorline.hsm.token import initialise_softhsm, open_token
 from moorline.nfv import Role, SpiffeId
-from moorline.wire import schema
+from moorline.wire import keys, schema
 
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import DOMAIN, make_provider
@@ -152,7 +152,7 @@ def test_an_empty_token_issues_again(saved, tmp_path):
         assert token.counter(COUNTER) == backup.COUNTER_STRIDE
         provider = make_provider(made.keys)
         ca = IssuingCa(token, certificate=provider.signed.issuing_ca, above=provider.above, trust_domain=DOMAIN, life_s=3600)
-        public = ec.generate_private_key(ec.SECP256R1()).public_key()
+        public = keys.public_bytes(ec.generate_private_key(ec.SECP256R1()).public_key())
         leaf = ca.issue(public, SpiffeId(trust_domain=DOMAIN, role=Role.DEVICE, segments=("d-1",)), NOW)
         leaf.certificate.verify_directly_issued_by(provider.signed.issuing_ca)
     # And it can be backed up again, by the same people.

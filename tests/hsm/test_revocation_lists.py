@@ -24,6 +24,7 @@ from moorline.hsm.revocation import CertificateStatus, RevokedCertificate
 from moorline.nfv import SpiffeId
 from moorline.services.broker_role import issued
 from moorline.storage.broker_revocations import RevocationStore, Revoked
+from moorline.wire import keys
 from moorline.wire.certificates import Pointers
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -51,7 +52,7 @@ def live_ca(token, real_now):
 
 
 def leaf(ca, name="phone-1"):
-    public = ec.generate_private_key(ec.SECP256R1()).public_key()
+    public = keys.public_bytes(ec.generate_private_key(ec.SECP256R1()).public_key())
     return ca.issue(public, SpiffeId.parse(f"spiffe://alpha.test/device/{name}"), NOW), public
 
 

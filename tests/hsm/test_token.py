@@ -103,11 +103,14 @@ def test_x509_csr_and_cose_by_the_token(token):
 
 def test_openssl_accepts_what_the_token_signed(ca, identity, provider, tmp_path):
     """verifies that: OpenSSL's own tool verifies leaf, issuing CA, provider, authority, root; and the broker's TLS chain."""
-    public = ec.generate_private_key(ec.SECP256R1()).public_key()
+    public = keys.public_bytes(ec.generate_private_key(ec.SECP256R1()).public_key())
     device = SpiffeId(trust_domain="alpha.test", role=Role.DEVICE, segments=("d-1",))
     root = tmp_path / "root.pem"
     root.write_bytes(provider.root.certificate.public_bytes(serialization.Encoding.PEM))
-    for name, leaf in (("device", ca.issue(public, device, NOW)), ("tls", identity.certify_tls(NOW, life_s=3600).leaf)):
+    for name, leaf in (
+        ("device", ca.issue(public, device, NOW)),
+        ("tls", identity.certify_tls(NOW, life_s=3600).leaf),
+    ):
         chain = tmp_path / f"{name}.pem"
         chain.write_bytes(leaf.pem_chain())
         done = subprocess.run(
@@ -123,7 +126,7 @@ def test_another_trust_domain_is_not_issued(ca):
     """verifies that: an issuing CA names nothing outside its trust domain, and neither HSMs nor authorities."""
     from moorline.errors import Refused
 
-    public = ec.generate_private_key(ec.SECP256R1()).public_key()
+    public = keys.public_bytes(ec.generate_private_key(ec.SECP256R1()).public_key())
     for spiffe_id in (
         SpiffeId(trust_domain="beta.test", role=Role.DEVICE, segments=("d",)),
         SpiffeId(trust_domain="alpha.test", role=Role.HSM, segments=("hsm-1",)),

@@ -8,6 +8,7 @@ makes a TLS key in memory and has it certified for at most an hour.
 from __future__ import annotations
 
 import hashlib
+import threading
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,10 +22,12 @@ from moorline.hsm.keys import HSM_IDENTITY, ISSUING_CA, TokenEcKey
 from moorline.hsm.token import Token
 from moorline.nfv import Role, SpiffeId
 from moorline.wire import certificates, keys
+from moorline.wire.leaf_template import LeafTemplate
 
 BACKDATE_S: Final = 60
 """Certificates begin this long before now, since peers' clocks are not ours."""
 _SERIAL_BYTES: Final = 19  # RFC 5280 4.1.2.2: positive and at most 20 bytes
+_SERIALS_AT_ONCE: Final = 64
 _ISSUED_ROLES: Final = frozenset(Role) - {Role.HSM, Role.AUTHORITY}
 
 
@@ -32,14 +35,15 @@ _ISSUED_ROLES: Final = frozenset(Role) - {Role.HSM, Role.AUTHORITY}
 class Leaf:
     """A certificate with the certificates above it (DER; issuer first, without the root)."""
 
-    certificate: x509.Certificate
+    der: bytes
+    serial: int
     chain: tuple[bytes, ...]
     not_after: Instant
 
     @property
-    def der(self) -> bytes:
-        """The certificate in DER."""
-        return self.certificate.public_bytes(serialization.Encoding.DER)
+    def certificate(self) -> x509.Certificate:
+        """The certificate, parsed."""
+        return x509.load_der_x509_certificate(self.der)
 
     def pem_chain(self) -> bytes:
         """Leaf first, then the chain, PEM."""
@@ -87,6 +91,8 @@ class IssuingCa:
         self._retiring = retiring
         self._trust_domain = trust_domain
         self._pointers = pointers
+        self._template = LeafTemplate(self._issuer, pointers)
+        self._serials = _Serials(token)
         self._life_s = min(life_s, certificates.LEAF_MAX_LIFE_S - BACKDATE_S)
 
     @property
@@ -97,8 +103,9 @@ class IssuingCa:
     def adopt(self, label: str, certificate: x509.Certificate) -> None:
         """Sign with another key in the token from now on; the certificate before this one goes on being served."""
         issuer, chain = _signing(self._token, label, certificate, self._above)
+        template = LeafTemplate(issuer, self._pointers)
         self._retiring = (self._chain[0], *self._retiring)
-        self._issuer, self._chain = issuer, chain
+        self._issuer, self._chain, self._template = issuer, chain, template
 
     def forget(self, certificate: bytes) -> None:
         """A retired issuing CA's certificate (DER) is served no more."""
@@ -114,9 +121,10 @@ class IssuingCa:
         """Certificate and token key, for what else an issuer signs: CRLs and OCSP responses (hsm.revocation)."""
         return self._issuer
 
-    def issue(self, public: keys.CertifiedKey, spiffe_id: SpiffeId, now: Instant) -> Leaf:
-        """An X509-SVID. That the holder of `public` is `spiffe_id` is the caller's to know.
+    def issue(self, public: bytes, spiffe_id: SpiffeId, now: Instant) -> Leaf:
+        """An X509-SVID for a key (SubjectPublicKeyInfo, DER) that was made here or parsed before.
 
+        That the holder of `public` is `spiffe_id` is the caller's to know.
         Raises Refused("issuing.not_ours") for another trust domain, or a role that is not issued here.
         """
         if spiffe_id.trust_domain != self._trust_domain or spiffe_id.role not in _ISSUED_ROLES:
@@ -126,7 +134,8 @@ class IssuingCa:
                 expected=f"spiffe://{self._trust_domain}/...",
                 got=str(spiffe_id),
             )
-        return _leaf(self._token, self._issuer, self._chain, public, spiffe_id, now, self._life_s, self._pointers)
+        template, chain, serial = self._template, self._chain, self._serials.next()
+        return _leaf(template, chain, public, spiffe_id, serial, _from(now, self._life_s))
 
 
 class HsmIdentity:
@@ -166,8 +175,25 @@ class HsmIdentity:
         """A fresh TLS key in memory with its certificate."""
         key = ec.generate_private_key(ec.SECP256R1())
         life_s = min(life_s, certificates.LEAF_MAX_LIFE_S - BACKDATE_S)
-        leaf = _leaf(self._token, self._issuer, self._chain, key.public_key(), self.spiffe_id, now, life_s)
+        public, serial = keys.public_bytes(key.public_key()), serial_number(self._token.random(_SERIAL_BYTES))
+        leaf = _leaf(LeafTemplate(self._issuer), self._chain, public, self.spiffe_id, serial, _from(now, life_s))
         return TlsKey(key=key, leaf=leaf)
+
+
+class _Serials:
+    """Serial numbers, drawn from the token's generator many at a time: each is handed out once."""
+
+    def __init__(self, token: Token) -> None:
+        self._token = token
+        self._turn = threading.Lock()
+        self._drawn: list[int] = []
+
+    def next(self) -> int:
+        with self._turn:
+            if not self._drawn:
+                block = self._token.random(_SERIAL_BYTES * _SERIALS_AT_ONCE)
+                self._drawn = [serial_number(block[at : at + _SERIAL_BYTES]) for at in range(0, len(block), _SERIAL_BYTES)]
+            return self._drawn.pop()
 
 
 def serial_number(random: bytes) -> int:
@@ -175,27 +201,20 @@ def serial_number(random: bytes) -> int:
     return int.from_bytes(b"\x01" + random[: _SERIAL_BYTES - 1], "big")
 
 
-def key_digest(public: keys.CertifiedKey) -> bytes:
-    """SHA-256 of SubjectPublicKeyInfo."""
-    return hashlib.sha256(keys.public_bytes(public)).digest()
+def key_digest(public: bytes) -> bytes:
+    """SHA-256 of SubjectPublicKeyInfo (DER)."""
+    return hashlib.sha256(public).digest()
+
+
+def _from(now: Instant, life_s: int) -> Validity:
+    return Validity(not_before=Instant(now - BACKDATE_S), not_after=Instant(now + life_s))
 
 
 def _leaf(
-    token: Token,
-    issuer: certificates.Issuer,
-    chain: tuple[bytes, ...],
-    public: keys.CertifiedKey,
-    spiffe_id: SpiffeId,
-    now: Instant,
-    life_s: int,
-    pointers: certificates.Pointers | None = None,
+    template: LeafTemplate, chain: tuple[bytes, ...], public: bytes, spiffe_id: SpiffeId, serial: int, validity: Validity
 ) -> Leaf:
-    validity = Validity(not_before=Instant(now - BACKDATE_S), not_after=Instant(now + life_s))
-    serial = serial_number(token.random(_SERIAL_BYTES))
-    certificate = certificates.leaf_certificate(
-        public, spiffe_id=spiffe_id, issuer=issuer, validity=validity, serial=serial, pointers=pointers
-    )
-    return Leaf(certificate=certificate, chain=chain, not_after=validity.not_after)
+    der = template.leaf(public, spiffe_id=spiffe_id, validity=validity, serial=serial)
+    return Leaf(der=der, serial=serial, chain=chain, not_after=validity.not_after)
 
 
 def _signing(

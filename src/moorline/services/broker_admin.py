@@ -223,8 +223,9 @@ def _issue(broker: Broker, asked: SvidRequest) -> dict[str, object]:
     if spiffe_id.role is Role.SERVICE:
         raise Malformed("broker.request_malformed", "identities of functions come from launches", got=asked.spiffe_id)
     now = broker.clock.now()
-    leaf = broker.ca.issue(public, spiffe_id, now)
-    broker.store.record_certificate(issued(leaf, spiffe_id, public), kind="svid-issued", at=now)
+    own = keys.public_bytes(public)
+    leaf = broker.ca.issue(own, spiffe_id, now)
+    broker.store.record_certificate(issued(leaf, spiffe_id, own), kind="svid-issued", at=now)
     pem = leaf.certificate.public_bytes(serialization.Encoding.PEM).decode("ascii")
     return {"certificate": pem, "chain": leaf.pem_chain().decode("ascii"), "not_after": leaf.not_after}
 

@@ -215,7 +215,7 @@ class Cmp:
     def _transaction(self, transaction: bytes, leaf: Leaf, number: int, nonce: bytes) -> CmpTransaction:
         return CmpTransaction(
             transaction=transaction,
-            serial=f"{leaf.certificate.serial_number:x}",
+            serial=f"{leaf.serial:x}",
             certificate_hash=hashlib.sha256(leaf.der).digest(),
             number=number,
             nonce=nonce,

@@ -78,7 +78,8 @@ async def require_standing(broker: Broker, device: str) -> None:
 async def enrol(broker: Broker, applicant: Applicant, public: keys.PublicKey) -> Leaf:
     """A certificate for the applicant's own key. Raises what storage.broker_enrolments raises."""
     await require_standing(broker, applicant.device)
-    return await asyncio.to_thread(_enrolled, broker, applicant, public, key_digest(public), server_key=False)
+    own = keys.public_bytes(public)
+    return await asyncio.to_thread(_enrolled, broker, applicant, own, key_digest(own), server_key=False)
 
 
 async def enrol_with_new_key(broker: Broker, applicant: Applicant, bound_to: keys.PublicKey) -> MadeHere:
@@ -92,12 +93,13 @@ async def enrol_with_new_key(broker: Broker, applicant: Applicant, bound_to: key
 
 def _made(broker: Broker, applicant: Applicant, bound_to: keys.PublicKey) -> MadeHere:
     key = new_key(broker.token)
-    leaf = _enrolled(broker, applicant, key.public_key(), key_digest(bound_to), server_key=True)
+    public = keys.public_bytes(key.public_key())
+    leaf = _enrolled(broker, applicant, public, key_digest(keys.public_bytes(bound_to)), server_key=True)
     broker.revoking.set()
     return MadeHere(leaf=leaf, private_key=_pkcs8(key))
 
 
-def _enrolled(broker: Broker, applicant: Applicant, public: keys.PublicKey, bound_to: bytes, *, server_key: bool) -> Leaf:
+def _enrolled(broker: Broker, applicant: Applicant, public: bytes, bound_to: bytes, *, server_key: bool) -> Leaf:
     now = broker.clock.now()
     spiffe_id = SpiffeId(trust_domain=broker.settings.trust_domain, role=Role.DEVICE, segments=(applicant.device,))
     leaf = broker.ca.issue(public, spiffe_id, now)

@@ -224,7 +224,7 @@ class FunctionSession:
 
     def _activate(self) -> Activation:
         fields, taken = self._held()
-        public, now = keys.parse_public(taken.public), self.broker.clock.now()
+        public, now = taken.public, self.broker.clock.now()
         spiffe_id = self._spiffe_id(fields)
         leaf = self.broker.ca.issue(public, spiffe_id, now)
         kept = self.broker.store.confirm(self._launch(fields), issued(leaf, spiffe_id, public), at=now)
@@ -286,7 +286,7 @@ class FunctionSession:
         return await asyncio.to_thread(self._renewed, *self._held(), "function-renewed")
 
     def _renewed(self, fields: LaunchFields, taken: Taken, kind: str) -> Activation:
-        public, now = keys.parse_public(taken.public), self.broker.clock.now()
+        public, now = taken.public, self.broker.clock.now()
         spiffe_id = self._spiffe_id(fields)
         leaf = self.broker.ca.issue(public, spiffe_id, now)
         self.broker.instances.renew(fields.instance, fields.generation, issued(leaf, spiffe_id, public), kind=kind, at=now)

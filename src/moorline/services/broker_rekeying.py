@@ -13,15 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cryptography.hazmat.primitives.serialization import load_der_public_key
-
 from moorline.clock import Instant
 from moorline.errors import MoorlineError, Refused
 from moorline.nfv import SpiffeId
 from moorline.services.broker import Broker
 from moorline.services.broker_role import activation, issued
 from moorline.storage.broker_instances import Renewal
-from moorline.wire import keys
 from moorline.wire.session import KeyKind, RekeyReply
 
 
@@ -57,9 +54,7 @@ def rekeyed(broker: Broker, wanted: Sequence[Rekey]) -> list[RekeyReply | Except
 
 def _made(broker: Broker, wanted: Rekey, now: Instant) -> _Made | MoorlineError:
     try:
-        der, private_key = broker.pool.take(wanted.service, wanted.kind, now)
-        public = load_der_public_key(der)
-        assert isinstance(public, keys.CertifiedKey)  # the pool makes no other
+        public, private_key = broker.pool.take(wanted.service, wanted.kind, now)
         leaf = broker.ca.issue(public, wanted.spiffe_id, now)
         certificate = issued(leaf, wanted.spiffe_id, public)
     except MoorlineError as error:

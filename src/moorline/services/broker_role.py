@@ -43,10 +43,10 @@ def session_name(claim: Claim) -> str:
     return f"{claim.role} from {claim.peer_address}, kem {kem}, key {signing}"
 
 
-def issued(leaf: Leaf, spiffe_id: SpiffeId, public: keys.CertifiedKey) -> Issued:
-    """The record of a certificate."""
+def issued(leaf: Leaf, spiffe_id: SpiffeId, public: bytes) -> Issued:
+    """The record of a certificate for a key (SubjectPublicKeyInfo, DER)."""
     return Issued(
-        serial=f"{leaf.certificate.serial_number:x}",
+        serial=f"{leaf.serial:x}",
         spiffe_id=str(spiffe_id),
         key_digest=key_digest(public),
         not_after=leaf.not_after,
@@ -68,7 +68,7 @@ def activation(broker: Broker, der: bytes, spiffe_id: str, body: bytes = b"") ->
 
 def issue_for_session(broker: Broker, claim: Claim, spiffe_id: SpiffeId, kind: str) -> Activation:
     """A certificate for the session's signing key, recorded before it is handed out."""
-    public = keys.parse_public(claim.signing_public)
+    public = keys.public_bytes(keys.parse_public(claim.signing_public))
     now = broker.clock.now()
     leaf = broker.ca.issue(public, spiffe_id, now)
     broker.store.record_certificate(issued(leaf, spiffe_id, public), kind=kind, at=now)

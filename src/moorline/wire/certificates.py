@@ -115,13 +115,7 @@ def leaf_certificate(
 
     Without `pointers` it names no CRL and no OCSP responder: its life is short, and our own ends ask the ledger.
     """
-    if validity.not_after - validity.not_before > LEAF_MAX_LIFE_S:
-        raise Malformed(
-            "certificate.life",
-            "a leaf certificate lives too long",
-            expected=f"<= {LEAF_MAX_LIFE_S} s",
-            got=validity.not_after - validity.not_before,
-        )
+    require_short_lived(validity)
     builder = (
         _base(_name(spiffe_id.segments[-1]), public, issuer.certificate.subject, validity, serial)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -132,6 +126,17 @@ def leaf_certificate(
         .add_extension(_names(spiffe_id), critical=False)
     )
     return _signed(builder if pointers is None else _pointed(builder, pointers), issuer)
+
+
+def require_short_lived(validity: Validity) -> None:
+    """Raises Malformed("certificate.life") beyond the hour that a leaf may live."""
+    if validity.not_after - validity.not_before > LEAF_MAX_LIFE_S:
+        raise Malformed(
+            "certificate.life",
+            "a leaf certificate lives too long",
+            expected=f"<= {LEAF_MAX_LIFE_S} s",
+            got=validity.not_after - validity.not_before,
+        )
 
 
 def distribution_point(url: str) -> x509.DistributionPoint:
