@@ -47,6 +47,7 @@ def advance(store, host, *, withdraw, at):
     change = Change(
         host=host,
         nonce=nonce,
+        before=store.progress(host),
         progress=progress(),
         boot_log=b"a boot log",
         withdraw=withdraw,
@@ -166,7 +167,7 @@ def test_hosts_that_stood_before_there_were_events_are_not_forgotten(store, data
     store.put_result(result("h1"), patience_until=LONG_AGO)
     store.put_result(result("h2", status="contraindicated"), patience_until=LONG_AGO)
     with store._engine.begin() as c:
-        for table in ("deliveries", "events", "standings", "audit", "boot_logs", "progress"):
+        for table in ("watchers", "watched", "deliveries", "events", "standings", "audit", "boot_logs", "progress"):
             c.execute(sa.text(f"DROP TABLE {table}"))
         numbers = ("clock", "reset_count", "restart_count", "ima_count")
         blobs = ("ima_running", "reference", "standing", "event_log")
@@ -219,12 +220,12 @@ async def test_a_silent_host_is_heard_of_when_its_lease_ran_out(world, running):
     machine.tpm.close()
     world.clock.at += 1000
     restarted = world.authority()
-    restarted.sweep()
+    await restarted.sweep()
     assert (await restarted.events(after=1, wait_s=0))[0] == ()
     world.clock.at += world.lease_s
     waiting = asyncio.create_task(restarted.events(after=1, wait_s=20))
     await asyncio.sleep(0)
-    restarted.sweep()
+    await restarted.sweep()
     (lost,), _ = await waiting
     assert (lost.kind, lost.code) == ("verdict_lost", "result.expired")
 

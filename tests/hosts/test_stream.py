@@ -99,7 +99,7 @@ async def test_an_event_is_heard_while_the_stream_is_open(configured, world):  #
     reader = asyncio.create_task(stream(address, until=99))
     await asyncio.sleep(0.3)
     change(store, 1)
-    authority._tell_readers()
+    authority.tell_readers()
     assert [one[0] for one in await reader] == [1]
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -228,6 +228,7 @@ def test_the_verifiers_store(database_url):
     change = Change(
         host="h1",
         nonce=bytes([69]) * 32,
+        before=None,
         progress=progress,
         boot_log=bytes(100_000),
         withdraw=None,

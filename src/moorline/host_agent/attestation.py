@@ -18,9 +18,9 @@ from moorline.attesters.tpm import Quoted, Tpm
 from moorline.errors import Malformed, MoorlineError, Unavailable
 from moorline.evidence.tpm_quote import parse_quote
 from moorline.evidence.tpm_structures import ALG_SHA256
+from moorline.host_agent.verifier_processes import Poster
 from moorline.wire import host as wire
 from moorline.wire import schema
-from moorline.wire.http import HttpClient
 
 RETRY_S: Final = 2.0
 _ANSWER_S: Final = 2.0
@@ -78,7 +78,7 @@ class HostAttestation:
     """Attestation of one host towards one verifier. `tag` is the signed location tag, if this host has one."""
 
     def __init__(
-        self, *, host: str, verifier: HttpClient, tpm: Tpm, logs: LogSource, tag: bytes | None, period_s: float
+        self, *, host: str, verifier: Poster, tpm: Tpm, logs: LogSource, tag: bytes | None, period_s: float
     ) -> None:
         self._host, self._verifier, self._tpm, self._logs = host, verifier, tpm, logs
         self._tag, self._period_s = tag, period_s

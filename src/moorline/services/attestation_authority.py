@@ -96,6 +96,7 @@ class _Judged:
 
     entry: Entry
     nonce: bytes
+    before: Progress | None
     appraised: Appraised | None
     error: MoorlineError | None
     code: str | None
@@ -224,7 +225,7 @@ class AttestationAuthority:
         settled = await asyncio.to_thread(  # 8
             parts.store.settle, changes, at=now, next_expires=next_expires, patience_until=self._patience_until
         )
-        self._tell_readers()
+        self.tell_readers()
         for one, change in zip(judged, changes, strict=True):
             one.entry.tell(self._answer(one, change, settled, refusal, next_expires))
 
@@ -246,10 +247,15 @@ class AttestationAuthority:
         except Unavailable as error:
             return error  # nothing was found out about the host
         except MoorlineError as error:
-            return _Judged(entry=entry, nonce=nonce, appraised=None, error=error, code=error.code)
+            return _Judged(entry=entry, nonce=nonce, before=held.progress, appraised=None, error=error, code=error.code)
         refusal = appraised.result.first_refusal()
         return _Judged(
-            entry=entry, nonce=nonce, appraised=appraised, error=None, code=None if refusal is None else refusal.code
+            entry=entry,
+            nonce=nonce,
+            before=held.progress,
+            appraised=appraised,
+            error=None,
+            code=None if refusal is None else refusal.code,
         )
 
     async def _signed(self, judged: list[_Judged]) -> tuple[dict[str, str], MoorlineError | None]:
@@ -276,6 +282,7 @@ class AttestationAuthority:
             return Change(
                 host=one.entry.host,
                 nonce=one.nonce,
+                before=one.before,
                 progress=None,
                 boot_log=None,
                 withdraw=withdraw,
@@ -286,6 +293,7 @@ class AttestationAuthority:
         return Change(
             host=one.entry.host,
             nonce=one.nonce,
+            before=one.before,
             progress=found.progress,
             boot_log=found.boot_log,
             withdraw=withdraw,
@@ -324,7 +332,7 @@ class AttestationAuthority:
         until = loop.time() + wait_s
         while True:
             changed = self._changed  # before the look: what comes after it sets this very event
-            found, newest = self._parts.store.events(after=after, limit=EVENTS_PAGE)
+            found, newest = await asyncio.to_thread(self._parts.store.events, after=after, limit=EVENTS_PAGE)
             if found or loop.time() >= until:
                 return found, newest
             with suppress(TimeoutError):
@@ -335,11 +343,22 @@ class AttestationAuthority:
         """The newest cursor, 0 if there was no event yet."""
         return self._parts.store.newest_event()
 
-    def sweep(self) -> None:
-        """Tell of hosts that fell silent. For `patience_until` see storage.verifier_events."""
-        now = self._parts.clock.now()
-        if now >= self._patience_until and self._parts.store.sweep(now=now):
-            self._tell_readers()
+    def patient(self) -> bool:
+        """Whether this process has been up for a whole lease, and may blame hosts for their silence."""
+        return self._parts.clock.now() >= self._patience_until
+
+    async def sweep(self, watched: Callable[[str], bool] = lambda _: True) -> None:
+        """Tell of the hosts, of those to watch, that fell silent. For `patience_until` see storage.verifier_events."""
+        parts = self._parts
+        if not self.patient():
+            return
+        if await asyncio.to_thread(parts.store.sweep, now=parts.clock.now(), watched=watched):
+            self.tell_readers()
+
+    def tell_readers(self) -> None:
+        """Wake whoever waits for events: there may be some, of this process or another over the same database."""
+        waiting, self._changed = self._changed, asyncio.Event()
+        waiting.set()
 
     def overview(self) -> list[dict[str, object]]:
         """All enrolled hosts with their last results, for operators."""
@@ -362,10 +381,6 @@ class AttestationAuthority:
         return rows
 
     # ----------------------------------------------------------------------------------------------------------------
-
-    def _tell_readers(self) -> None:
-        waiting, self._changed = self._changed, asyncio.Event()
-        waiting.set()
 
     async def _registered(self, name: str, ek_digest: bytes, root: EvidenceRoot) -> None:
         platform = (await self._parts.platforms((parse_name(name, "host"),)))[name]

@@ -62,6 +62,8 @@ class AttestationSettings:
     """The attestation authority's HTTPS address."""
     verifier_name: str
     """The DNS name in its certificate."""
+    verifier_also: tuple[str, ...] = ()
+    """HTTPS addresses of further processes of the same verifier, asked where the first does not answer."""
     event_log: Path
     """The firmware's event log."""
     ima: Path
@@ -257,15 +259,20 @@ async def _attestation(
 ) -> tuple[Tpm, HostAttestation]:
     from moorline.attesters.tpm import Tpm
     from moorline.host_agent.attestation import FileLogs, HostAttestation
+    from moorline.host_agent.verifier_processes import VerifierProcesses
 
-    verifier = await stack.enter_async_context(
-        HttpClient(chosen.verifier_url, server_name=chosen.verifier_name, roots_pem=settings.roots.read_bytes())
-    )
+    roots_pem = settings.roots.read_bytes()
+    clients = [
+        await stack.enter_async_context(
+            HttpClient(url, server_name=chosen.verifier_name, server_role=Role.VERIFIER, roots_pem=roots_pem)
+        )
+        for url in (chosen.verifier_url, *chosen.verifier_also)
+    ]
     tpm = await asyncio.to_thread(Tpm.open, chosen.tcti)
     stack.callback(tpm.close)
     attestation = HostAttestation(
         host=settings.id,
-        verifier=verifier,
+        verifier=VerifierProcesses(clients),
         tpm=tpm,
         logs=FileLogs(chosen.event_log, chosen.ima),
         tag=None if chosen.tag is None else chosen.tag.read_bytes(),

@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import random
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import resources
@@ -41,13 +42,14 @@ from moorline.nfv import Role, SpiffeId, parse_name
 from moorline.policy import host as policy_host
 from moorline.policy import reference_values
 from moorline.rats import EvidenceRoot
-from moorline.services import http, metrics, service_audit, settings, verifier_events, verifier_push
+from moorline.services import http, metrics, service_audit, settings, verifier_events, verifier_push, verifier_watch
 from moorline.services.attestation_authority import AttestationAuthority, Parts, PlatformLookup, Sign
 from moorline.services.host_appraisal import Terms
 from moorline.services.process import announce_ready, serve_all
 from moorline.services.service_audit import ServiceLog
 from moorline.services.verifier_push import Pushing, ReceiverSettings
 from moorline.services.verifier_signer import BrokerSigner
+from moorline.services.verifier_watch import Watch
 from moorline.storage.collateral_intake import tpm_crls
 from moorline.storage.collateral_store import open_collateral
 from moorline.storage.verifier_events import AUDIT_DOMAIN
@@ -68,7 +70,6 @@ _IN_ONE_PROOF: Final = 16
 _READERS: Final = (Role.ORCHESTRATOR, Role.HSM, Role.VERIFIER, Role.OPERATOR)
 _SPKI: Final = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 _ALL_BOOT: Final = tuple(range(11))
-_SWEEP_EVERY_S: Final = 1.0
 IDENTITY_REREAD_S: Final = 1200.0
 """The certificate on disk is read again this often: it lives an hour at most, and whoever renews it replaces the files."""
 _NO_LISTS: Final = "makers of SIMULATED TPMs publish no revocation lists"
@@ -138,6 +139,8 @@ class VerifierSettings:
     """Seconds a result stands."""
     challenge_s: int = 30
     """Seconds a challenge is good for."""
+    takeover_s: float = 5.0
+    """Of several processes over one database: seconds after which the others do the work of one that is not heard of."""
     pcrs: tuple[int, ...] = _ALL_BOOT
     """The PCRs that hosts must quote."""
     not_required: dict[str, str] = field(default_factory=lambda: {"clock_safe": _CLOCK_REASON})
@@ -437,6 +440,14 @@ async def run(configured: VerifierSettings, *, announce: Callable[..., None] = a
         signing = secure_log.keep(lambda error: structlog.get_logger().warning("checkpoint", **error.as_problem()))
         deliveries = store.deliveries()
         verifier_push.add_routes(app, deliveries, authority, trust_domain=configured.trust_domain)
+        watch = Watch(
+            store.watchers(),
+            process=secrets.token_hex(16),
+            takeover_s=configured.takeover_s,
+            steady=time.monotonic,
+            ready=authority.patient,
+        )
+        watching = (watch.keep(), verifier_watch.sweep(authority, watch), verifier_watch.follow(authority))
         pushing = Pushing(
             authority=authority,
             verifier=str(verifier),
@@ -445,9 +456,10 @@ async def run(configured: VerifierSettings, *, announce: Callable[..., None] = a
             clock=clock,
             sleep=asyncio.sleep,
             jitter=random.random,
+            mine=watch.holds,
         )
         telling = (verifier_push.keep_telling(pushing, receiver) for receiver in told)
-        await serve_all(_serve(configured, app, roots_pem, announce), _sweep(authority), signing, *telling)
+        await serve_all(_serve(configured, app, roots_pem, announce), *watching, signing, *telling)
 
 
 async def _broker(configured: VerifierSettings, roots_pem: bytes) -> HttpClient:
@@ -483,13 +495,6 @@ async def _serve(configured: VerifierSettings, app: FastAPI, roots_pem: bytes, a
                     ready=ready,
                     connections=http.Connections(room=configured.connections, idle_s=HOST_IDLE_S),
                 )
-
-
-async def _sweep(authority: AttestationAuthority) -> None:
-    """Tell of silent hosts, soon after their lease ran out."""
-    while True:
-        await asyncio.sleep(_SWEEP_EVERY_S)
-        authority.sweep()
 
 
 def compose(

@@ -2,7 +2,8 @@
 
 A receiver is configured by operators (verifier.toml, `[[receivers]]`). For each one:
 
-1. its cursor is read from the database; a receiver that is new begins at the newest event;
+1. its cursor is read from the database; a receiver that is new begins at the newest event; of several processes over one
+   database, the one that watches the receiver (services.verifier_watch) tells it;
 2. the next event is signed by the verifier key, for this receiver's audience, and posted over TLS 1.3 to a server whose
    certificate chains to the receiver's own roots;
 3. only 202 Accepted moves the cursor, durably, before the next event is posted. Anything else, a redirect too, is a failure:
@@ -15,6 +16,7 @@ Nothing is skipped: an event that its receiver will not take holds up those behi
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +41,7 @@ from moorline.wire.security_event import SecurityEvent
 RETRY_MIN_S: Final = 1.0
 RETRY_MAX_S: Final = 300.0
 _WAIT_S: Final = 20.0
+_NOT_MINE_S: Final = 1.0
 _ACCEPTED: Final = 202
 _LOG: Final = structlog.stdlib.get_logger("verifier")
 
@@ -115,21 +118,40 @@ class Pushing:
     clock: Clock
     sleep: Callable[[float], Awaitable[None]]
     jitter: Callable[[], float]
+    mine: Callable[[str], bool] = lambda _: True
+    """Whether this process is the one that tells a receiver now."""
 
 
 async def keep_telling(pushing: Pushing, receiver: Receiver) -> None:
     """Push to one receiver until cancelled."""
     async with HttpClient(receiver.base_url, server_name=receiver.server_name, roots_pem=receiver.roots_pem) as client:
+        away = 0
         while True:
-            held = pushing.deliveries.begin(receiver.name, at=pushing.clock.now())  # 1
+            if not pushing.mine(receiver.name):
+                await pushing.sleep(_NOT_MINE_S)
+                continue
             try:
-                events, _ = await pushing.authority.events(after=held.cursor, wait_s=_WAIT_S)
-                for event in events:
-                    await _push(pushing, receiver, client, event)  # 2
-                    pushing.deliveries.accepted(receiver.name, event.cursor, at=pushing.clock.now())  # 3
-            except MoorlineError as error:
-                failures = _failed(pushing, receiver, error)
-                await pushing.sleep(pause_s(failures, error, pushing.jitter()))
+                await _tell(pushing, receiver, client)
+                away = 0
+            except MoorlineError as error:  # the database: nothing can be written down, nothing is lost
+                away += 1
+                _LOG.warning("event not pushed", receiver=receiver.name, **error.as_problem())
+                await pushing.sleep(pause_s(away, error, pushing.jitter()))
+
+
+async def _tell(pushing: Pushing, receiver: Receiver, client: HttpClient) -> None:
+    held = await asyncio.to_thread(pushing.deliveries.begin, receiver.name, at=pushing.clock.now())  # 1
+    try:
+        events, _ = await pushing.authority.events(after=held.cursor, wait_s=_WAIT_S)
+        for event in events:
+            if not pushing.mine(receiver.name):
+                return
+            await _push(pushing, receiver, client, event)  # 2
+            at = pushing.clock.now()
+            await asyncio.to_thread(pushing.deliveries.accepted, receiver.name, event.cursor, at=at)  # 3
+    except MoorlineError as error:
+        failures = await asyncio.to_thread(_failed, pushing, receiver, error)
+        await pushing.sleep(pause_s(failures, error, pushing.jitter()))
 
 
 def pause_s(failures: int, error: MoorlineError, jitter: float) -> float:

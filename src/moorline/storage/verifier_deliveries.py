@@ -50,20 +50,21 @@ class Deliveries:
         return new
 
     def accepted(self, receiver: str, cursor: int, *, at: Instant) -> None:
-        """The receiver has taken the event with this cursor."""
-        self._set(receiver, {"cursor": cursor, "failures": 0, "code": "", "at": at})
+        """The receiver has taken the event with this cursor; a process that says so late moves nothing back."""
+        values = {"cursor": cursor, "failures": 0, "code": "", "at": at}
+        with writing(self._engine) as connection:
+            mine = sa.and_(_DELIVERIES.c.receiver == receiver, _DELIVERIES.c.cursor < cursor)
+            connection.execute(sa.update(_DELIVERIES).where(mine).values(values))
         reached("verifier.event.accepted")
 
     def failed(self, receiver: str, failures: int, code: str, *, at: Instant) -> None:
         """The receiver could not be told, for the `failures`th time in a row."""
-        self._set(receiver, {"failures": failures, "code": code, "at": at})
+        values = {"failures": failures, "code": code, "at": at}
+        with writing(self._engine) as connection:
+            connection.execute(sa.update(_DELIVERIES).where(_DELIVERIES.c.receiver == receiver).values(values))
 
     def all(self) -> tuple[Delivery, ...]:
         """All receivers there ever were, by name."""
         with reading(self._engine) as connection:
             rows = connection.execute(sa.select(_DELIVERIES).order_by(_DELIVERIES.c.receiver)).mappings()
             return tuple(Delivery(**row) for row in rows)
-
-    def _set(self, receiver: str, values: dict[str, object]) -> None:
-        with writing(self._engine) as connection:
-            connection.execute(sa.update(_DELIVERIES).where(_DELIVERIES.c.receiver == receiver).values(values))

@@ -94,12 +94,14 @@ class Held:
 class Change:
     """What became of one host in a round, once its challenge `nonce` is used up; what is None stays as it is.
 
-    `boot_log` is the log itself where it came with the evidence; `withdraw` ends the standing result for that reason, before
-    `result` takes its place; `next_nonce` is opened as the host's next challenge.
+    `before` is what was held of the host when it was judged: where another process has written since, this is not true any
+    more. `boot_log` is the log itself where it came with the evidence; `withdraw` ends the standing result for that reason,
+    before `result` takes its place; `next_nonce` is opened as the host's next challenge.
     """
 
     host: str
     nonce: bytes
+    before: Progress | None
     progress: Progress | None
     boot_log: bytes | None
     withdraw: str | None
@@ -124,14 +126,19 @@ def look(connection: sa.Connection, asked: Mapping[str, bytes]) -> dict[str, Hel
 def settle(
     connection: sa.Connection, changes: Sequence[Change], *, at: Instant, next_expires: Instant, patience_until: Instant
 ) -> frozenset[str]:
-    """Write a round in the caller's transaction; the hosts whose challenge was still open, and of which alone it is true."""
+    """Write a round in the caller's transaction; the hosts of which alone it is true.
+
+    Those are the hosts whose challenge was still open, and of which no other process wrote since they were looked at: two
+    that judge two quotes of a host at once must not write the older one last.
+    """
     taken = connection.execute(
         sa.delete(CHALLENGES)
         .where(CHALLENGES.c.nonce.in_([one.nonce for one in changes]))
         .returning(CHALLENGES.c.nonce, CHALLENGES.c.host)
     )
     used = {(bytes(row.nonce), row.host) for row in taken}
-    settled = [one for one in changes if (one.nonce, one.host) in used]
+    unmoved = _unmoved(connection, changes)
+    settled = [one for one in changes if (one.nonce, one.host) in used and one.host in unmoved]
     _keep(connection, settled)
     _withdraw(connection, settled, at=at)
     store_results(connection, [one.result for one in settled if one.result is not None], patience_until=patience_until)
@@ -205,6 +212,19 @@ def progress_of(row: Any) -> Progress:  # noqa: ANN401 - a row of `progress`
 def withdrawal(host: str, code: str) -> sa.Update:
     """The statement that ends a host's result before its time."""
     return sa.update(RESULTS).where(RESULTS.c.host == host).values(withdrawn=code)
+
+
+def _unmoved(connection: sa.Connection, changes: Sequence[Change]) -> frozenset[str]:
+    """The hosts that were read no further since they were looked at. Each quote moves its TPM's clock on."""
+    columns = (PROGRESS.c.host, PROGRESS.c.clock, PROGRESS.c.reset_count, PROGRESS.c.restart_count)
+    query = sa.select(*columns).where(PROGRESS.c.host.in_([one.host for one in changes]))
+    now = {row.host: (row.clock, row.reset_count, row.restart_count) for row in connection.execute(query)}
+    before = {one.host: None if one.before is None else one.before.clock for one in changes}
+    return frozenset(
+        host
+        for host, clock in before.items()
+        if now.get(host) == (None if clock is None else (clock.clock, clock.reset_count, clock.restart_count))
+    )
 
 
 def _keep(connection: sa.Connection, settled: Sequence[Change]) -> None:

@@ -8,7 +8,7 @@ writes is in storage.verifier_rounds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -39,6 +39,7 @@ from moorline.storage.verifier_rounds import (
     table,
     withdrawal,
 )
+from moorline.storage.verifier_watch import Watchers
 
 MAX_OPEN: Final = 64
 """Challenges or enrolments open for one host at a time; more push out the oldest."""
@@ -220,6 +221,10 @@ class VerifierStore:
         """How far each receiver of pushed events has been told."""
         return Deliveries(self._engine)
 
+    def watchers(self) -> Watchers:
+        """Which processes of this verifier live, and what each watches."""
+        return Watchers(self._engine)
+
     def events(self, *, after: int, limit: int) -> tuple[tuple[VerdictEvent, ...], int]:
         """Verdicts gained and lost after a cursor, and the newest cursor. Raises Conflict("events.cursor_unknown")."""
         with reading(self._engine) as connection:
@@ -230,13 +235,16 @@ class VerifierStore:
         with reading(self._engine) as connection:
             return verifier_events.newest_cursor(connection)
 
-    def sweep(self, *, now: Instant) -> tuple[str, ...]:
-        """Tell of the hosts whose lease ran out since they were last heard of, each once; their names."""
+    def sweep(self, *, now: Instant, watched: Callable[[str], bool] = lambda _: True) -> tuple[str, ...]:
+        """Tell of the hosts whose lease ran out since they were last heard of, each once; their names.
+
+        `watched` says which hosts are this process's to watch.
+        """
         with reading(self._engine) as connection:
-            if not verifier_events.ran_out(connection, at=now):  # the ordinary case, and no writer needs to wait for it
-                return ()
+            if not any(map(watched, verifier_events.ran_out(connection, at=now))):
+                return ()  # the ordinary case, and no writer needs to wait for it
         with writing(self._engine) as connection:
-            silent = verifier_events.ran_out(connection, at=now)
+            silent = tuple(filter(watched, verifier_events.ran_out(connection, at=now)))
             for host in silent:
                 verifier_events.lost(connection, host, verifier_events.RAN_OUT, at=now)
         reached("verifier.silence.told")

@@ -1,8 +1,9 @@
 """An HTTPS client that speaks our conventions: answers capped, problems become errors, servers checked by name.
 
 Servers are dialled by address and checked by DNS name: the certificate must chain to the given roots and carry
-`server_name` (wire.certificates.dns_name of the server's SPIFFE ID). Errors the server reports (problem+json) are rebuilt as
-the typed errors they were; anything that keeps an answer from arriving is `Unavailable("peer.unreachable")`.
+`server_name` (wire.certificates.dns_name of the server's SPIFFE ID). With `server_role` it must carry the SPIFFE ID of that
+name and role too, and nothing is sent to a server before it has shown that. Errors the server reports (problem+json) are
+rebuilt as the typed errors they were; anything that keeps an answer from arriving is `Unavailable("peer.unreachable")`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from types import TracebackType
 from typing import Final, Self
 
 from moorline.errors import Malformed, MoorlineError, NotAuthentic, Unavailable, from_problem
+from moorline.nfv import Role
+from moorline.wire import certificates
 
 # httpx imports its own command line (click, rich) wherever it can: a quarter of a second of every process that speaks HTTP.
 _OWN_COMMAND_LINE: Final = "httpx._main"
@@ -71,14 +74,35 @@ def load_identity(context: ssl.SSLContext, chain_pem: bytes, key_pem: bytes) -> 
         os.close(descriptor)
 
 
-def client_context(roots_pem: bytes, identity: ClientIdentity | None) -> ssl.SSLContext:
-    """A TLS 1.3 client context that trusts `roots_pem` and nothing else."""
+def client_context(
+    roots_pem: bytes, identity: ClientIdentity | None, *, server: tuple[str, Role] | None = None
+) -> ssl.SSLContext:
+    """A TLS 1.3 client context that trusts `roots_pem` and nothing else, and to `server` (name, role) only, if given."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if server is not None:
+        context.sslobject_class = _knowing(*server)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_verify_locations(cadata=roots_pem.decode("ascii"))
     if identity is not None:
         load_identity(context, identity.certificate_chain_pem, identity.private_key_pem)
     return context
+
+
+def _knowing(name: str, role: Role) -> type[ssl.SSLObject]:
+    """TLS that ends the handshake, before anything is said, unless the server is who has this name in this role."""
+
+    class Knowing(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            super().do_handshake()
+            der = self.getpeercert(binary_form=True)
+            try:
+                found = certificates.spiffe_id_of(certificates.parse_certificate(der or b""))
+            except MoorlineError as error:
+                raise ssl.SSLCertVerificationError(f"the server shows no SPIFFE ID: {error.code}") from None
+            if found.role is not role or certificates.dns_name(found) != name:
+                raise ssl.SSLCertVerificationError(f"the server is {found}, and not the {role} {name}")
+
+    return Knowing
 
 
 class HttpClient:
@@ -90,12 +114,14 @@ class HttpClient:
         *,
         server_name: str,
         roots_pem: bytes,
+        server_role: Role | None = None,
         identity: ClientIdentity | None = None,
         uds: str | None = None,
         timeout_s: float = 10.0,
     ) -> None:
         self._where = uds or base_url
-        verify = client_context(roots_pem, identity) if base_url.startswith("https:") else True
+        server = None if server_role is None else (server_name, server_role)
+        verify = client_context(roots_pem, identity, server=server) if base_url.startswith("https:") else True
         self._extensions = {"sni_hostname": server_name} if base_url.startswith("https:") else {}
         self._client = httpx.AsyncClient(
             base_url=base_url,
