@@ -22,7 +22,9 @@ from moorline.cli.demo import attack_tools, hosting
 from moorline.cli.demo.stage import Stage
 from moorline.clock import Instant
 from moorline.simulators.silicon import GuestContext, Silicon, guest_policy
-from moorline.storage.broker_store import BrokerStore, Launch, PoolEntry
+from moorline.storage.broker_launches import Launch
+from moorline.storage.broker_pool import PoolEntry
+from moorline.storage.broker_store import BrokerStore
 from moorline.wire import launch, schema
 from moorline.wire.guest import FunctionConfiguration
 from moorline.wire.session import KeyKind, RekeyCall

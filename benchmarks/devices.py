@@ -24,10 +24,11 @@ from moorline.hsm.pair import Ends, PairKeys
 from moorline.hsm.revocation import CertificateStatus, RevokedCertificate
 from moorline.hsm.token import open_token
 from moorline.nfv import Role, SpiffeId
+from moorline.storage.broker_certificates import Issued
 from moorline.storage.broker_enrolments import Applicant, EnrolmentStore
 from moorline.storage.broker_pairs import Claim, PairStore
 from moorline.storage.broker_revocations import RevocationStore
-from moorline.storage.broker_store import BrokerStore, Issued
+from moorline.storage.broker_store import BrokerStore
 from moorline.wire import certificates, est, keys
 from moorline.wire.certificates import Issuer
 from moorline.wire.nopfs import Direction, KeyContext

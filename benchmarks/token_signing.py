@@ -15,7 +15,9 @@ from moorline.hsm.keys import ISSUING_CA, TokenEcKey
 from moorline.hsm.pool import KeyPool, Watermarks
 from moorline.hsm.token import open_token
 from moorline.nfv import Role, SpiffeId
-from moorline.storage.broker_store import BrokerStore, Issued, Launch
+from moorline.storage.broker_certificates import Issued
+from moorline.storage.broker_launches import Launch
+from moorline.storage.broker_store import BrokerStore
 from moorline.wire import certificates, keys
 from moorline.wire.certificates import Issuer
 

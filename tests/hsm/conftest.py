@@ -17,7 +17,7 @@ from moorline.hsm.pool import KeyPool, Watermarks
 from moorline.hsm.provider import HsmCertificates, certify_hsm
 from moorline.hsm.token import Token, open_token
 from moorline.nfv import Role, SpiffeId
-from moorline.storage import broker_store
+from moorline.storage import broker_facts
 from moorline.storage.broker_store import BrokerStore
 from moorline.wire import certificates
 from moorline.wire.certificates import Issuer
@@ -131,6 +131,6 @@ def pool(token, store) -> KeyPool:
 @pytest.fixture
 def launch_keys(token: Token, store) -> LaunchKeys:
     # The token is shared by all tests; this test's new database joins at the value its counter has reached.
-    with store._transaction() as c:
-        broker_store._set_fact(c, "counter", token.counter(COUNTER))
+    with store.transaction() as c:
+        broker_facts.set_fact(c, "counter", token.counter(COUNTER))
     return LaunchKeys(token, store, Terms(epoch_s=3600, grace_s=60, lease_count=10, lease_s=1800))

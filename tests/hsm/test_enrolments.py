@@ -12,9 +12,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from moorline.clock import Instant
 from moorline.errors import Conflict, MoorlineError, NotAuthentic, Refused, Unavailable
+from moorline.storage.broker_certificates import Issued
 from moorline.storage.broker_enrolments import Account, Applicant, EnrolmentStore, Waiting
 from moorline.storage.broker_revocations import RevocationStore
-from moorline.storage.broker_store import BrokerStore, Issued
+from moorline.storage.broker_store import BrokerStore
 
 NOW = Instant(1_800_000_000)
 CREW = Account(account="crew@alpha.test", prefix="meter-", remaining=2, not_after=Instant(NOW + 100), approval=False)
@@ -31,7 +32,7 @@ class Desk:
         self.made = 0
 
     def code(self, device, digest=b"c" * 32, until=NOW + 100):
-        self.store.set_enrolment_code(device=device, code_digest=digest, not_after=Instant(until), at=NOW)
+        self.enrolments.set_code(device, code_digest=digest, not_after=Instant(until), at=NOW)
 
     def enrol(self, applicant, key=b"k", *, at=NOW, server_key=False):
         self.made += 1

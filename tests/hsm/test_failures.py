@@ -14,7 +14,8 @@ import sqlalchemy as sa
 from moorline.audit import log
 from moorline.errors import MoorlineError, Unavailable
 from moorline.storage import database
-from moorline.storage.broker_store import AUDIT_DOMAIN, BrokerStore
+from moorline.storage.broker_facts import AUDIT_DOMAIN
+from moorline.storage.broker_store import BrokerStore
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_consumption import LATER, NOW, launch_of, moved, ready  # noqa: F401 - a fixture

@@ -21,7 +21,7 @@ from moorline.hsm import exchange, provider
 from moorline.hsm.authorisation import AccessFacts, decide_access
 from moorline.hsm.exchange import Expectation, Party
 from moorline.services import broker_est_access, broker_sign
-from moorline.storage.broker_store import Peer
+from moorline.storage.broker_bundles import Peer
 from moorline.wire import cose, est, keys
 from moorline.wire.session import LauncherTicket
 

@@ -14,7 +14,8 @@ from moorline.clock import Instant
 from moorline.errors import NotAuthentic
 from moorline.hsm import pool as pools
 from moorline.hsm.pool import Demand, KeyPool, Watermarks
-from moorline.storage.broker_store import BrokerStore, PoolEntry
+from moorline.storage.broker_pool import PoolEntry
+from moorline.storage.broker_store import BrokerStore
 from moorline.wire import keys
 from moorline.wire.session import KeyKind
 
@@ -49,7 +50,7 @@ def test_a_key_of_each_kind_is_whole_and_certified(pool, store, ca, kind):
 
 
 def _taken(made: PoolEntry):
-    from moorline.storage.broker_store import Taken
+    from moorline.storage.broker_pool import Taken
 
     return Taken(public=made.public, wrapped=made.wrapped, again=False)
 

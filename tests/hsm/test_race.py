@@ -14,7 +14,8 @@ import pytest
 
 from moorline.clock import Instant
 from moorline.errors import Refused
-from moorline.storage.broker_store import BrokerStore, PoolEntry
+from moorline.storage.broker_pool import PoolEntry
+from moorline.storage.broker_store import BrokerStore
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_consumption import LATER, LAUNCHER, NOW, launch_of, moved

@@ -16,9 +16,9 @@ from moorline.nfv import Role, SpiffeId
 from moorline.services.broker_batches import BATCH_MAX, LANES, Batches
 from moorline.services.broker_rekeying import Rekey, rekeyed
 from moorline.storage import broker_generations as generations
+from moorline.storage.broker_facts import AUDIT_DOMAIN
 from moorline.storage.broker_generations import Generation
 from moorline.storage.broker_instances import InstanceStore
-from moorline.storage.broker_store import AUDIT_DOMAIN
 from moorline.wire.session import KeyKind, RekeyReply
 
 NOW = Instant(1_800_000_000)

@@ -18,7 +18,7 @@ from moorline.hsm.release import (
     decide,
 )
 from moorline.rats import AttestationResult, EvidenceRoot, Finding, Outcome, Tier
-from moorline.storage.broker_store import Epoch, Lease
+from moorline.storage.broker_epochs import Epoch, Lease
 from moorline.wire import launch
 from moorline.wire.launch import ChannelProfile, LaunchFields
 

@@ -12,7 +12,8 @@ import sqlalchemy as sa
 from moorline.audit import log
 from moorline.clock import Instant
 from moorline.errors import Refused, Unavailable
-from moorline.storage.broker_store import AUDIT_DOMAIN, BrokerStore
+from moorline.storage.broker_facts import AUDIT_DOMAIN
+from moorline.storage.broker_store import BrokerStore
 
 NOW = Instant(1_790_000_000)
 

@@ -25,8 +25,9 @@ from moorline.digest import tagged
 from moorline.errors import Misconfigured, Refused, Unavailable
 from moorline.hsm.keys import WRAPPING
 from moorline.hsm.token import Token
-from moorline.storage import broker_store as store_facts
-from moorline.storage.broker_store import BrokerStore, Epoch, Lease
+from moorline.storage import broker_facts as store_facts
+from moorline.storage.broker_epochs import Epoch, Lease
+from moorline.storage.broker_store import BrokerStore
 from moorline.storage.steps import reached
 from moorline.storage.transactions import Transaction
 from moorline.wire import launch

@@ -29,7 +29,8 @@ from moorline.clock import Instant
 from moorline.digest import tagged
 from moorline.hsm.keys import WRAPPING
 from moorline.hsm.token import Token
-from moorline.storage.broker_store import BrokerStore, PoolEntry, Taken
+from moorline.storage.broker_pool import PoolEntry, Taken
+from moorline.storage.broker_store import BrokerStore
 from moorline.wire import keys
 from moorline.wire.session import KeyKind
 

@@ -24,7 +24,7 @@ from moorline.clock import Instant
 from moorline.digest import same
 from moorline.errors import Refused
 from moorline.rats import AttestationResult, EvidenceRoot, Finding, Outcome, Tier
-from moorline.storage.broker_store import Epoch, Lease
+from moorline.storage.broker_epochs import Epoch, Lease
 from moorline.wire import launch
 from moorline.wire.launch import ChannelProfile, LaunchFields
 

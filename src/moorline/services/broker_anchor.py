@@ -18,7 +18,8 @@ from moorline.ledger import records
 from moorline.ledger.records import AuditAnchorRecord
 from moorline.services import broker_audit
 from moorline.services.broker import Broker
-from moorline.storage.broker_store import AUDIT_DOMAIN, BrokerStore
+from moorline.storage.broker_facts import AUDIT_DOMAIN
+from moorline.storage.broker_store import BrokerStore
 
 ANCHOR_EVERY_S: Final = 30.0
 _RETRY_S: Final = 1.0

@@ -29,7 +29,8 @@ from moorline.ledger.client import Submitter
 from moorline.ledger.light_client import verify_bundle
 from moorline.ledger.records import AuditAnchorRecord
 from moorline.ledger.transactions import AnchorLog, Sender, SenderKind
-from moorline.storage.broker_store import AUDIT_DOMAIN, BrokerStore
+from moorline.storage.broker_facts import AUDIT_DOMAIN
+from moorline.storage.broker_store import BrokerStore
 from moorline.storage.checkpoint_store import SignedCheckpoint
 
 if TYPE_CHECKING:

@@ -55,7 +55,7 @@ def new_code(broker: Broker, device: str, *, ttl_s: int) -> tuple[str, Instant]:
     now = broker.clock.now()
     not_after = Instant(now + ttl_s)
     broker.enrolments.keep_code_secret(device, broker.token.seal(WRAPPING, code.encode("ascii"), _place(device)))
-    broker.store.set_enrolment_code(device=device, code_digest=code_digest(device, code), not_after=not_after, at=now)
+    broker.enrolments.set_code(device, code_digest=code_digest(device, code), not_after=not_after, at=now)
     return code, not_after
 
 

@@ -47,7 +47,9 @@ from moorline.services.broker_role import (
     revocable_keys,
     session_name,
 )
-from moorline.storage.broker_store import Epoch, Launch, Lease, Taken
+from moorline.storage.broker_epochs import Epoch, Lease
+from moorline.storage.broker_launches import Launch
+from moorline.storage.broker_pool import Taken
 from moorline.verification.snp import SnpClaims
 from moorline.verification.verified import Verified
 from moorline.wire import keys, launch, schema

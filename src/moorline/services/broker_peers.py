@@ -18,7 +18,7 @@ from moorline.nfv import Role, parse_name
 from moorline.services import broker_pairs
 from moorline.services.broker import Broker
 from moorline.services.broker_role import no_such_operation
-from moorline.storage.broker_store import Peer
+from moorline.storage.broker_bundles import Peer
 from moorline.verification.chains import verify_ca, verify_chain
 from moorline.wire import keys, schema
 from moorline.wire.session import Activation, Challenge, EvidenceFormat, PeerFields, SessionRole

@@ -13,7 +13,7 @@ from moorline.ledger.light_client import ProvenState
 from moorline.ledger.records import RevocationKind
 from moorline.nfv import SpiffeId
 from moorline.services.broker import Broker
-from moorline.storage.broker_store import Issued
+from moorline.storage.broker_certificates import Issued
 from moorline.wire import keys
 from moorline.wire.session import Activation
 

@@ -7,7 +7,7 @@ the database file is not here: checkpoints signed by the HSM key, and the ledger
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import sqlalchemy as sa
@@ -27,20 +27,35 @@ def append(connection: sa.Connection, domain: str, *, at: Instant, event: str, b
 
     `body` is public facts, never a secret; a long text is cut. `domain` is the service's, and the same for every entry.
     """
+    return append_all(connection, domain, at=at, happened=((event, body),))
+
+
+def append_all(
+    connection: sa.Connection, domain: str, *, at: Instant, happened: Sequence[tuple[str, Mapping[str, object]]]
+) -> int:
+    """As `append`, several entries (event, body) in their order, at least one; the number of the last."""
     # The caller's transaction is the only writer (storage.transactions): nobody else continues from the same last entry.
     last = connection.execute(_LAST).one_or_none()
+    number, previous = (0, first_head(domain)) if last is None else (last.number + 1, entry_digest(last.data))
+    rows_made = []
+    for event, body in happened:
+        data = _encoded(number, previous, at, event, body)
+        rows_made.append({"number": number, "data": data})
+        number, previous = number + 1, entry_digest(data)
+    connection.execute(_INSERT, rows_made)
+    return number - 1
+
+
+def _encoded(number: int, previous: bytes, at: Instant, event: str, body: Mapping[str, object]) -> bytes:
     details = {name: _text(value) for name, value in body.items()}
-    number: int = 0 if last is None else last.number + 1
-    data = encode_entry(
+    return encode_entry(
         number=number,
-        previous=first_head(domain) if last is None else entry_digest(last.data),
+        previous=previous,
         time=at,
         event=event,
         subject=next(iter(details.values()), "")[:_SUBJECT_CHARS],
         details=details,
     )
-    connection.execute(_INSERT, {"number": number, "data": data})
-    return number
 
 
 def entries(connection: sa.Connection, *, first: int = 0, limit: int = 1000) -> tuple[bytes, ...]:

@@ -18,8 +18,9 @@ import sqlalchemy as sa
 from moorline.clock import Instant
 from moorline.digest import same
 from moorline.errors import Conflict, MoorlineError, NotAuthentic, Refused, Unavailable
+from moorline.storage.broker_certificates import Issued
 from moorline.storage.broker_revocations import RevocationStore
-from moorline.storage.broker_store import BrokerStore, Issued
+from moorline.storage.broker_store import BrokerStore
 from moorline.storage.steps import reached
 from moorline.storage.transactions import retried
 
@@ -121,6 +122,14 @@ class EnrolmentStore:
             c.execute(sa.insert(_MANUFACTURED).values(issuer=issuer, serial_number=serial_number, device=device))
             body = {"device": device, "issuer": issuer, "serial_number": serial_number}
             self._store.append_in(c, at, "manufactured-device-expected", body)
+
+    def set_code(self, device: str, *, code_digest: bytes, not_after: Instant, at: Instant) -> None:
+        """Give a device one enrolment; an older code of it is void."""
+        with self._store.transaction() as c:
+            c.execute(sa.delete(_CODES).where(_CODES.c.device == device))
+            c.execute(sa.insert(_CODES).values(device=device, code_digest=code_digest, not_after=not_after))
+            self._store.append_in(c, at, "enrolment-code", {"device": device, "not_after": not_after})
+        reached("broker.code.made")
 
     def keep_code_secret(self, device: str, sealed: bytes) -> None:
         """Keep a code under the token's wrapping key, for protocols that prove it without sending it (CMP)."""

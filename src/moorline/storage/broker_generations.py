@@ -10,6 +10,7 @@ Whatever ends a generation leaves a revocation to be made: an intention, durable
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,7 +40,20 @@ HOST_LOSSES: Final = sa.table("host_losses", *(sa.column(name) for name in ("hos
 _ONE: Final = (GENERATIONS.c.instance == sa.bindparam("of"), GENERATIONS.c.generation == sa.bindparam("number"))
 _FIND: Final = sa.select(GENERATIONS).where(*_ONE)
 _NEWEST: Final = sa.select(sa.func.max(GENERATIONS.c.generation)).where(GENERATIONS.c.instance == sa.bindparam("of"))
-_FIND_AND_NEWEST: Final = sa.select(GENERATIONS, _NEWEST.scalar_subquery().label("newest")).where(*_ONE)
+_LIVE_OF: Final = sa.select(GENERATIONS).where(GENERATIONS.c.instance == sa.bindparam("of"), GENERATIONS.c.state == LIVE)
+_ANY: Final = GENERATIONS.alias("any_generation")
+_WITH_NEWEST: Final = sa.select(
+    GENERATIONS,
+    sa.select(sa.func.max(_ANY.c.generation))
+    .where(_ANY.c.instance == GENERATIONS.c.instance)
+    .scalar_subquery()
+    .label("newest"),
+)
+_FIND_AND_NEWEST: Final = _WITH_NEWEST.where(*_ONE)
+_THESE_AND_NEWEST: Final = _WITH_NEWEST.where(
+    GENERATIONS.c.instance.in_(sa.bindparam("these", expanding=True)),
+    GENERATIONS.c.generation.in_(sa.bindparam("numbers", expanding=True)),
+)
 _LOST: Final = sa.select(HOST_LOSSES.c.cursor).where(HOST_LOSSES.c.host == sa.bindparam("on"))
 _BEGIN: Final = sa.insert(GENERATIONS)
 _KEEP_KEY: Final = sa.insert(STORAGE_KEYS)
@@ -75,6 +89,11 @@ def live_on(c: sa.Connection, host: str) -> tuple[Generation, ...]:
     """What is live on a host."""
     query = sa.select(GENERATIONS).where(GENERATIONS.c.host == host, GENERATIONS.c.state == LIVE)
     return tuple(Generation(**row) for row in c.execute(query).mappings())
+
+
+def live_of(c: sa.Connection, instance: str) -> tuple[Generation, ...]:
+    """What is live of an instance."""
+    return tuple(Generation(**row) for row in c.execute(_LIVE_OF, {"of": instance}).mappings())
 
 
 def newest(c: sa.Connection, instance: str) -> int | None:
@@ -142,6 +161,27 @@ def lost_since(c: sa.Connection, host: str, cursor: int) -> bool:
 def require_live(c: sa.Connection, instance: str, generation: int) -> Generation:
     """The generation, live and the newest. Raises Refused (`renewal.*`), which is what a function is told."""
     row = c.execute(_FIND_AND_NEWEST, {"of": instance, "number": generation}).mappings().one_or_none()
+    return _live(row, instance, generation)
+
+
+def ended(c: sa.Connection, names: Sequence[tuple[str, int]]) -> list[Refused | None]:
+    """As `require_live` about many (instance, generation) at once: for each why not, or None."""
+    if not names:
+        return []
+    asked = {"these": sorted({instance for instance, _ in names}), "numbers": sorted({number for _, number in names})}
+    rows = {(row["instance"], row["generation"]): row for row in c.execute(_THESE_AND_NEWEST, asked).mappings()}
+    return [_why_ended(rows.get((instance, number)), instance, number) for instance, number in names]
+
+
+def _why_ended(row: sa.RowMapping | None, instance: str, generation: int) -> Refused | None:
+    try:
+        _live(row, instance, generation)
+    except Refused as why:
+        return why
+    return None
+
+
+def _live(row: sa.RowMapping | None, instance: str, generation: int) -> Generation:
     if row is None:
         raise Refused("renewal.not_known", "this broker launched no such generation", got=f"{instance} {generation}")
     known = Generation(**{name: row[name] for name in Generation.__dataclass_fields__})

@@ -16,8 +16,10 @@ import sqlalchemy as sa
 from moorline.clock import Instant
 from moorline.errors import Refused
 from moorline.storage import broker_generations as generations
+from moorline.storage.broker_certificates import Issued
 from moorline.storage.broker_generations import GENERATIONS, HOST_LOSSES, LIVE, RETIRED, REVOCATIONS, Generation
-from moorline.storage.broker_store import CONFIRMED, BrokerStore, Issued, Launch
+from moorline.storage.broker_launches import CONFIRMED, Launch
+from moorline.storage.broker_store import BrokerStore
 from moorline.storage.steps import reached
 from moorline.storage.transactions import retried
 from moorline.storage.verifier_events import VerdictEvent
@@ -142,13 +144,18 @@ class InstanceStore:
     def ended(self, names: Sequence[tuple[str, int]]) -> list[Refused | None]:
         """As `require_live` about many at once: for each why not, or None."""
         with self._store.reading() as c:
-            return [_why_ended(c, *name) for name in names]
+            return generations.ended(c, names)
 
     def renew_all(self, renewals: Sequence[Renewal], *, kind: str, at: Instant) -> list[Refused | None]:
         """As `renew` for many in one transaction: for each None, or why nothing of it was recorded."""
 
         def work(c: sa.Connection) -> list[Refused | None]:
-            return [_renew(self._store, c, one, kind, at) for one in renewals]
+            said = generations.ended(c, [(one.instance, one.generation) for one in renewals])
+            issued = [one.issued for one, why in zip(renewals, said, strict=True) if why is None]
+            if issued:
+                self._store.insert_certificate_in(c, *issued)
+                self._store.append_all_in(c, at, [(kind, one.entry()) for one in issued])
+            return said
 
         said = self._store.write(work)
         reached("broker.renewal.recorded")
@@ -255,23 +262,6 @@ class InstanceStore:
             found = [Generation(**row) for row in c.execute(query).mappings()]
             named = {row["id"]: Revocation(**row) for row in c.execute(sa.select(REVOCATIONS)).mappings()}
         return tuple((one, named.get(one.identity)) for one in found)
-
-
-def _why_ended(c: sa.Connection, instance: str, generation: int) -> Refused | None:
-    try:
-        generations.require_live(c, instance, generation)
-    except Refused as ended:
-        return ended
-    return None
-
-
-def _renew(store: BrokerStore, c: sa.Connection, one: Renewal, kind: str, at: Instant) -> Refused | None:
-    ended = _why_ended(c, one.instance, one.generation)
-    if ended is None:
-        store.insert_certificate_in(c, one.issued)
-        body = {"spiffe_id": one.issued.spiffe_id, "serial": one.issued.serial, "not_after": one.issued.not_after}
-        store.append_in(c, at, kind, body)
-    return ended
 
 
 def _lose(

@@ -1,0 +1,81 @@
+"""The pools of key pairs made ahead, as rows: who takes an entry deletes it in the same step, so nobody has it twice.
+
+Functions of one transaction; none begins or ends here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import sqlalchemy as sa
+
+from moorline.clock import Instant
+from moorline.storage import broker_facts as facts
+
+_POOL: Final = sa.table("pool", *(sa.column(name) for name in ("entry", "service", "profile", "public", "wrapped")))
+_OF_SERVICE: Final = (_POOL.c.service == sa.bindparam("of"), _POOL.c.profile == sa.bindparam("for"))
+_READY: Final = sa.select(_POOL).where(*_OF_SERVICE).order_by(_POOL.c.entry).limit(sa.bindparam("most"))
+_SIZE: Final = sa.select(sa.func.count().label("n")).select_from(_POOL).where(*_OF_SERVICE)
+_SIZES: Final = sa.select(_POOL.c.service, _POOL.c.profile, sa.func.count().label("n")).group_by(
+    _POOL.c.service, _POOL.c.profile
+)
+_TAKE: Final = sa.delete(_POOL).where(_POOL.c.entry == sa.bindparam("one"))
+_TAKE_UP_TO: Final = sa.delete(_POOL).where(*_OF_SERVICE, _POOL.c.entry <= sa.bindparam("last"))
+_ADD: Final = sa.insert(_POOL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolEntry:
+    """A pre-generated key pair: SubjectPublicKeyInfo, and the private key wrapped under the token."""
+
+    public: bytes
+    wrapped: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """The pool entry a launch got, and its storage key. `again` if this is a retry that got the same ones."""
+
+    public: bytes
+    wrapped: bytes
+    again: bool
+    storage: bytes = b""
+
+
+def add(c: sa.Connection, service: str, profile: str, entries: list[PoolEntry]) -> None:
+    """Store pre-generated key pairs, at least one."""
+    c.execute(_ADD, [{"service": service, "profile": profile, "public": e.public, "wrapped": e.wrapped} for e in entries])
+
+
+def size(c: sa.Connection, service: str, profile: str) -> int:
+    """How many key pairs wait for a service and profile."""
+    return int(c.execute(_SIZE, {"of": service, "for": profile}).scalar_one())
+
+
+def sizes(c: sa.Connection) -> dict[tuple[str, str], int]:
+    """The fill of every pool that is not empty."""
+    return {(row.service, row.profile): int(row.n) for row in c.execute(_SIZES)}
+
+
+def take_one(c: sa.Connection, service: str, profile: str) -> PoolEntry | None:
+    """The oldest entry, gone from here; None from an empty pool."""
+    row = c.execute(_READY, {"of": service, "for": profile, "most": 1}).one_or_none()
+    if row is None:
+        return None
+    c.execute(_TAKE, {"one": row.entry})
+    return PoolEntry(public=row.public, wrapped=row.wrapped)
+
+
+def take(c: sa.Connection, service: str, profile: str, *, count: int, at: Instant) -> tuple[Taken, ...]:
+    """Up to `count` entries, gone from here, with an audit entry."""
+    rows = c.execute(_READY, {"of": service, "for": profile, "most": count}).all()
+    if rows:
+        c.execute(_TAKE_UP_TO, {"of": service, "for": profile, "last": rows[-1].entry})
+        facts.append(c, at, "pool-taken", {"service": service, "profile": profile, "count": len(rows)})
+    return tuple(Taken(public=row.public, wrapped=row.wrapped, again=False) for row in rows)
+
+
+def empty(c: sa.Connection) -> None:
+    """Drop every entry."""
+    c.execute(sa.delete(_POOL))
