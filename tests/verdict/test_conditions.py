@@ -8,7 +8,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from moorline.errors import Malformed
-from moorline.policy.conditions import ATTRIBUTES, MAX_DEPTH, MAX_ELEMENTS, MAX_POLICIES, cedar_schema, require_valid
+from moorline.policy.conditions import (
+    ATTRIBUTES,
+    MAX_DEPTH,
+    MAX_ELEMENTS,
+    MAX_POLICIES,
+    cedar_schema,
+    policies_in,
+    require_valid,
+)
 
 SCHEMA = json.dumps(cedar_schema())
 HEAD = "permit(principal, action, resource)"
@@ -231,6 +239,28 @@ def test_what_is_taken_after_a_change_the_engine_takes_too(text, at, cut, put):
     changed = text[:at] + put + text[at + cut :]
     if judged(changed) is None:
         engine_takes(changed)
+
+
+PIECES = ['"', '""', '"a b"', '"\\n"', "\n", "//", "\\", "@", "id", "Action", "x", ";", "==", " ", HEAD, "when {", "}"]
+WORDS = st.lists(st.sampled_from(PIECES))
+
+
+@settings(max_examples=400, deadline=None)
+@given(text=st.one_of(policies(), WORDS.map("".join)), quoted=WORDS.map("".join), at=st.integers(0, 400))
+@example(text=f'{HEAD} when {{ "" == "x" }};', quoted="", at=0)
+@example(text=f'{HEAD} when {{ "a" == "b" }};', quoted='"', at=len(HEAD) + 9)
+def test_the_form_of_a_text_is_judged_as_the_text_is_word_by_word(text, quoted, at):
+    """verifies that: with whatever quotes in it, a text judged by its form gives what reading each word of it gives."""
+    for one in (text, text[:at] + quoted + text[at:]):
+        try:
+            expected = policies_in(one)
+        except Malformed as error:
+            expected = (error.code, error.got)
+        try:
+            found = require_valid(one, max_bytes=16 * 1024)
+        except Malformed as error:
+            found = (error.code, error.got)
+        assert found == expected
 
 
 @given(text=st.text(max_size=300))

@@ -74,3 +74,21 @@ def tokens(text: str) -> list[Token]:
         raise malformed("there is a character that has no place here", line=line, got=ascii(text[at]))
     found.append(Token(kind=Kind.END, text="", line=line))
     return found
+
+
+MAX_FORM_CHARS: Final = 2048
+_LITERAL: Final = re.compile(r'"[ !#-\[\]-~]*"')  # a STRING of `_TOKEN` in which nothing is escaped
+_TELLING: Final = re.compile(r"[\\@]|//|Action")
+
+
+def form_of(text: str) -> str | None:
+    """The text with another word in all its quotes, where that changes nothing that a reader of conditions can tell.
+
+    Where no quoted word can be an annotation's or an action's and none holds an escape, the reader asks of a quoted word
+    only that it is one: a text is as good as its form, line by line. None where that is not so (a comment may hold quotes),
+    and for a long text.
+    """
+    if _TELLING.search(text) is not None:
+        return None
+    form = _LITERAL.sub('"_"', text)
+    return form if len(form) <= MAX_FORM_CHARS else None

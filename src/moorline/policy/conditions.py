@@ -24,11 +24,13 @@ Sizes, policies and depth are bounded, and time is proportional to the length. P
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from moorline.errors import Malformed
-from moorline.policy.condition_tokens import MAX_LONG, Kind, Token, malformed, tokens
+from moorline.policy.condition_tokens import MAX_LONG, Kind, Token, form_of, malformed, tokens
 
 NAMESPACE: Final = "Moorline"
 MAX_BYTES: Final = 16 * 1024
@@ -77,7 +79,20 @@ def require_valid(text: str, *, max_bytes: int) -> tuple[Policy, ...]:
     """
     if len(text) > max_bytes:
         raise Malformed("conditions.too_large", "the conditions are too long", expected=max_bytes, got=len(text))
+    form = form_of(text)
+    if form is not None:
+        with suppress(Malformed):  # which would show the form's words
+            return _policies_in(form)
+    return policies_in(text)
+
+
+def policies_in(text: str) -> tuple[Policy, ...]:
+    """As `require_valid`, word by word, and of any length."""
     return _Reader(tokens(text)).policies()
+
+
+_policies_in = lru_cache(maxsize=256)(policies_in)
+"""Of a form; contracts of one kind differ in the names they mention. Bounded, by MAX_FORM_CHARS each; no refusal is kept."""
 
 
 class _Reader:
