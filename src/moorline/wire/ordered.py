@@ -99,10 +99,15 @@ Reader = Callable[[object], Any]
 """Takes an item and returns the value, or raises OddError."""
 
 
-@lru_cache(maxsize=512)  # bounded: one entry per message type
 def reader(kind: Any) -> Reader | None:  # noqa: ANN401 - annotations are objects of no common type
     """What reads an item of this annotation; None if it has parts that are read the long way only."""
-    return _reader(kind, _LEVELS)
+    try:
+        return _READERS[kind]
+    except KeyError:
+        return _READERS.setdefault(kind, _reader(kind, _LEVELS))
+
+
+_READERS: Final[dict[Any, Reader | None]] = {}  # one entry per message type, of which the code has so many
 
 
 def _reader(kind: Any, levels: int) -> Reader | None:  # noqa: ANN401, PLR0911 - one return a kind of annotation
@@ -149,10 +154,7 @@ def _measured(base: object, inner: Reader | None, sizes: list[Size]) -> Reader |
     """Length and type at once where that is all there is to it."""
     if inner is None or len(sizes) != 1:
         return None
-    least = sizes[0].exactly or 0
-    most = sizes[0].at_most if sizes[0].at_most is not None else _MOST
-    if sizes[0].exactly is not None:
-        most = min(most, least)
+    least, most = _limits(sizes[0])
 
     def plain(item: object) -> object:
         if type(item) is not base or not least <= len(typing.cast("bytes", item)) <= most:
@@ -205,6 +207,9 @@ def _message(kind: type[Any], levels: int) -> Reader | None:
         if found is None:
             return None
         readers.append(found)
+    seen_as = [_seen_as(hints[name]) for name in names]
+    if None not in seen_as:
+        return _uniform(kind, names, typing.cast("list[type]", seen_as), [hints[name] for name in names], readers)
 
     def message(item: object) -> object:
         if type(item) is not dict or list(item) != names:
@@ -212,3 +217,62 @@ def _message(kind: type[Any], levels: int) -> Reader | None:
         return kind(**{name: read(value) for (name, value), read in zip(item.items(), readers, strict=True)})
 
     return message
+
+
+def _uniform(kind: type[Any], names: list[str], seen_as: list[type], hints: list[Any], readers: list[Reader]) -> Reader:
+    """A message whose fields have one type of item each: all types are compared at once, then what is left of each field.
+
+    The item that is read becomes the message's; nobody else has it.
+    """
+    bounds: list[tuple[str, int, int]] = []
+    left: list[tuple[str, Reader]] = []
+    for name, hint, read in zip(names, hints, readers, strict=True):
+        found = _bounds(hint)
+        if found is not None:
+            bounds.append((name, *found))
+        elif hint not in (bytes, str, bool):
+            left.append((name, read))
+
+    def message(item: object) -> object:
+        if type(item) is not dict or list(item) != names or list(map(type, item.values())) != seen_as:
+            raise OddError
+        for name, least, most in bounds:
+            if not least <= len(item[name]) <= most:
+                raise OddError
+        for name, read in left:
+            item[name] = read(item[name])
+        return kind(**item)
+
+    return message
+
+
+def _bounds(kind: Any) -> tuple[int, int] | None:  # noqa: ANN401 - as above
+    """The least and the greatest length of a bytes or str field that has a size, and nothing else to look at."""
+    if get_origin(kind) is not Annotated:
+        return None
+    base, *extras = get_args(kind)
+    sizes = [extra for extra in extras if isinstance(extra, Size)]
+    return _limits(sizes[0]) if base in (bytes, str) and len(sizes) == 1 else None
+
+
+def _limits(size: Size) -> tuple[int, int]:
+    least = size.exactly or 0
+    most = _MOST if size.at_most is None else size.at_most
+    return least, most if size.exactly is None else min(most, least)
+
+
+def _seen_as(kind: Any) -> type | None:  # noqa: ANN401 - as above
+    """The one type that an item of this annotation has; None if it has several."""
+    origin = get_origin(kind)
+    if origin is Annotated:
+        return _seen_as(get_args(kind)[0])
+    if origin is tuple:
+        return list
+    if dataclasses.is_dataclass(kind):
+        return dict
+    supertype = getattr(kind, "__supertype__", None)
+    if supertype is not None:
+        return _seen_as(supertype)
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return str
+    return kind if kind in (bytes, str, bool, int) else None

@@ -39,12 +39,14 @@ def encode(message: object) -> bytes:
 def decode(kind: type[T], data: bytes, *, max_bytes: int = cbor.MAX_BYTES) -> T:
     """The message of type `kind` that `data` encodes; raises Malformed (`cbor.*`, `message.*`) on anything else."""
     # First as what it almost always is. Whatever is odd about it is read again, slowly, and judged there.
-    read = ordered.reader(typing.cast("Hashable", kind))
+    read = ordered.reader(kind)
     if read is not None:
         try:
-            return typing.cast("T", read(cbor.decode_unordered(data, max_bytes=max_bytes)))
+            found: T = read(cbor.decode_unordered(data, max_bytes=max_bytes))
         except ordered.OddError:
             pass
+        else:
+            return found
     return from_item(kind, cbor.decode(data, max_bytes=max_bytes))
 
 
