@@ -124,6 +124,8 @@ class ProviderRecord:
 
     def ca_certificates_at(self, at: Instant) -> tuple[bytes, ...]:
         """The CA certificates that still count at this time, DER."""
+        if not any(self.retire_at):
+            return self.ca_certificates
         pairs = zip(self.ca_certificates, self.retire_at, strict=True)
         return tuple(der for der, retire in pairs if retire == 0 or at < retire)
 

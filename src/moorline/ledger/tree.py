@@ -27,6 +27,7 @@ import hashlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, final
 
 from moorline.digest import tagged, tagged_hash
@@ -43,6 +44,7 @@ MAX_PROOF_BYTES: Final = 64 * 1024
 SUBTREE_BITS: Final = 16
 
 
+@lru_cache(maxsize=8192)  # bounded: some are read all the time, and what a block writes is looked for thrice
 def key_digest(key: str) -> bytes:
     """The place of a key; 32 bytes."""
     data = key.encode()
