@@ -8,17 +8,21 @@ chains (verification.chains) besides. Every refusal is `ledger.certificate_*`.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
 
 from moorline.clock import Instant, rendered, to_datetime
 from moorline.errors import Malformed, NotAuthentic
+from moorline.ledger import hsm_certificate
+from moorline.ledger.hsm_certificate import Recognised
 from moorline.nfv import Role, SpiffeId
 from moorline.wire import certificates, keys
 
@@ -34,6 +38,7 @@ _SIGNATURES: Final = frozenset(
         SignatureAlgorithmOID.ED25519,
     }
 )
+_ECDSA_SHA256: Final = ec.ECDSA(hashes.SHA256())
 _SERIAL_LIMIT: Final = 1 << 159
 _UNDERSTOOD: Final = frozenset(
     {
@@ -71,10 +76,48 @@ def issuing_ca(der: bytes, provider_cas: Iterable[bytes], at: Instant) -> x509.C
     return _ca(der, provider_cas, at, path_length=0)
 
 
-def hsm(der: bytes, *, trust_domain: str, hsm_id: str, provider_cas: Iterable[bytes], at: Instant) -> x509.Certificate:
-    """An HSM's certificate under a provider's, with its SPIFFE ID and an address (subject information access)."""
-    certificate = _ca(der, provider_cas, at, path_length=0)
+def hsm(der: bytes, *, trust_domain: str, hsm_id: str, provider_cas: Sequence[bytes], at: Instant) -> bytes:
+    """An HSM's certificate under a provider's, with its SPIFFE ID and an address (subject information access).
+
+    The certified key, SubjectPublicKeyInfo in DER. `hsm_id` is a name (records.parse_name).
+    """
     expected = SpiffeId(trust_domain=trust_domain, role=Role.HSM, segments=(hsm_id,))
+    found = hsm_certificate.recognised(der, expected)  # as almost all are; the rest is judged, and refused, below
+    if found is not None and _issued(found, provider_cas, at):
+        return found.spki
+    _hsm(der, expected, provider_cas, at)
+    return spki(der)
+
+
+def _issued(found: Recognised, provider_cas: Iterable[bytes], at: Instant) -> bool:
+    """Whether one of these issued it, and both count at this time."""
+    for der in provider_cas:
+        issuer = _issuer(der)
+        if issuer.name != found.issuer or not isinstance(issuer.key, ec.EllipticCurvePublicKey):
+            continue
+        try:
+            issuer.key.verify(found.signature, found.signed, _ECDSA_SHA256)
+        except InvalidSignature:
+            continue
+        return found.in_force(at) and _in_force(issuer.certificate, at)
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class _Issuer:
+    certificate: x509.Certificate
+    name: bytes
+    key: keys.PublicKey
+
+
+@lru_cache(maxsize=512)  # as `parse`
+def _issuer(der: bytes) -> _Issuer:
+    certificate = parse(der)
+    return _Issuer(certificate, certificate.subject.public_bytes(), public_key(certificate))
+
+
+def _hsm(der: bytes, expected: SpiffeId, provider_cas: Iterable[bytes], at: Instant) -> None:
+    certificate = _ca(der, provider_cas, at, path_length=0)
     try:
         found = certificates.spiffe_id_of(certificate)
     except Malformed as error:
@@ -91,7 +134,6 @@ def hsm(der: bytes, *, trust_domain: str, hsm_id: str, provider_cas: Iterable[by
         certificate.extensions.get_extension_for_class(x509.SubjectInformationAccess)
     except x509.ExtensionNotFound:
         raise Malformed("ledger.certificate_address", "the HSM certificate has no address metadata") from None
-    return certificate
 
 
 @lru_cache(maxsize=512)  # bounded, by 20 KiB each; the same few issuers are looked at again and again
@@ -189,8 +231,12 @@ def _usable(certificate: x509.Certificate, at: Instant, path_length: int) -> Non
         )
 
 
+def _in_force(certificate: x509.Certificate, at: Instant) -> bool:
+    return certificate.not_valid_before_utc <= to_datetime(at) <= certificate.not_valid_after_utc
+
+
 def _valid(certificate: x509.Certificate, at: Instant) -> None:
-    if not certificate.not_valid_before_utc <= to_datetime(at) <= certificate.not_valid_after_utc:
+    if not _in_force(certificate, at):
         raise NotAuthentic(
             "ledger.certificate_validity",
             "a certificate is not valid at block time",

@@ -117,14 +117,14 @@ def _hsm(
     draft: Draft, provider: ProviderRecord, body: tx.RegisterHsm | tx.RotateHsm, *, current: HsmRecord | None
 ) -> HsmRecord:
     at = draft.block.at
-    issuance.hsm(
+    certified = issuance.hsm(
         body.certificate,
         trust_domain=provider.trust_domain,
         hsm_id=body.id,
         provider_cas=provider.ca_certificates_at(at),
         at=at,
     )
-    if body.signing_public != issuance.spki(body.certificate):  # which was read just now
+    if body.signing_public != certified:  # which was read just now
         _public_key(body.signing_public)
     records.parse_address(body.address, "an HSM's address")
     records.parse_url(body.est_url, "an enrolment URL")
@@ -132,7 +132,7 @@ def _hsm(
         raise Malformed("ledger.field_empty", "the KEM key is missing")
     # The certificate's key and the signing key may be one; neither may be a key that any record gave up.
     kept = () if current is None else (issuance.spki(current.certificate), current.signing_public)
-    for spki in dict.fromkeys((issuance.spki(body.certificate), body.signing_public)):
+    for spki in dict.fromkeys((certified, body.signing_public)):
         draft.claim_key(provider.name, spki, records.hsm_key(provider.name, body.id), kept=kept)
     return HsmRecord(
         provider=provider.name,
