@@ -16,8 +16,7 @@ from moorline.ledger.engines.cometbft.proto import abci_types_pb2 as pb
 from moorline.ledger.engines.cometbft.snapshots import Snapshots
 from moorline.ledger.genesis import Parameters
 from moorline.ledger.transactions import Approve, Sender, SenderKind
-from moorline.storage.consensus_store import ConsensusStore
-from moorline.storage.database import open_database
+from moorline.storage.consensus_store import open_consensus
 
 NOW = Instant(1_790_000_000)
 NAMES = ("authority-1", "authority-2", "authority-3", "authority-4")
@@ -49,7 +48,7 @@ class App:
         self.open()
 
     def open(self):
-        self.store = ConsensusStore(open_database(f"sqlite:///{self.directory / 'consensus.db'}", "consensus"))
+        self.store = open_consensus(f"sqlite:///{self.directory / 'consensus.db'}")
         self.chain = Chain(genesis=self.made.genesis, store=self.store)
         self.mempool = Mempool(self.chain.verified)
         self.snapshots = Snapshots(self.directory / "snapshots", self.chain, self.store, self._confirm)

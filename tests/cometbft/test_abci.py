@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from moorline.errors import Malformed, Refused
 from moorline.ledger.engines.cometbft import abci
-from moorline.ledger.engines.cometbft.abci import AbciServer, framed, read_message
+from moorline.ledger.engines.cometbft.abci import AbciServer, Frames, framed, messages
 from moorline.ledger.engines.cometbft.proto import abci_types_pb2 as pb
 
 
@@ -33,10 +33,17 @@ async def echo(request):
     return pb.Response(echo=pb.ResponseEcho(message=request.echo.message))
 
 
+async def responses(reader):
+    """The answers, one by one."""
+    async for together in messages(reader):
+        for data in together:
+            found = pb.Response()
+            found.ParseFromString(data)
+            yield found
+
+
 async def response(reader):
-    found = pb.Response()
-    found.ParseFromString(await read_message(reader))
-    return found
+    return await anext(responses(reader))
 
 
 def asked(message):
@@ -53,9 +60,10 @@ async def test_four_connections_each_in_its_own_order(tmp_path):
         for number, (_, writer) in enumerate(connections):
             writer.write(b"".join(asked(f"{number}.{part}") for part in range(50)) + FLUSH)
         for number, (reader, writer) in reversed(list(enumerate(connections))):
-            said = [(await response(reader)).echo.message for _ in range(50)]
+            answers = responses(reader)
+            said = [(await anext(answers)).echo.message for _ in range(50)]
             assert said == [f"{number}.{part}" for part in range(50)]
-            assert (await response(reader)).WhichOneof("value") == "flush"
+            assert (await anext(answers)).WhichOneof("value") == "flush"
             writer.close()
         assert not errors
 
@@ -97,20 +105,21 @@ async def test_bytes_that_are_no_message_end_the_connection_and_nothing_else(tmp
         writer.close()
 
 
-@given(st.lists(st.binary(max_size=400), max_size=6))
-async def test_messages_come_out_as_they_went_in(messages):
-    reader = asyncio.StreamReader()
-    reader.feed_data(b"".join(map(framed, messages)))
-    reader.feed_eof()
-    assert [await read_message(reader) for _ in messages] == messages
-    assert await read_message(reader) is None
+@given(st.lists(st.binary(max_size=400), max_size=6), st.lists(st.integers(1, 300), min_size=1, max_size=20))
+def test_messages_come_out_as_they_went_in_however_they_are_cut(sent, cuts):
+    frames, stream, out = Frames(), b"".join(map(framed, sent)), []
+    while stream:
+        size = cuts.pop() if cuts else len(stream)
+        out += frames.fed(stream[:size])
+        stream = stream[size:]
+    frames.end()
+    assert out == sent
 
 
-@given(st.binary(max_size=60))
-async def test_any_bytes_are_messages_or_malformed(data):
-    reader = asyncio.StreamReader()
-    reader.feed_data(data)
-    reader.feed_eof()
+@given(st.lists(st.binary(max_size=60), max_size=4))
+def test_any_bytes_are_messages_or_malformed(pieces):
+    frames = Frames(at_most=100)
     with contextlib.suppress(Malformed):
-        while await read_message(reader, at_most=100) is not None:
-            pass
+        for data in pieces:
+            assert all(len(one) <= 100 for one in frames.fed(data))
+        frames.end()

@@ -33,8 +33,7 @@ from moorline.ledger.engines.cometbft.verifier import LightBlock, Rules
 from moorline.services import settings
 from moorline.services.authority import Settings
 from moorline.services.comet_settings import CometSettings, ValidatorToken
-from moorline.storage.consensus_store import ConsensusStore
-from moorline.storage.database import open_database
+from moorline.storage.consensus_store import open_consensus
 from moorline.wire import keys
 
 pytestmark = [pytest.mark.story, pytest.mark.asyncio(loop_scope="module")]
@@ -153,7 +152,7 @@ async def test_an_authority_that_signs_two_blocks_is_named_on_the_chain(network)
 
 
 async def misbehaviour(network, number):
-    store = ConsensusStore(open_database(f"sqlite:///{network[number].directory / 'consensus.db'}", "consensus"))
+    store = open_consensus(f"sqlite:///{network[number].directory / 'consensus.db'}")
     try:
         return store.misbehaviour()
     finally:
@@ -254,7 +253,7 @@ async def test_an_authority_that_lost_its_disk_catches_up(tmp_path, how):
         await same_roots(network, at_least=receipt.height, within_s=120)
         after = await submit(network, alpha.anchor(), 4, within_s=120)
         await same_roots(network, at_least=after.height)
-        store = ConsensusStore(open_database(f"sqlite:///{victim.directory / 'consensus.db'}", "consensus"))
+        store = open_consensus(f"sqlite:///{victim.directory / 'consensus.db'}")
         first = store.block(1)
         store.close()
         assert (first is None) == (how == "state sync")

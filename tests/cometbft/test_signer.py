@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from moorline.errors import Malformed, Misconfigured
 from moorline.hsm.token import initialise_softhsm, open_token
 from moorline.ledger.engines.cometbft import canonical, signer
-from moorline.ledger.engines.cometbft.abci import framed, read_message
+from moorline.ledger.engines.cometbft.abci import framed, messages
 from moorline.ledger.engines.cometbft.proto import privval_types_pb2 as pv
 from moorline.ledger.engines.cometbft.proto import types_types_pb2 as tm
 from moorline.ledger.engines.cometbft.signer import SignedFile, Signer
@@ -204,7 +204,7 @@ async def test_the_protocol_over_a_real_socket(key, tmp_path):
     async def node(reader, writer):
         writer.write(framed(pv.Message(ping_request=pv.PingRequest()).SerializeToString()))
         answer = pv.Message()
-        answer.ParseFromString(await read_message(reader))
+        answer.ParseFromString((await anext(messages(reader)))[0])
         heard.put_nowait(answer.WhichOneof("sum"))
         writer.write(b"\xff\xff\xff\xff\xff\xff")  # no length at all: the signer hangs up
         with contextlib.suppress(OSError):

@@ -35,8 +35,7 @@ from moorline.ledger.engines.cometbft.signer import SignedFile, Signer, SigningK
 from moorline.ledger.engines.cometbft.snapshots import Snapshots
 from moorline.ledger.genesis import Genesis
 from moorline.ledger.state import State
-from moorline.storage.consensus_store import ConsensusStore
-from moorline.storage.database import open_database
+from moorline.storage.consensus_store import ConsensusStore, open_consensus
 from moorline.wire.certificates import dns_name
 from moorline.wire.http import CBOR_TYPE, HttpClient
 
@@ -48,6 +47,9 @@ if TYPE_CHECKING:
     from moorline.services.comet_settings import ValidatorToken
 
 CONFIRM_TIMEOUT_S: Final = 5.0
+YIELDS_BY: Final = 10
+"""How much less urgent this process is than its CometBFT: one that waits for a processor delays every authority's block, and
+until the thread that sends it runs, CometBFT (0.38: libs/timer) spins for each request to an application."""
 MAX_HEIGHT: Final = (1 << 53) - 1
 
 
@@ -100,7 +102,7 @@ async def run(
     """Run an authority until cancelled. `serve` is the HTTPS interface of authority.py, given routes to add."""
     assert settings.cometbft is not None, "the caller looked"
     url = settings.database or f"sqlite:///{(settings.directory / 'consensus.db').absolute()}"
-    store = ConsensusStore(open_database(url, "consensus"))
+    store = open_consensus(url)
     try:
         with held_keys(settings, keys) as held:
             await _Authority(settings, log, held, genesis, store).run(serve)
@@ -155,6 +157,7 @@ class _Authority:
                 await listening.wait()
                 self._log.info("authority", name=self._name, height=self._chain.state.height, engine="cometbft")
                 await process.start(self._rpc)
+                os.nice(YIELDS_BY)
                 tasks += [
                     asyncio.ensure_future(self._consensus.follow()),
                     asyncio.ensure_future(self._watch(process)),

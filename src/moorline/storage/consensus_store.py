@@ -1,7 +1,8 @@
 """The database of an authority of the CometBFT engine: the state, the blocks that made it, and the headers that prove it.
 
-Bytes in, bytes out; what they mean is for ledger/ to say. Each method is one transaction, durable when it returns:
-CometBFT is told that a block is committed only after `commit` did (ledger/engines/cometbft/chain.py).
+Bytes in, bytes out; what they mean is for ledger/ to say. Each method is one transaction. What it holds is made of blocks
+that CometBFT keeps, on its own disk and synchronised, before it shows them to us: a commit that a power cut takes away is
+given again (`open_consensus`). Only `restore`, whose blocks CometBFT does not have, is durable when it returns.
 """
 
 from __future__ import annotations
@@ -10,6 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
+
+from moorline.storage import damage
+from moorline.storage.database import open_database
+from moorline.storage.rows import put
+from moorline.storage.transactions import durably, reading, retried, writing
 
 _META = sa.MetaData()
 _BLOCKS = sa.Table(
@@ -81,11 +87,23 @@ class Misbehaviour:
     seen_at: int
 
 
+def open_consensus(url: str) -> ConsensusStore:
+    """The store at `url`. Raises as storage.database.open_database.
+
+    A commit waits for no disk: after a power cut the application says in Info how far it is, and CometBFT, which wrote each
+    block to a synchronised file before it asked for its execution (0.38: consensus/state.go, finalizeCommit), gives it all
+    blocks after that. SQLite stays whole in itself either way (WAL, synchronous=NORMAL).
+    """
+    return ConsensusStore(open_database(url, "consensus", replayed=True))
+
+
+@retried
 class ConsensusStore:
     """Over an engine that `storage.database.open_database(url, "consensus")` made."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
+        sa.event.listen(engine, "handle_error", damage.named)
 
     def close(self) -> None:
         """Give connections back."""
@@ -102,32 +120,32 @@ class ConsensusStore:
         return self._block(sa.select(_BLOCKS).where(_BLOCKS.c.height == height))
 
     def _block(self, query: sa.Select[tuple[object, ...]]) -> StoredHead | None:
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             row = connection.execute(query).mappings().one_or_none()
         return None if row is None else StoredHead(**row)
 
     def next_body(self, after: int) -> int | None:
         """The height of the first block above `after` that came with its transactions."""
         query = sa.select(sa.func.min(_BLOCKS.c.height)).where(_BLOCKS.c.height > after, _BLOCKS.c.body.is_not(None))
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             found: int | None = connection.execute(query).scalar()
         return found
 
     def records(self) -> dict[str, bytes]:
         """The state after the highest block; empty before the first."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return {key: value for key, value in connection.execute(sa.select(_RECORDS.c.key, _RECORDS.c.value))}  # noqa: C416 - rows are not pairs
 
     def nonces(self) -> dict[bytes, int]:
         """Nonce ids still remembered, with the last block they could stand in."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             rows = connection.execute(sa.select(_NONCES.c.nonce, _NONCES.c.valid_until))
             return {nonce: until for nonce, until in rows}  # noqa: C416 - rows are not pairs
 
     def transaction(self, transaction_id: bytes) -> tuple[int, int] | None:
         """Height and position of an applied transaction."""
         query = sa.select(_TRANSACTIONS.c.height, _TRANSACTIONS.c.position).where(_TRANSACTIONS.c.id == transaction_id)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             row = connection.execute(query).one_or_none()
         return None if row is None else (row[0], row[1])
 
@@ -145,7 +163,7 @@ class ConsensusStore:
 
         `authorities` is the set it leads to, if it changed it.
         """
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             connection.execute(
                 sa.insert(_BLOCKS).values(
                     height=block.height, time_ms=block.time_ms, app_hash=block.app_hash, body=block.body
@@ -158,18 +176,13 @@ class ConsensusStore:
             if authorities is not None:
                 connection.execute(sa.insert(_SET_CHANGES).values(height=block.height, authorities=authorities))
             for one in misbehaviour:
-                found = {"height": one.height, "address": one.address, "kind": one.kind}
-                connection.execute(sa.delete(_MISBEHAVIOUR).filter_by(**found))
-                connection.execute(sa.insert(_MISBEHAVIOUR).values(**found, authority=one.authority, seen_at=one.seen_at))
+                put(connection, _MISBEHAVIOUR, [{name: getattr(one, name) for name in Misbehaviour.__slots__}])
 
     def _write_state(
         self, connection: sa.Connection, height: int, writes: Mapping[str, bytes], nonces: Mapping[bytes, int]
     ) -> None:
-        keys = list(writes)
-        for at in range(0, len(keys), 500):  # SQLite takes so many variables in a statement and no more
-            connection.execute(sa.delete(_RECORDS).where(_RECORDS.c.key.in_(keys[at : at + 500])))
         if writes:
-            connection.execute(sa.insert(_RECORDS), [{"key": key, "value": value} for key, value in writes.items()])
+            put(connection, _RECORDS, [{"key": key, "value": value} for key, value in writes.items()])
         connection.execute(sa.delete(_NONCES).where(_NONCES.c.valid_until <= height))
         if nonces:
             rows = [{"nonce": nonce, "valid_until": until} for nonce, until in nonces.items()]
@@ -178,20 +191,19 @@ class ConsensusStore:
     def misbehaviour(self) -> list[Misbehaviour]:
         """Everything that was ever put on the chain against a validator, oldest first."""
         query = sa.select(_MISBEHAVIOUR).order_by(_MISBEHAVIOUR.c.seen_at, _MISBEHAVIOUR.c.height)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return [Misbehaviour(**row) for row in connection.execute(query).mappings()]
 
     # What proves it ------------------------------------------------------------------------------------------------
 
     def keep_anchor(self, height: int, anchor: bytes) -> None:
         """Keep the header of a height with its commit."""
-        with self._engine.begin() as connection:
-            connection.execute(sa.delete(_ANCHORS).where(_ANCHORS.c.height == height))
-            connection.execute(sa.insert(_ANCHORS).values(height=height, anchor=anchor))
+        with writing(self._engine) as connection:
+            put(connection, _ANCHORS, [{"height": height, "anchor": anchor}])
 
     def anchor(self, height: int) -> bytes | None:
         """The header of a height with its commit."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             found: bytes | None = connection.execute(
                 sa.select(_ANCHORS.c.anchor).where(_ANCHORS.c.height == height)
             ).scalar()
@@ -200,14 +212,14 @@ class ConsensusStore:
     def last_anchor(self) -> tuple[int, bytes] | None:
         """The highest header kept."""
         query = sa.select(_ANCHORS.c.height, _ANCHORS.c.anchor).order_by(_ANCHORS.c.height.desc()).limit(1)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             row = connection.execute(query).one_or_none()
         return None if row is None else (row[0], row[1])
 
     def set_changes(self) -> list[tuple[int, bytes]]:
         """Height and encoded authority set of every block that changed the set, in order."""
         query = sa.select(_SET_CHANGES.c.height, _SET_CHANGES.c.authorities).order_by(_SET_CHANGES.c.height)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return [(height, authorities) for height, authorities in connection.execute(query)]
 
     # Beginning elsewhere ---------------------------------------------------------------------------------------------
@@ -221,8 +233,8 @@ class ConsensusStore:
         set_changes: Sequence[tuple[int, bytes]],
         anchors: Mapping[int, bytes],
     ) -> None:
-        """Put a state that was taken from others in the place of everything there is."""
-        with self._engine.begin() as connection:
+        """Put a state that was taken from others in the place of everything there is. Durable when it returns."""
+        with durably(self._engine) as connection:
             for table in _ALL:
                 connection.execute(sa.delete(table))
             connection.execute(

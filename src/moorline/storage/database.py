@@ -12,6 +12,7 @@ SERIALIZABLE with deadlines of its own; how transactions run is in storage/trans
 from __future__ import annotations
 
 import re
+import sqlite3
 import ssl
 import zlib
 from collections.abc import Iterator
@@ -36,14 +37,17 @@ STORE_OPTION: Final = "moorline_store"
 """The execution option under which an engine carries the name of its store."""
 
 
-def open_database(url: str, store: str) -> sqlalchemy.Engine:
+def open_database(url: str, store: str, *, replayed: bool = False) -> sqlalchemy.Engine:
     """An engine on `url` (`sqlite:////path` or `postgresql+pg8000://...`) whose schema is at `store`'s newest revision.
 
+    `replayed`: whoever had a transaction committed gives it again if a power cut takes it away, so none waits for the disk.
     Raises Misconfigured("storage.url" | "storage.unknown_store" | "storage.newer_schema") or
     Unavailable("storage.unavailable").
     """
     newest = _newest(store)
     engine = _engine(url, store)
+    if replayed:
+        event.listen(engine, "connect", _replayed)
     try:
         if _current(engine, store) != newest:
             _migrate(engine, store)
@@ -132,6 +136,16 @@ def _durable(connection: Any, _: object) -> None:  # noqa: ANN401 - a DB-API con
     pragmas = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON", f"busy_timeout={BUSY_MS}")
     for pragma in pragmas:
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _replayed(connection: Any, _: object) -> None:  # noqa: ANN401 - as above
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous=NORMAL")
+        return
+    cursor = connection.cursor()
+    cursor.execute("SET synchronous_commit TO off")
+    connection.commit()
+    cursor.close()
 
 
 def _strict(connection: Any, _: object) -> None:  # noqa: ANN401 - as above

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from moorline.errors import Misconfigured, Unavailable
+from moorline.storage import damage
+from moorline.storage.rows import put
 from moorline.storage.transactions import reading, retried, writing
 
 
@@ -178,7 +177,7 @@ class LedgerStore:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
-        sa.event.listen(engine, "handle_error", _named)
+        sa.event.listen(engine, "handle_error", damage.named)
 
     def close(self) -> None:
         """Give connections back."""
@@ -251,7 +250,7 @@ class LedgerStore:
         with writing(self._engine) as connection:
             _put_block(connection, block, transactions)
             if authorities is not None:
-                _put(connection, _SET_CHANGES, [{"height": block.height, "note": block.note, "authorities": authorities}])
+                put(connection, _SET_CHANGES, [{"height": block.height, "note": block.note, "authorities": authorities}])
             connection.execute(sa.delete(_NONCES).where(_NONCES.c.valid_until <= block.height))
             _put_state(connection, state)
             connection.execute(sa.delete(_PROPOSED).where(_PROPOSED.c.height <= block.height))
@@ -294,7 +293,7 @@ class LedgerStore:
     def _put_changes(self, connection: sa.Connection, changes: Sequence[tuple[int, bytes, bytes]]) -> None:
         rows = [{"height": height, "note": note, "authorities": after} for height, note, after in changes]
         if rows:
-            _put(connection, _SET_CHANGES, rows)
+            put(connection, _SET_CHANGES, rows)
 
     def fill_edges(self, edges: Mapping[int, bytes]) -> None:
         """Complete blocks that an old version wrote."""
@@ -340,7 +339,7 @@ class LedgerStore:
         """Keep other authorities' signatures on the proposed block."""
         with writing(self._engine) as connection:
             rows = [{"height": height, "authority": authority, "line": line} for authority, line in lines.items()]
-            _put(connection, _COSIGNATURES, rows)
+            put(connection, _COSIGNATURES, rows)
 
     # Terms, marks, evidence ----------------------------------------------------------------------------------------
 
@@ -375,7 +374,7 @@ class LedgerStore:
             if term.certificate is None:
                 connection.execute(sa.insert(_TERMS).values(**values))
             else:
-                _put(connection, _TERMS, [values])
+                put(connection, _TERMS, [values])
 
     def mark(self, name: str) -> int | None:
         """A number kept under a name."""
@@ -385,7 +384,7 @@ class LedgerStore:
     def set_mark(self, name: str, value: int) -> None:
         """Keep a number under a name."""
         with writing(self._engine) as connection:
-            _put(connection, _MARKS, [{"name": name, "value": value}])
+            put(connection, _MARKS, [{"name": name, "value": value}])
 
     def keep_evidence(self, evidence: StoredEvidence) -> None:
         """Keep evidence for good; the same twice is kept once."""
@@ -402,11 +401,7 @@ class LedgerStore:
 
     def damaged_pages(self) -> list[str]:
         """What SQLite's own check finds; empty if nothing, and on other databases, which check themselves."""
-        if self._engine.dialect.name != "sqlite":
-            return []
-        with reading(self._engine) as connection:
-            found = [str(row[0]) for row in connection.execute(sa.text("PRAGMA quick_check(5)"))]
-        return [] if found == ["ok"] else found
+        return damage.pages(self._engine)
 
 
 def _in_subtrees(first: int, last: int) -> sa.ColumnElement[bool]:
@@ -433,39 +428,9 @@ def _put_block(connection: sa.Connection, block: StoredBlock, transactions: Sequ
 def _put_state(connection: sa.Connection, state: StateWrites) -> None:
     if state.records:
         rows = [{"place": place, "key": key, "value": value} for place, (key, value) in state.records.items()]
-        _put(connection, _RECORDS, rows)
+        put(connection, _RECORDS, rows)
     if state.subtrees:
         found = state.subtrees.items()
-        _put(connection, _SUBTREES, [{"prefix": one, "hash": digest, "key_count": keys} for one, (digest, keys) in found])
+        put(connection, _SUBTREES, [{"prefix": one, "hash": digest, "key_count": keys} for one, (digest, keys) in found])
     if state.nonces:
-        _put(connection, _NONCES, [{"nonce": nonce, "valid_until": until} for nonce, until in state.nonces.items()])
-
-
-def _put(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows, or write over those whose primary key is there already."""
-    connection.execute(_upsert(connection.dialect.name, table), [dict(row) for row in rows])
-
-
-@lru_cache(maxsize=32)  # bounded: one entry a table and kind of database
-def _upsert(dialect: str, table: sa.Table) -> Any:  # noqa: ANN401 - each kind of database has its own type of it
-    kind = postgresql if dialect == "postgresql" else sqlite
-    statement = kind.insert(table)
-    keys = [column.name for column in table.primary_key]
-    others = {column.name: statement.excluded[column.name] for column in table.columns if column.name not in keys}
-    return statement.on_conflict_do_update(index_elements=keys, set_=others)
-
-
-def _named(context: sa.engine.ExceptionContext) -> None:
-    """The database's own errors in our words: a reader has to know whether to make room or to repair."""
-    says = str(context.original_exception)
-    if "malformed" in says or "not a database" in says or "disk I/O error" in says:
-        raise Misconfigured(
-            "ledger.database_corrupt",
-            "this authority's database is damaged",
-            got=says,
-            remedy="stop this authority and repair from the others: moor ledger repair",
-        ) from None
-    if "full" in says:
-        raise Unavailable(
-            "storage.full", "there is no room to write", got=says, remedy="make room, and start again"
-        ) from None
+        put(connection, _NONCES, [{"nonce": nonce, "valid_until": until} for nonce, until in state.nonces.items()])

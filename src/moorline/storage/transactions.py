@@ -59,6 +59,18 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 
 @contextlib.contextmanager
+def durably(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """As `writing`, and on the disk when it ends, on an engine that was opened `replayed` too."""
+    with writing(engine) as connection:
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET LOCAL synchronous_commit TO on")
+        yield connection
+    if engine.dialect.name == "sqlite":
+        with _typed(), engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(FULL)")  # synchronises the log and the database
+
+
+@contextlib.contextmanager
 def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
     """A connection to read with, on one snapshot. Raises as `writing`."""
     with _typed(), engine.connect() as connection:

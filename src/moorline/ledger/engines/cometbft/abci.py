@@ -1,16 +1,17 @@
 """ABCI 2.0 over a stream: CometBFT asks, the application answers, in order.
 
 A message is a protobuf Request or Response behind its length as a varint. CometBFT opens four connections (consensus,
-mempool, query, snapshot); on each, answers come in the order of the requests, and are sent at the latest when it asks for a
-Flush. Nothing an application raises is hidden: the request is answered with an exception, and CometBFT stops rather than go
-on with an application that does not know its state.
+mempool, query, snapshot); on each, answers come in the order of the requests, and are sent at the latest when it asks
+for a Flush; it asks for one behind nearly every request, and both answers leave in one write. Nothing an application
+raises is hidden: the request is answered with an exception, and CometBFT stops rather than go on with an application
+that does not know its state.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -20,31 +21,59 @@ from moorline.ledger.engines.cometbft.canonical import varint
 from moorline.ledger.engines.cometbft.proto import abci_types_pb2 as pb
 
 MAX_MESSAGE_BYTES: Final = 64 << 20
+READ_BYTES: Final = 256 << 10
 _MAX_VARINT: Final = 5
+_FLUSHED: Final = pb.Response(flush=pb.ResponseFlush()).SerializeToString()
 Answer = Callable[[pb.Request], Awaitable[pb.Response]]
 
 
-async def read_message(reader: asyncio.StreamReader, *, at_most: int = MAX_MESSAGE_BYTES) -> bytes | None:
-    """The next message, or None at the end of the stream. Raises Malformed("comet.frame_malformed")."""
-    length, shift = 0, 0
-    for _ in range(_MAX_VARINT):
-        byte = await reader.read(1)
-        if not byte:
-            if shift:
-                raise Malformed("comet.frame_malformed", "the stream ends within a length")
-            return None
-        length |= (byte[0] & 0x7F) << shift
-        shift += 7
-        if byte[0] < 0x80:
-            break
-    else:
-        raise Malformed("comet.frame_malformed", "a length has five bytes at most")
-    if length > at_most:
-        raise Malformed("comet.frame_malformed", "the message is too large", expected=f"<= {at_most}", got=length)
-    try:
-        return await reader.readexactly(length)
-    except asyncio.IncompleteReadError:
-        raise Malformed("comet.frame_malformed", "the stream ends within a message") from None
+class Frames:
+    """Cuts what arrives into messages. Feed it what was read; `end` when there is no more."""
+
+    def __init__(self, *, at_most: int = MAX_MESSAGE_BYTES) -> None:
+        self._at_most = at_most
+        self._held = bytearray()
+
+    def fed(self, data: bytes) -> Iterator[bytes]:
+        """The messages that are complete now, in order. Raises Malformed("comet.frame_malformed")."""
+        held, at = self._held, 0
+        held += data
+        while (found := self._length(held, at)) is not None:
+            start, length = found
+            if start + length > len(held):
+                break
+            at = start + length
+            yield bytes(held[start:at])
+        del held[:at]
+
+    def end(self) -> None:
+        """Raises Malformed("comet.frame_malformed") if a message was begun and did not arrive."""
+        if self._held:
+            raise Malformed("comet.frame_malformed", "the stream ends within a message")
+
+    def _length(self, held: bytearray, at: int) -> tuple[int, int] | None:
+        """Where the next message starts and how long it is; None until that has arrived."""
+        length = 0
+        for place, byte in enumerate(held[at : at + _MAX_VARINT]):
+            length |= (byte & 0x7F) << (7 * place)
+            if byte < 0x80:
+                if length > self._at_most:
+                    raise Malformed(
+                        "comet.frame_malformed", "the message is too large", expected=f"<= {self._at_most}", got=length
+                    )
+                return at + place + 1, length
+        if len(held) - at >= _MAX_VARINT:
+            raise Malformed("comet.frame_malformed", "a length has five bytes at most")
+        return None
+
+
+async def messages(reader: asyncio.StreamReader, *, at_most: int = MAX_MESSAGE_BYTES) -> AsyncIterator[list[bytes]]:
+    """The messages of a stream, those that arrived together together. Raises Malformed("comet.frame_malformed")."""
+    frames = Frames(at_most=at_most)
+    while data := await reader.read(READ_BYTES):
+        if found := list(frames.fed(data)):
+            yield found
+    frames.end()
 
 
 def framed(message: bytes) -> bytes:
@@ -88,21 +117,29 @@ class AbciServer:
                 await writer.wait_closed()
 
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one connection's requests until it ends."""
-        while (data := await read_message(reader)) is not None:
-            request = pb.Request()
-            request.ParseFromString(data)
-            kind = request.WhichOneof("value")
-            if kind == "flush":
-                writer.write(framed(pb.Response(flush=pb.ResponseFlush()).SerializeToString()))
-                await writer.drain()
-                continue
-            try:
-                response = await self._answer(request)
-            except Exception as error:
-                # The top of the application: CometBFT must hear of it, and stop.
-                self._on_error(str(kind), error)
-                writer.write(framed(pb.Response(exception=pb.ResponseException(error=str(error))).SerializeToString()))
-                await writer.drain()
+        """Answer one connection's requests until it ends, those that arrived together with one write."""
+        async for asked in messages(reader):
+            said = []
+            for data in asked:
+                response, last = await self._said(data)
+                said.append(framed(response))
+                if last:
+                    break
+            writer.write(b"".join(said))
+            await writer.drain()
+            if last:
                 return
-            writer.write(framed(response.SerializeToString()))
+
+    async def _said(self, data: bytes) -> tuple[bytes, bool]:
+        """The encoded answer, and whether it is the last on this connection."""
+        request = pb.Request()
+        request.ParseFromString(data)
+        kind = request.WhichOneof("value")
+        if kind == "flush":
+            return _FLUSHED, False
+        try:
+            return (await self._answer(request)).SerializeToString(), False
+        except Exception as error:
+            # The top of the application: CometBFT must hear of it, and stop.
+            self._on_error(str(kind), error)
+            return pb.Response(exception=pb.ResponseException(error=str(error))).SerializeToString(), True

@@ -6,7 +6,7 @@ block's time, which is CometBFT's (the median of the validators' clocks). This m
   PrepareProposal   leaves out what would not apply, and what exceeds the bounds of a block
   ProcessProposal   refuses a block in which anything does not apply, or out of bounds: so a decided block applies as a whole
   FinalizeBlock     executes; the app hash is our state root; a change of authorities is one of validators (effective at H+2)
-  Commit            durable before it is answered
+  Commit            in the database before it is answered; what a power cut takes away CometBFT gives again (Info)
   vote extensions   not used: ours are empty, and any other's that is not is refused
 """
 

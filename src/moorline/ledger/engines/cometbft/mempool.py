@@ -35,19 +35,33 @@ class Waiting:
     read: frozenset[str]
 
 
-class _Watched:
-    """A state that remembers what was read of it."""
+class _Reads:
+    """What was read of one state, so that many transactions that hang on the same records look them up once."""
 
     def __init__(self, state: State) -> None:
-        self._state = state
+        self.state = state
+        self.authorities = r.parse(r.IndexRecord, state.records[r.AUTHORITIES_INDEX]).holders
+        self._known: dict[str, bytes | None] = {}
+
+    def get(self, key: str) -> bytes | None:
+        if key not in self._known:
+            self._known[key] = self.state.get(key)
+        return self._known[key]
+
+
+class _Watched:
+    """A state that remembers what one transaction read of it."""
+
+    def __init__(self, reads: _Reads) -> None:
+        self._reads = reads
         self.read: set[str] = {r.AUTHORITIES_INDEX}
 
     def get(self, key: str) -> bytes | None:
         self.read.add(key)
-        return self._state.get(key)
+        return self._reads.get(key)
 
     def nonce_used(self, nonce_id: bytes) -> bool:
-        return self._state.nonce_used(nonce_id)
+        return self._reads.state.nonce_used(nonce_id)
 
 
 class Mempool:
@@ -55,6 +69,7 @@ class Mempool:
 
     def __init__(self, verified: Verified | None = None) -> None:
         self._verified = verified
+        self._reads: _Reads | None = None
         self._waiting: dict[bytes, Waiting] = {}
         self._digests: dict[bytes, bytes] = {}
         self._pending: Counter[str] = Counter()
@@ -64,9 +79,10 @@ class Mempool:
         return self._judged(state, data)[0]
 
     def _judged(self, state: State, data: bytes) -> tuple[Applied | Rejected, frozenset[str]]:
-        names = r.parse(r.IndexRecord, state.records[r.AUTHORITIES_INDEX]).holders
-        block = BlockContext(height=state.height + 1, time_ms=state.time_ms, authorities=names)
-        view = _Watched(state)
+        if self._reads is None or self._reads.state is not state:
+            self._reads = _Reads(state)
+        block = BlockContext(height=state.height + 1, time_ms=state.time_ms, authorities=self._reads.authorities)
+        view = _Watched(self._reads)
         outcome = machine.apply(view, data, ledger_id=state.ledger_id, block=block, verified=self._verified)
         return outcome, frozenset(view.read)
 

@@ -28,7 +28,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from moorline.errors import Conflict, Malformed, Misconfigured, MoorlineError, Refused
 from moorline.ledger.engines.cometbft import canonical
-from moorline.ledger.engines.cometbft.abci import framed, read_message
+from moorline.ledger.engines.cometbft.abci import framed, messages
 from moorline.ledger.engines.cometbft.proto import privval_types_pb2 as pv
 from moorline.ledger.engines.cometbft.proto import types_types_pb2 as tm
 from moorline.storage.steps import reached
@@ -240,10 +240,11 @@ async def serve(signer: Signer, path: str, on_trouble: Callable[[str], None]) ->
 
 async def converse(signer: Signer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answer one connection's requests until it ends."""
-    while (data := await read_message(reader, at_most=MAX_REQUEST_BYTES)) is not None:
-        request = pv.Message()
-        request.ParseFromString(data)
-        writer.write(framed(signer.answer(request).SerializeToString()))
+    async for asked in messages(reader, at_most=MAX_REQUEST_BYTES):
+        for data in asked:
+            request = pv.Message()
+            request.ParseFromString(data)
+            writer.write(framed(signer.answer(request).SerializeToString()))
         await writer.drain()
 
 
