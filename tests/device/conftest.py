@@ -88,6 +88,8 @@ class Ledger:
             roots=self.roots,
             simulated_allowed=True,
             max_age_s=self.max_age_s,
+            known_s=int(time.time()),
+            trusting_period_s=86_400,
         )
 
     def put(self, key, record):

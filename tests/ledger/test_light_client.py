@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moorline.clock import Instant
-from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused
+from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused, Unavailable
 from moorline.ledger import checkpoint, light_client, proof, records, standing, transactions
 from moorline.ledger.checkpoint import Checkpoint, Note, authority_set_digest
 from moorline.ledger.light_client import LedgerTrust, ProvenState, verify_bundle
@@ -195,6 +195,79 @@ def test_a_trust_file_with_a_weak_quorum_is_malformed(consortium):
     for bad in (replace(trust, quorum=2), replace(trust, quorum=5), replace(trust, authorities={}, quorum=0)):
         with pytest.raises(Malformed, match="ledger.trust_malformed"):
             LedgerTrust.parse(bad.encode())
+
+
+# The trusting period -----------------------------------------------------------------------------------------------------
+
+
+def known_at(consortium, at, period_s=100):
+    return replace(consortium.made.trust, known_s=at, trusting_period_s=period_s)
+
+
+def test_a_set_known_too_long_ago_proves_nothing(consortium, alpha):
+    """verifies that: within the period a head is believed, one second beyond it is refused by code, whoever signed."""
+    bundle, now = bundle_of(consortium, ["provider/alpha"]), now_of(consortium)
+    assert verify_bundle(bundle, known_at(consortium, now - 100), now=now)
+    for signers in (NAMES[:3], NAMES):
+        bundle = bundle_of(consortium, ["provider/alpha"], note=note_of(consortium, consortium.state, signers))
+        with pytest.raises(Refused, match=r"ledger.trust_expired") as caught:
+            verify_bundle(bundle, known_at(consortium, now - 101), now=now)
+        assert "moor ledger trust --renew" in caught.value.remedy
+
+
+def test_who_saw_the_ledger_since_goes_on_from_there(consortium, alpha):
+    """verifies that: the highest checkpoint renews the set it names, and only that one: departed authorities that make up
+    another way on from the old set are refused."""
+    old = known_at(consortium, now_of(consortium), period_s=15)
+    changes = []
+    action = new_authority(consortium, "authority-5", consortium.made.directory)
+    applied(consortium.decide(action, NAMES[:3]))
+    changes.append(
+        proof.SetChange(note=note_of(consortium, consortium.state, NAMES[:3]), authorities=consortium.state.authority_set())
+    )
+    signers = (*NAMES[:3], "authority-5")
+    seen = checkpoint.parse_note(note_of(consortium, consortium.state, signers)).checkpoint
+    consortium.block()
+    bundle = bundle_of(
+        consortium, ["provider/alpha"], note=note_of(consortium, consortium.state, signers), changes=tuple(changes)
+    )
+    now = Instant(old.known_s + 16)
+    arguments = {"now": now, "highest": seen}
+    trust = replace(old, max_age_s=60, trusting_period_s=max(15, now - seen.time))
+    with pytest.raises(Refused, match=r"ledger.trust_expired"):
+        verify_bundle(bundle, replace(trust, known_s=0), now=now)
+    assert verify_bundle(bundle, replace(trust, known_s=0), **arguments)
+    forged = replace(seen, authorities=bytes(32))
+    with pytest.raises(Refused, match=r"ledger.trust_expired"):
+        verify_bundle(bundle, replace(trust, known_s=0), now=now, highest=forged)
+    with pytest.raises(MoorlineError, match=r"ledger.trust_expired|ledger.signature_unknown|ledger.quorum_missing"):
+        verify_bundle(
+            bundle_of(consortium, ["provider/alpha"], note=note_of(consortium, consortium.state, NAMES)),
+            replace(trust, known_s=0),
+            **arguments,
+        )
+
+
+def test_a_trust_is_renewed_from_a_verified_head(consortium, alpha):
+    """verifies that: the new file names the authorities in force, as of the head's time; an expired one is not renewed."""
+    old = consortium.made.trust
+    action = new_authority(consortium, "authority-5", consortium.made.directory)
+    applied(consortium.decide(action, NAMES[:3]))
+    change = proof.SetChange(
+        note=note_of(consortium, consortium.state, NAMES[:3]), authorities=consortium.state.authority_set()
+    )
+    changing = bundle_of(consortium, ["provider/alpha"], note=change.note)
+    with pytest.raises(Unavailable, match=r"ledger.set_changing"):
+        light_client.renewed(changing, old, now=now_of(consortium))
+    consortium.block()
+    note = note_of(consortium, consortium.state, (*NAMES[:3], "authority-5"))
+    bundle = bundle_of(consortium, ["provider/alpha"], note=note, changes=(change,))
+    now = now_of(consortium)
+    found = light_client.renewed(bundle, old, now=now)
+    assert (found.authorities, found.quorum, found.known_s) == (consortium.state.authority_set(), 4, now)
+    assert verify_bundle(bundle, replace(found, trusting_period_s=1), now=now)
+    with pytest.raises(Refused, match=r"ledger.trust_expired"):
+        light_client.renewed(bundle, replace(old, known_s=0), now=now)
 
 
 # Standing --------------------------------------------------------------------------------------------------------------

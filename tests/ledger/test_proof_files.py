@@ -168,12 +168,12 @@ def test_a_trust_file_says_what_the_genesis_says(shared):
     written = trust_file.parse(trust_file.render(trust).encode(), read_nothing)
     assert written == replace(trust, roots=())
     assert trust_file.parse(trust.encode(), read_nothing) == trust
-    named = "\n".join(line for line in trust_file.render(trust).splitlines()[:5]) + '\ngenesis = "genesis.cbor"\n'
+    named = "\n".join(line for line in trust_file.render(trust).splitlines()[:7]) + '\ngenesis = "genesis.cbor"\n'
     directory = shared.made.directory
     assert trust_file.parse(named.encode(), lambda name: (directory / name).read_bytes()) == trust
 
 
-@pytest.mark.parametrize("missing", range(1, 5))
+@pytest.mark.parametrize("missing", range(1, 7))
 def test_a_trust_file_without_one_of_its_fields_is_refused(shared, missing):
     lines = trust_file.render(shared.made.trust).splitlines()
     text = "\n".join(lines[:missing] + lines[missing + 1 :])
@@ -189,6 +189,10 @@ def test_a_trust_file_without_one_of_its_fields_is_refused(shared, missing):
         ("quorum = 3", "quorum = true"),
         ("max_age_s = 30", "max_age_s = 0"),
         ("simulated_allowed = true", 'simulated_allowed = "yes"'),
+        ("trusting_period_s = 15552000", "trusting_period_s = 0"),
+        ("trusting_period_s = 15552000", 'trusting_period_s = "for ever"'),
+        ("Z\ntrusting", "\ntrusting"),
+        ("known = 2", "known = 1"),
         ("[authorities]", "[authority]"),
         ('ledger = "', 'ledger = "ab'),
         ("quorum = 3", "quorum = 3\nextra = 1"),
@@ -215,7 +219,7 @@ def test_any_bytes_are_a_trust_file_or_malformed(data):
 
 
 def test_the_genesis_in_a_trust_file_has_to_be_of_its_ledger(shared):
-    text = "\n".join(trust_file.render(shared.made.trust).splitlines()[:5]) + '\ngenesis = "g"\n'
+    text = "\n".join(trust_file.render(shared.made.trust).splitlines()[:7]) + '\ngenesis = "g"\n'
     wrong = text.replace(shared.made.genesis.ledger_id.hex(), "ab" * 32)
     with pytest.raises(Malformed, match="another ledger"):
         trust_file.parse(wrong.encode(), lambda _name: shared.made.genesis.encode())

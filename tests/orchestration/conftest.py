@@ -100,6 +100,8 @@ class Provider:
             roots=(der(self.root.certificate),),
             simulated_allowed=True,
             max_age_s=30,
+            known_s=NOW,
+            trusting_period_s=86_400,
         )
         self._register()
 

@@ -118,16 +118,30 @@ def verify(
 def trust(
     genesis: _Genesis,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the trust file (TOML).")],
+    renew: Annotated[
+        Path | None,
+        typer.Option(help="A trust file that still holds: write it anew with the authorities in force, known as of now."),
+    ] = None,
     *,
     as_json: render.AsJson = False,
 ) -> None:
-    """Write the trust file of a genesis. Compare the ledger id with the consortium's by another way before believing it."""
+    """Write the trust file of a genesis, or renew one before its trusting period ends.
+
+    Compare the ledger id with the consortium's by another way before believing a new one.
+    """
+    from moorline.clock import SystemClock
     from moorline.ledger import trust_file
     from moorline.ledger.genesis import parse
+    from moorline.ledger.light_client import renewed
 
-    found = parse(render.read(genesis)).trust()
+    if renew is None:
+        found, then = parse(render.read(genesis)).trust(), "compare the ledger id by another way"
+    else:
+        old = load_trust(renew)
+        found = renewed(_fetch(genesis, ["parameter/max_age_s"], old), old, now=SystemClock().now())
+        then = f"put it in the place of {renew} everywhere"
     render.new_file(output, trust_file.render(found).encode())
-    render.files([output], as_json=as_json, then=["compare the ledger id by another way"], ledger=found.ledger_id.hex())
+    render.files([output], as_json=as_json, then=[then], ledger=found.ledger_id.hex())
 
 
 ledger_node.register(app)

@@ -106,3 +106,8 @@ def set_digest(anchor: Anchor, authorities: Mapping[str, bytes]) -> bytes:
     if isinstance(anchor, Note):
         return checkpoint.authority_set_digest(authorities)
     return header.authority_validators(authorities).hash()
+
+
+def set_digests(authorities: Mapping[str, bytes]) -> tuple[bytes, bytes]:
+    """What a checkpoint of either form holds for a set; neither form's can be another set's of the other form."""
+    return checkpoint.authority_set_digest(authorities), header.authority_validators(authorities).hash()

@@ -16,7 +16,7 @@ from moorline.digest import tagged_hash
 from moorline.errors import Malformed, MoorlineError
 from moorline.ledger import issuance, records
 from moorline.ledger.checkpoint import quorum_of
-from moorline.ledger.light_client import LedgerTrust
+from moorline.ledger.light_client import TRUSTING_PERIOD_S, LedgerTrust
 from moorline.ledger.parameters import MAX_MAX_AGE_S, MIN_MAX_AGE_S, PARAMETERS
 from moorline.ledger.records import AuthorityRecord, Der, Spki, Status, Text
 from moorline.wire import keys, schema
@@ -77,6 +77,8 @@ class Genesis:
             roots=self.roots,
             simulated_allowed=self.simulated_allowed,
             max_age_s=self.parameters.max_age_s,
+            known_s=self.time_ms // 1000,
+            trusting_period_s=TRUSTING_PERIOD_S,
         )
 
 

@@ -3,7 +3,8 @@
 verify_bundle, in this order:
   1. the bundle is well-formed;
   2. its checkpoint is of the ledger this client was provisioned for;
-  3. from the authority set provisioned, every change of the set is signed by a quorum of the set before it;
+  3. from the authority set provisioned, every change of the set is signed by a quorum of the set before it, and a set on
+     the way was known to be in force no longer ago than the trusting period: who left before may have sold their keys;
   4. the checkpoint is cosigned by a quorum of the set in force;
   5. it is no older than `max_age_s`, and not from the future by more than `MAX_SKEW_S`;
   6. it is not behind the highest checkpoint this client has seen, nor another at the same height;
@@ -16,12 +17,12 @@ higher.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from moorline.clock import Instant
 from moorline.digest import same
-from moorline.errors import Malformed, NotAuthentic, Refused
+from moorline.errors import Malformed, NotAuthentic, Refused, Unavailable
 from moorline.ledger import anchor, proof
 from moorline.ledger.checkpoint import Checkpoint, quorum_of
 from moorline.ledger.records import Der
@@ -31,6 +32,8 @@ from moorline.wire.schema import Bytes32
 
 MAX_SKEW_S: Final = 5
 MAX_TRUST_BYTES: Final = 64 * 1024
+TRUSTING_PERIOD_S: Final = 180 * 86_400
+"""What a trust file is made with (ADR 0021)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +41,9 @@ class LedgerTrust:
     """What a party is provisioned with and believes without proof; the trust file holds its encoding.
 
     `authorities`: name to raw Ed25519 checkpoint key. `roots`: consortium root certificates, DER. `simulated_allowed` is a
-    fact of the genesis, which `ledger_id` covers. `max_age_s` is this party's own bound.
+    fact of the genesis, which `ledger_id` covers. `max_age_s` is this party's own bound. `known_s`: when these authorities
+    were known to be in force, seconds; after `trusting_period_s` more nothing follows from them, unless the party has seen
+    the ledger since (`verify_bundle`, `highest`).
     """
 
     ledger_id: Bytes32
@@ -47,6 +52,8 @@ class LedgerTrust:
     roots: tuple[Der, ...]
     simulated_allowed: bool
     max_age_s: int
+    known_s: int
+    trusting_period_s: int
 
     def encode(self) -> bytes:
         """Deterministic CBOR."""
@@ -63,6 +70,8 @@ class LedgerTrust:
                 expected=quorum_of(len(trust.authorities)),
                 got=trust.quorum,
             )
+        if trust.known_s < 0 or trust.trusting_period_s < 1:
+            raise Malformed("ledger.trust_malformed", "the trust file has no trusting period", got=trust.trusting_period_s)
         return trust
 
 
@@ -130,7 +139,8 @@ def verify_bundle(bundle: bytes, trust: LedgerTrust, *, now: Instant, highest: C
     Raises Malformed;
     NotAuthentic("ledger.quorum_missing" | "ledger.signature_invalid" | "ledger.signature_unknown" | "ledger.proof_invalid"
     | "ledger.fork");
-    Refused("ledger.other_ledger" | "ledger.proof_stale" | "ledger.proof_from_future" | "ledger.rollback").
+    Refused("ledger.other_ledger" | "ledger.trust_expired" | "ledger.proof_stale" | "ledger.proof_from_future" |
+    "ledger.rollback").
     """
     parsed = proof.parse_bundle(bundle)  # 1
     head = anchor.parse(parsed.note)
@@ -142,6 +152,7 @@ def verify_bundle(bundle: bytes, trust: LedgerTrust, *, now: Instant, highest: C
             got=head.checkpoint.ledger_id,
         )
     authorities, quorum = set_in_force(parsed.changes, trust, before=head.checkpoint.height)  # 3
+    require_known(parsed.changes, trust, now=now, highest=highest)
     checkpoint = anchor.verify(head, authorities, quorum)  # 4
     judge_age(checkpoint, now=now, max_age_s=trust.max_age_s)  # 5
     judge_progress(checkpoint, highest)  # 6
@@ -181,6 +192,49 @@ def judge_progress(checkpoint: Checkpoint, highest: Checkpoint | None) -> None:
             got=checkpoint.state_root,
             remedy="keep both proofs: together they show which authorities lied",
         )
+
+
+def require_known(
+    changes: tuple[proof.SetChange, ...], trust: LedgerTrust, *, now: Instant, highest: Checkpoint | None
+) -> None:
+    """Raises Refused("ledger.trust_expired") if no set that `changes` lead from was known within the trusting period.
+
+    `changes` were verified (`set_in_force`). A party that has seen `highest` knows which set was in force after it: if the
+    changes come to that set, it was known then.
+    """
+    known = trust.known_s
+    if highest is not None:
+        until = [one for one in changes if anchor.parse(one.note).checkpoint.height <= highest.height]
+        seen = until[-1].authorities if until else trust.authorities
+        if highest.authorities in anchor.set_digests(seen):
+            known = max(known, highest.time)
+    if now - known > trust.trusting_period_s:
+        raise Refused(
+            "ledger.trust_expired",
+            "these authorities were last known to be in force too long ago",
+            expected=f"<= {trust.trusting_period_s} s",
+            got=f"{now - known} s",
+            remedy="get a new trust file from somebody you trust; before the period ends: moor ledger trust --renew",
+        )
+
+
+def renewed(bundle: bytes, trust: LedgerTrust, *, now: Instant) -> LedgerTrust:
+    """The same trust in the authorities that a verified head says are in force after it.
+
+    Raises as verify_bundle, and Unavailable("ledger.set_changing") for a head that changed the set itself.
+    """
+    checkpoint = verify_bundle(bundle, trust, now=now).checkpoint
+    authorities, _ = set_in_force(proof.parse_bundle(bundle).changes, trust, before=checkpoint.height)
+    if checkpoint.authorities not in anchor.set_digests(authorities):
+        raise Unavailable(
+            "ledger.set_changing", "the authorities have just changed", remedy="ask again in a moment", retry_after_s=2
+        )
+    return replace(
+        trust,
+        authorities=dict(authorities),
+        quorum=trust.quorum if dict(authorities) == trust.authorities else quorum_of(len(authorities)),
+        known_s=checkpoint.time,
+    )
 
 
 def set_in_force(

@@ -4,6 +4,8 @@
     quorum = 3                         how many authorities must sign; at least floor(2n/3)+1 of those below
     max_age_s = 30                     how old a proof may be
     simulated_allowed = true           whether this verifier accepts a ledger that allows simulated hardware
+    known = 2026-11-27T12:00:00Z       when the authorities below were known to be in force
+    trusting_period_s = 15552000       for how long from then on, or from what was verified since, they are believed
 
 and either the authorities' keys or the genesis that has them:
 
@@ -20,15 +22,17 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable
+from datetime import datetime
 from typing import Final
 
+from moorline.clock import Instant, rendered
 from moorline.digest import same
 from moorline.errors import Malformed
 from moorline.ledger import genesis
 from moorline.ledger.genesis import Genesis
 from moorline.ledger.light_client import MAX_TRUST_BYTES, LedgerTrust
 
-_ALWAYS: Final = frozenset({"ledger", "quorum", "max_age_s", "simulated_allowed"})
+_ALWAYS: Final = frozenset({"ledger", "quorum", "max_age_s", "simulated_allowed", "known", "trusting_period_s"})
 
 
 def parse(data: bytes, read: Callable[[str], bytes]) -> LedgerTrust:
@@ -37,7 +41,7 @@ def parse(data: bytes, read: Callable[[str], bytes]) -> LedgerTrust:
     Raises Malformed("ledger.trust_malformed") and what `read` raises. A quorum that faulty authorities could defeat is
     malformed too. It does not establish that the file is the right one: whoever wrote it is believed.
     """
-    if data[:1] == b"\xa6":  # a CBOR map of six fields; no TOML begins so, since it is no UTF-8
+    if data[:1] == b"\xa8":  # a CBOR map of eight fields; no TOML begins so, since it is no UTF-8
         return LedgerTrust.parse(data)
     try:
         text = data.decode("utf-8") if len(data) <= MAX_TRUST_BYTES else ""
@@ -60,6 +64,8 @@ def render(trust: LedgerTrust) -> str:
         f"quorum = {trust.quorum}",
         f"max_age_s = {trust.max_age_s}",
         f"simulated_allowed = {str(trust.simulated_allowed).lower()}",
+        f"known = {rendered(Instant(trust.known_s))}",
+        f"trusting_period_s = {trust.trusting_period_s}",
         "",
         "[authorities]",
         *(f'{name} = "{key.hex()}"' for name, key in sorted(trust.authorities.items())),
@@ -76,9 +82,13 @@ def _from_genesis(found: dict[str, object], start: Genesis) -> LedgerTrust:
 
 
 def _trust(found: dict[str, object], authorities: dict[str, bytes], *, roots: tuple[bytes, ...]) -> LedgerTrust:
-    quorum, max_age_s, simulated = (found[name] for name in ("quorum", "max_age_s", "simulated_allowed"))
-    if not (type(quorum) is int and type(max_age_s) is int and type(simulated) is bool) or min(quorum, max_age_s) < 1:
-        raise _malformed("quorum and max_age_s are whole numbers from 1, simulated_allowed is true or false")
+    numbers = [found[name] for name in ("quorum", "max_age_s", "trusting_period_s")]
+    quorum, max_age_s, period_s = (one if type(one) is int else 0 for one in numbers)
+    simulated, known = found["simulated_allowed"], found["known"]
+    if type(simulated) is not bool or min(quorum, max_age_s, period_s) < 1:
+        raise _malformed("quorum, max_age_s, trusting_period_s are whole numbers from 1, simulated_allowed is true or false")
+    if not isinstance(known, datetime) or known.tzinfo is None or known.timestamp() < 0:
+        raise _malformed("known is a time with its offset, such as 2026-11-27T12:00:00Z")
     return LedgerTrust(
         ledger_id=_key(found["ledger"]),
         authorities=authorities,
@@ -86,6 +96,8 @@ def _trust(found: dict[str, object], authorities: dict[str, bytes], *, roots: tu
         roots=roots,
         simulated_allowed=simulated,
         max_age_s=max_age_s,
+        known_s=int(known.timestamp()),
+        trusting_period_s=period_s,
     )
 
 
@@ -112,7 +124,7 @@ def _malformed(why: str, *, got: object = None) -> Malformed:
     return Malformed(
         "ledger.trust_malformed",
         f"the trust file cannot be used: {why}",
-        expected="ledger, quorum, max_age_s, simulated_allowed, and genesis or [authorities]",
+        expected=f"{', '.join(sorted(_ALWAYS))}, and genesis or [authorities]",
         got=got,
         remedy="make one: moor ledger trust --genesis genesis.cbor -o trust.toml",
     )
