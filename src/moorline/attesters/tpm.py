@@ -3,7 +3,9 @@
 The endorsement key follows the TCG EK profile (template L-1, RSA-2048, or L-2, P-256) so that it is the key the maker's
 certificate is for. The attestation key is a restricted ECDSA P-256 primary key of the endorsement hierarchy, without
 dictionary-attack protection (`noda`), since a TPM that loses power without shutdown counts that as a failed attempt. Both
-are persistent, so that of the three transient slots a TPM has, none stays taken between calls. Each call opens the TPM,
+are persistent, so that of the three transient slots a TPM has, none stays taken between calls. A host that answers to
+several verifiers has a further key for each (`for_verifier`): it is made from the verifier's name each time it is used and
+put away again, so that it is always the same and takes no slot. Each call opens the TPM,
 takes a lock and gives the TPM back, since one without a resource manager (swtpm) serves one client at a time.
 """
 
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
+from moorline.digest import tagged_hash
 from moorline.errors import Misconfigured, Refused, Unavailable
 from moorline.evidence.tpm_structures import ALG_NULL, ALG_SHA256, HASH_NAMES, LOCATION_NV, NV_WRITTEN
 
@@ -51,9 +54,9 @@ class Quoted:
 class Tpm:
     """One TPM, named by its TCTI string. Made by `open`; nothing stays open between calls."""
 
-    def __init__(self, tcti: str) -> None:
-        self._tcti = tcti
-        self._lock = threading.Lock()
+    def __init__(self, tcti: str, *, verifier: str | None = None, lock: threading.Lock | None = None) -> None:
+        self._tcti, self._verifier = tcti, verifier
+        self._lock = threading.Lock() if lock is None else lock
         self._esys: Any = None
 
     @classmethod
@@ -77,6 +80,10 @@ class Tpm:
         with self._lock:
             self._esys = None
 
+    def for_verifier(self, name: str) -> Tpm:
+        """The same TPM with an attestation key for one further verifier, whose certificate carries this DNS name."""
+        return Tpm(self._tcti, verifier=name, lock=self._lock)
+
     # Identity -------------------------------------------------------------------------------------------------------
 
     def endorsement(self) -> Endorsement:
@@ -92,8 +99,8 @@ class Tpm:
 
     def attestation_key(self) -> bytes:
         """TPMT_PUBLIC of the attestation key; the same key each time, made on first use."""
-        with self._using() as esys:
-            public, _, _ = esys.read_public(self._ak())
+        with self._using() as esys, self._ak() as ak:
+            public, _, _ = esys.read_public(ak)
             return bytes(public.publicArea.marshal())
 
     def activate(self, credential_blob: bytes, secret: bytes) -> bytes:
@@ -110,13 +117,14 @@ class Tpm:
             )
             try:
                 esys.policy_secret(ESYS_TR.ENDORSEMENT, session, b"", b"", b"", 0)
-                opened = esys.activate_credential(
-                    self._ak(),
-                    ek,
-                    TPM2B_ID_OBJECT(credential=credential_blob),
-                    TPM2B_ENCRYPTED_SECRET(secret=secret),
-                    session2=session,
-                )
+                with self._ak() as ak:
+                    opened = esys.activate_credential(
+                        ak,
+                        ek,
+                        TPM2B_ID_OBJECT(credential=credential_blob),
+                        TPM2B_ENCRYPTED_SECRET(secret=secret),
+                        session2=session,
+                    )
                 return bytes(opened)
             except TSS2_Exception as error:
                 raise Refused(
@@ -134,9 +142,8 @@ class Tpm:
         """
         from tpm2_pytss.types import TPMT_SIG_SCHEME
 
-        with self._using() as esys:
+        with self._using() as esys, self._ak() as ak:
             chosen = _selection(bank, selection)
-            ak = self._ak()
             for _ in range(_QUOTE_TRIES):
                 before = self._pcrs(bank, selection)
                 attest, signature = esys.quote(ak, chosen, qualifying, TPMT_SIG_SCHEME(scheme=ALG_NULL))
@@ -186,9 +193,10 @@ class Tpm:
             if LOCATION_NV.index not in self._handles(_NV_FIRST):
                 return None
             index = esys.tr_from_tpmpublic(LOCATION_NV.index)
-            attest, signature = esys.nv_certify(
-                self._ak(), index, qualifying, TPMT_SIG_SCHEME(scheme=ALG_NULL), LOCATION_NV.size, 0
-            )
+            with self._ak() as ak:
+                attest, signature = esys.nv_certify(
+                    ak, index, qualifying, TPMT_SIG_SCHEME(scheme=ALG_NULL), LOCATION_NV.size, 0
+                )
             return bytes(attest), bytes(signature.marshal())
 
     # ----------------------------------------------------------------------------------------------------------------
@@ -248,14 +256,28 @@ class Tpm:
             remedy="use a TPM whose maker certified it",
         )
 
-    def _ak(self) -> Any:  # noqa: ANN401 - ESYS_TR
-        from tpm2_pytss.types import TPM2B_PUBLIC, TPMT_PUBLIC
+    @contextlib.contextmanager
+    def _ak(self) -> Iterator[Any]:
+        """The attestation key for this verifier, for as long as it is needed."""
+        from tpm2_pytss import ESYS_TR
+        from tpm2_pytss.types import TPM2B_PUBLIC, TPM2B_SENSITIVE_CREATE, TPMT_PUBLIC
 
         template = TPMT_PUBLIC.parse(
             "ecc256:ecdsa-sha256:null",
             objectAttributes="restricted|sign|fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda",
         )
-        return self._persistent(AK_HANDLE, TPM2B_PUBLIC(publicArea=template))
+        if self._verifier is None:
+            yield self._persistent(AK_HANDLE, TPM2B_PUBLIC(publicArea=template))
+            return
+        # A primary key follows from the hierarchy's seed and its template: another `unique` is another key, and stays it.
+        template.unique.ecc.x.buffer = tagged_hash("tpm-attestation-key", self._verifier.encode())
+        made, *_ = self._esys.create_primary(
+            TPM2B_SENSITIVE_CREATE(), TPM2B_PUBLIC(publicArea=template), ESYS_TR.ENDORSEMENT
+        )
+        try:
+            yield made
+        finally:
+            self._esys.flush_context(made)
 
     def _persistent(self, where: int, template: Any) -> Any:  # noqa: ANN401 - tpm2_pytss types
         """The object at `where`; made in the endorsement hierarchy and put there if there is none."""

@@ -380,7 +380,8 @@ def host(  # noqa: PLR0913 - one parameter an option
 ) -> None:
     """Make the settings of a host's agent. It gets its identity by attesting; no key is made here."""
     from moorline.services import settings
-    from moorline.services.host import AttestationSettings, HostSettings
+    from moorline.services.host import HostSettings
+    from moorline.services.host_attesting import AttestationSettings
 
     acts, hsm = acting.provider(provider), acting.broker_facts(broker)
     judge, judge_url = hsm.require_verifier()

@@ -34,12 +34,12 @@ from moorline.host_agent.silicon import SiliconClient
 from moorline.ledger.light_client import LedgerTrust
 from moorline.nfv import Role, parse_name
 from moorline.orchestration.broker import judge_broker
-from moorline.rats import Tier
-from moorline.services import http, metrics
+from moorline.services import host_attesting, http, metrics
 from moorline.services.condition import Condition, told
+from moorline.services.host_attesting import AttestationSettings
 from moorline.services.process import announce_ready, serve_all
 from moorline.wire import keys, schema
-from moorline.wire.http import HttpClient, load_identity
+from moorline.wire.http import load_identity
 from moorline.wire.orchestration import MAX_ORDER_BYTES
 from moorline.wire.session import Challenge, EvidenceFormat, HostFields, SessionRole
 
@@ -50,28 +50,6 @@ if TYPE_CHECKING:
 RETRY_S: Final = 2.0
 RENEW_RETRY_S: Final = 30.0
 FILES_REREAD_S: Final = 600.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttestationSettings:
-    """[attestation]: which TPM, which verifier, where the logs are. `tag` is the signed location tag, if any."""
-
-    tcti: str
-    """How the TPM is reached: swtpm:path=/path, device:/dev/tpmrm0."""
-    verifier_url: str
-    """The attestation authority's HTTPS address."""
-    verifier_name: str
-    """The DNS name in its certificate."""
-    verifier_also: tuple[str, ...] = ()
-    """HTTPS addresses of further processes of the same verifier, asked where the first does not answer."""
-    event_log: Path
-    """The firmware's event log."""
-    ima: Path
-    """The kernel's IMA list, ASCII."""
-    tag: Path | None
-    """The signed location tag, if the host has one (moor host tag)."""
-    period_s: float = 10.0
-    """Seconds between attestations."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,12 +154,17 @@ async def run(settings: HostSettings, log: structlog.stdlib.BoundLogger) -> None
         if settings.attestation is None:
             await server.serve(obtain)
             return
-        tpm, attestation = await _attestation(settings, settings.attestation, stack)
+        attesting = await host_attesting.towards_all(settings, settings.attestation, stack)
+        tpm, attestation = attesting.tpm, attesting.own
         if settings.certificate_chain is None:
             obtain = _from_broker(settings, tpm, attestation)
         judged, heard = asyncio.Event(), Condition(why="no verdict yet")
         await stack.enter_async_context(told(settings.status_socket, "host", heard, metrics.of_host))
-        await serve_all(_attest(attestation, log, judged, heard), server.serve(obtain, after=judged))
+        await serve_all(
+            host_attesting.attest(attestation, host_attesting.heard_by(log, judged, heard)),
+            server.serve(obtain, after=judged),
+            *(host_attesting.attest(other, host_attesting.logged(log, verifier=name)) for name, other in attesting.further),
+        )
 
 
 async def _adopt(guests: Guests, log: structlog.stdlib.BoundLogger) -> None:
@@ -252,55 +235,6 @@ class _Server:
         if not self._announced:
             self._announced = True
             announce_ready("host", host=self._settings.id, **facts)
-
-
-async def _attestation(
-    settings: HostSettings, chosen: AttestationSettings, stack: contextlib.AsyncExitStack
-) -> tuple[Tpm, HostAttestation]:
-    from moorline.attesters.tpm import Tpm
-    from moorline.host_agent.attestation import FileLogs, HostAttestation
-    from moorline.host_agent.verifier_processes import VerifierProcesses
-
-    roots_pem = settings.roots.read_bytes()
-    clients = [
-        await stack.enter_async_context(
-            HttpClient(url, server_name=chosen.verifier_name, server_role=Role.VERIFIER, roots_pem=roots_pem)
-        )
-        for url in (chosen.verifier_url, *chosen.verifier_also)
-    ]
-    tpm = await asyncio.to_thread(Tpm.open, chosen.tcti)
-    stack.callback(tpm.close)
-    attestation = HostAttestation(
-        host=settings.id,
-        verifier=VerifierProcesses(clients),
-        tpm=tpm,
-        logs=FileLogs(chosen.event_log, chosen.ima),
-        tag=None if chosen.tag is None else chosen.tag.read_bytes(),
-        period_s=chosen.period_s,
-    )
-    return tpm, attestation
-
-
-async def _attest(
-    attestation: HostAttestation, log: structlog.stdlib.BoundLogger, judged: asyncio.Event, heard: Condition
-) -> None:
-    def on_verdict(verdict: object) -> None:
-        judged.set()
-        if isinstance(verdict, MoorlineError):
-            heard.set(standing=False, why=f"not attested: {verdict.code}")
-            log.warning("not attested", **verdict.as_problem())
-        else:
-            status, code = getattr(verdict, "status", None), getattr(verdict, "code", None)
-            heard.set(standing=status == Tier.AFFIRMING.word, why=f"the verdict is {status}: {code}")
-            log.info("attested", status=getattr(verdict, "status", None), code=getattr(verdict, "code", None))
-
-    while True:
-        try:
-            await attestation.run(on_verdict)
-        except MoorlineError as error:
-            # A verifier that is away, or refuses to enrol this host, is no reason to leave its guests alone.
-            on_verdict(error)
-            await asyncio.sleep(RETRY_S)
 
 
 def _from_files(chain: Path, key: Path) -> Obtain:

@@ -16,7 +16,7 @@ import functools
 import random
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -147,6 +147,8 @@ class VerifierSettings:
     """Fields of the appraisal policy that are not required, each with the reason."""
     connections: int = 16384
     """Connections at once: as many as there are hosts, and some more."""
+    may_ask: tuple[str, ...] = ()
+    """SPIFFE IDs of other trust domains that may read results about hosts, beside those of its own who act on them."""
     receivers: tuple[ReceiverSettings, ...] = ()
     """Somebody who is told of every verdict gained and lost, by signed events pushed over HTTPS."""
 
@@ -249,8 +251,15 @@ def revocation_reader(configured: VerifierSettings) -> Callable[[], Revocation]:
     return lambda: Revocation(crls=() if store is None else tpm_crls(store), not_required=waived)
 
 
-def application(authority: AttestationAuthority, anchors: Anchors, *, trust_domain: str, clock: Clock) -> FastAPI:
-    """The verifier's interface."""
+def application(
+    authority: AttestationAuthority,
+    anchors: Anchors,
+    *,
+    trust_domain: str,
+    clock: Clock,
+    may_ask: Collection[SpiffeId] = (),
+) -> FastAPI:
+    """The verifier's interface. `may_ask` are those of other trust domains who may read results about hosts."""
     streams = {verifier_events.STREAM_PATH: verifier_events.STREAM_S + http.REQUEST_DEADLINE_S}
     app = http.application("attestation authority", body_cap=wire.MAX_EVIDENCE, streams=streams)
     metrics.of_verifier(app, authority.overview)
@@ -294,7 +303,8 @@ def application(authority: AttestationAuthority, anchors: Anchors, *, trust_doma
 
     @app.get("/v1/results/{host}")
     async def result(request: Request, host: str) -> dict[str, object]:
-        http.require(request, *_READERS, trust_domain=trust_domain)
+        if http.peer(request) not in may_ask:
+            http.require(request, *_READERS, trust_domain=trust_domain)
         return {"host": host, "ear": authority.standing(host).ear}
 
     @app.post("/v1/appraise")
@@ -430,7 +440,8 @@ async def run(configured: VerifierSettings, *, announce: Callable[..., None] = a
         platforms = LedgerPlatforms(ledger, trust, store, provider=configured.provider, clock=clock)
         signer = _signer(configured, roots_pem)
         authority = compose(configured, anchors, verifier, store, platforms, signer, clock)
-        app = application(authority, anchors, trust_domain=configured.trust_domain, clock=clock)
+        may_ask = frozenset(SpiffeId.parse(text) for text in configured.may_ask)
+        app = application(authority, anchors, trust_domain=configured.trust_domain, clock=clock, may_ask=may_ask)
         secure_log = ServiceLog(
             name=log_name(AUDIT_DOMAIN, configured.id),
             read=store.audit_rows,

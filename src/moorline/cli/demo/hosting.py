@@ -33,7 +33,8 @@ from moorline.nfv import Role
 from moorline.policy import ear, reference_values
 from moorline.rats import AttestationResult, Tier
 from moorline.services import settings
-from moorline.services.host import AttestationSettings, HostSettings
+from moorline.services.host import HostSettings
+from moorline.services.host_attesting import AttestationSettings
 from moorline.services.silicon import SiliconSettings
 from moorline.services.verifier import VerifierSettings
 from moorline.simulators import firmware
