@@ -134,8 +134,8 @@ COMETBFT = {"comet.block.finalized", "comet.block.committed", "comet.signature.i
 """Killed in tests/cometbft/test_failures.py, where that engine runs."""
 PROMOTION = {"authority.word.given", "sequencer.block.taken_over", "authority.term.certified"}
 """Killed in tests/ledger_failures."""
-PUSHED = {"verifier.event.accepted"}
-"""Killed in tests/hosts/test_push.py."""
+PUSHED = {"verifier.event.accepted", "verifier.host.asked"}
+"""Killed in tests/hosts/test_push.py and test_asking.py."""
 
 
 async def test_every_step_is_killed_here():

@@ -167,8 +167,9 @@ def test_hosts_that_stood_before_there_were_events_are_not_forgotten(store, data
     store.put_result(result("h1"), patience_until=LONG_AGO)
     store.put_result(result("h2", status="contraindicated"), patience_until=LONG_AGO)
     with store._engine.begin() as c:
-        for table in ("watchers", "watched", "deliveries", "events", "standings", "audit", "boot_logs", "progress"):
+        for table in ("asks", "watchers", "watched", "deliveries", "events", "standings", "audit", "boot_logs", "progress"):
             c.execute(sa.text(f"DROP TABLE {table}"))
+        c.execute(sa.text("ALTER TABLE challenges DROP COLUMN ask"))
         numbers = ("clock", "reset_count", "restart_count", "ima_count")
         blobs = ("ima_running", "reference", "standing", "event_log")
         progress_then = sa.Table(

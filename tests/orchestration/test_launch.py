@@ -37,7 +37,7 @@ class Hosts:
 
     def __init__(self):
         self.results = {"h1": result("h1"), "h2": None, "h3": result("h3")}
-        self.guests, self.starts, self.stops = {}, [], []
+        self.guests, self.starts, self.stops, self.asked = {}, [], [], []
         self.fail, self.before_start = {}, None
         self.refusal, self.ended = None, False
 
@@ -57,6 +57,10 @@ class Hosts:
             )
             for host in self.names()
         )
+
+    async def fresh(self, host, says):
+        self.asked.append((host, says))
+        await self._maybe("fresh")
 
     async def start(self, host, order):
         await self._maybe("start")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from moorline.cli import host_assess, host_inspect, host_locate, render, running
+from moorline.cli import host_assess, host_inspect, host_locate, host_suspect, render, running
 from moorline.errors import Misconfigured
 
 if TYPE_CHECKING:
@@ -132,4 +132,5 @@ def _settings(config: Path) -> HostSettings:
     return settings.load(service.HostSettings, config, service="host")
 
 
+app.command()(host_suspect.suspect)
 running.register(app, check=_settings)

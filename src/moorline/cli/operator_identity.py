@@ -31,6 +31,20 @@ def read(path: Path) -> tuple[ClientIdentity, bytes]:
     return of_files(roots, chain, key)
 
 
+def verifier_at(at: str) -> tuple[str, str]:
+    """URL and server name of a verifier as people write it. Raises Misconfigured("cli.verifier_address")."""
+    url, separator, name = at.partition("|")
+    if not separator or not url.startswith("https://"):
+        raise Misconfigured(
+            "cli.verifier_address",
+            "not where a verifier is",
+            expected="https://ADDRESS:PORT|SERVER-NAME",
+            got=at,
+            remedy="quote it in the shell: --at 'https://127.0.0.1:7400|v1.verifier.alpha.test'",
+        )
+    return url, name
+
+
 def of_files(roots: Path, chain: Path, key: Path) -> tuple[ClientIdentity, bytes]:
     """Identity and roots in these files, PEM."""
     from moorline.wire.http import ClientIdentity

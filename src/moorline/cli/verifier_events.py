@@ -11,7 +11,7 @@ import typer
 
 from moorline.cli import operator_identity
 from moorline.clock import Instant, rendered
-from moorline.errors import Malformed, Misconfigured, Unavailable
+from moorline.errors import Malformed, Unavailable
 
 if TYPE_CHECKING:
     from moorline.wire.http import HttpClient
@@ -30,15 +30,7 @@ def events(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Show verdicts gained and lost, each with the cursor to go on from."""
-    url, separator, name = at.partition("|")
-    if not separator or not url.startswith("https://"):
-        raise Misconfigured(
-            "cli.verifier_address",
-            "not where a verifier is",
-            expected="https://ADDRESS:PORT|SERVER-NAME",
-            got=at,
-            remedy="quote it in the shell: --at 'https://127.0.0.1:7400|v1.verifier.alpha.test'",
-        )
+    url, name = operator_identity.verifier_at(at)
     identity, roots_pem = operator_identity.read(operator)
 
     async def shown() -> None:

@@ -1,7 +1,8 @@
 """How a host attests: enrol once, then answer challenges with a quote and what its logs gained since.
 
 The agent runs on a machine whose administrator may be the attacker, so nothing here is trusted by anybody: it carries
-bytes from the TPM and the logs to the verifier. It sends the boot log only when the verifier does not hold it, and the IMA
+bytes from the TPM and the logs to the verifier. It comes once a period, and at once when the verifier asks (`held`: the
+verifier over connections that may wait for long). It sends the boot log only when the verifier does not hold it, and the IMA
 list from where the verifier stopped; after a refusal it starts over from the beginning of the list, once.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -23,6 +25,8 @@ from moorline.wire import host as wire
 from moorline.wire import schema
 
 RETRY_S: Final = 2.0
+HELD_S: Final = 100
+"""Seconds for which a request to be asked stays open at the verifier."""
 _ANSWER_S: Final = 2.0
 """A challenge that is good for less than this is not answered: another is asked for."""
 
@@ -78,10 +82,19 @@ class HostAttestation:
     """Attestation of one host towards one verifier. `tag` is the signed location tag, if this host has one."""
 
     def __init__(
-        self, *, host: str, verifier: Poster, tpm: Tpm, logs: LogSource, tag: bytes | None, period_s: float
+        self,
+        *,
+        host: str,
+        verifier: Poster,
+        tpm: Tpm,
+        logs: LogSource,
+        tag: bytes | None,
+        period_s: float,
+        held: Poster | None = None,
     ) -> None:
         self._host, self._verifier, self._tpm, self._logs = host, verifier, tpm, logs
         self._tag, self._period_s = tag, period_s
+        self._held_open, self._asked = held, asyncio.Event()
         self._enrolled = False
         self._next: tuple[wire.HostChallenge, float] | None = None
 
@@ -115,15 +128,49 @@ class HostAttestation:
         return await self._attest_from(offset)
 
     async def run(self, on_verdict: Callable[[wire.HostVerdict | MoorlineError], None]) -> None:
-        """Enrol, then attest every period until cancelled. Errors are reported and tried again."""
+        """Enrol, then attest every period and when asked, until cancelled. Errors are reported and tried again."""
+        listening = asyncio.ensure_future(self._listen()) if self._held_open is not None else None
+        try:
+            while True:
+                asked = self._asked.is_set()
+                self._asked.clear()
+                if asked:
+                    self._next = None  # a challenge from before the question answers nothing
+                try:
+                    if not self._enrolled:
+                        await self.enrol()
+                    on_verdict(await self.attest())
+                except MoorlineError as error:
+                    on_verdict(error)
+                    if asked:
+                        await asyncio.sleep(min(self._period_s, RETRY_S))
+                        self._asked.set()
+                await self._pause()
+        finally:
+            if listening is not None:
+                listening.cancel()
+
+    async def _pause(self) -> None:
+        """Until the period is over, or the verifier asks."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._period_s if self._enrolled else min(self._period_s, RETRY_S)):
+                await self._asked.wait()
+
+    async def _listen(self) -> None:
+        """Keep one request open at the verifier, which is answered when it asks; until cancelled."""
+        assert self._held_open is not None
+        known = 0
         while True:
+            waiting = wire.AskWait(host=self._host, known=known, wait_s=HELD_S)
             try:
-                if not self._enrolled:
-                    await self.enrol()
-                on_verdict(await self.attest())
-            except MoorlineError as error:
-                on_verdict(error)
-            await asyncio.sleep(self._period_s if self._enrolled else min(self._period_s, RETRY_S))
+                answer = await self._held_open.post_cbor("/v1/wait", schema.encode(waiting))
+                number = schema.decode(wire.Asked, answer).number
+            except MoorlineError:
+                await asyncio.sleep(RETRY_S)  # not enrolled yet, or the verifier is away: attesting says which
+                continue
+            if number > known:
+                known = number
+                self._asked.set()
 
     async def evidence_for_session(self, binding: bytes) -> bytes:
         """HostEvidence for the attested session, role `host`: a quote that answers this session and no other; no logs."""

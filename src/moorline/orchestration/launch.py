@@ -88,6 +88,10 @@ class Hosts(Protocol):
         """What is known about each, results verified."""
         ...
 
+    async def fresh(self, host: str, says: str, /) -> None:
+        """Have a host attest now. Raises Refused if it does not stand, Unavailable if it does not answer in time."""
+        ...
+
     async def start(self, host: str, order: GuestOrder, /) -> GuestReport:
         """Start a guest; the same order twice is one guest."""
         ...
@@ -264,6 +268,7 @@ class Launches:
         placement = place(await self._views(row, state, now), demand, now=now)
         if placement.chosen is None:
             raise await self._nowhere(row, placement)
+        await self._change_of_use(placement.chosen, package.use_case)
         platform = standing.active_platform(state, me.provider, placement.chosen)
         configuration = schema.encode(self._configuration(row))
         reply_key = self._new_reply_key()
@@ -365,6 +370,18 @@ class Launches:
         avoided = {one.host for one in left}
         views = await self._hosts.views(state, load, now)
         return tuple(dataclasses.replace(view, guest_left=view.host in avoided) for view in views)
+
+    async def _change_of_use(self, host: str, use_case: str) -> None:
+        """Before a host takes in another class of function than those it runs, it attests anew (SEC009 5.1.2)."""
+        before = await asyncio.to_thread(self._store.uses, host)
+        if before <= {use_case}:
+            return
+        try:
+            await self._hosts.fresh(host, f"{use_case} beside {', '.join(sorted(before - {use_case}))}")
+        except Refused as error:  # it does not stand any more: the next look at all hosts finds another place, or none
+            raise Unavailable(
+                "launch.host_not_fresh", "the chosen host did not attest anew", got=error.code, retry_after_s=RETRY_S
+            ) from None
 
     async def _nowhere(self, row: FunctionRow, placement: Placement) -> MoorlineError:
         """No host fits: the end of a first launch, and for a while something to wait out for a later generation."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from moorline.host_agent.attestation import HostAttestation
 
 RETRY_S: Final = 2.0
+_ANSWER_S: Final = 10.0
 Verdict = HostVerdict | MoorlineError
 
 
@@ -114,19 +115,23 @@ async def towards_all(host: Host, chosen: AttestationSettings, stack: contextlib
 async def _towards(
     host: Host, chosen: AttestationSettings, verifier: FurtherVerifier, tpm: Tpm, stack: contextlib.AsyncExitStack
 ) -> HostAttestation:
-    from moorline.host_agent.attestation import FileLogs, HostAttestation
+    from moorline.host_agent.attestation import HELD_S, FileLogs, HostAttestation
     from moorline.host_agent.verifier_processes import VerifierProcesses
 
     roots_pem = (verifier.roots or host.roots).read_bytes()
-    clients = [
-        await stack.enter_async_context(
-            HttpClient(url, server_name=verifier.name, server_role=Role.VERIFIER, roots_pem=roots_pem)
-        )
-        for url in (verifier.url, *verifier.also)
-    ]
+    urls = (verifier.url, *verifier.also)
+
+    async def processes(timeout_s: float) -> VerifierProcesses:
+        clients = [
+            HttpClient(url, server_name=verifier.name, server_role=Role.VERIFIER, roots_pem=roots_pem, timeout_s=timeout_s)
+            for url in urls
+        ]
+        return VerifierProcesses([await stack.enter_async_context(client) for client in clients])
+
     return HostAttestation(
         host=host.id if verifier.host is None else parse_name(verifier.host, "host"),
-        verifier=VerifierProcesses(clients),
+        verifier=await processes(_ANSWER_S),
+        held=await processes(HELD_S + _ANSWER_S),
         tpm=tpm,
         logs=FileLogs(chosen.event_log, chosen.ima),
         tag=None if chosen.tag is None else chosen.tag.read_bytes(),

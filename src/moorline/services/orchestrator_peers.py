@@ -28,6 +28,7 @@ from moorline.wire.orchestration import LAUNCH_FRAME_CAP, GuestOrder
 
 _LAUNCHER_DEADLINE_S: Final = 20.0
 _MAX_AT_ONCE: Final = 16
+_FRESH_S: Final = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +122,15 @@ class HostAgents:
         judged = ((host, _loss_code(host, *told)) for host, told in found.items())
         return tuple(Loss(host=host, code=code) for host, code in judged if code is not None)
 
+    async def fresh(self, host: str, says: str) -> None:
+        """Have a host attest now, and believe what the verifier signs about it."""
+        asked = {"reason": "change_of_use", "says": says, "wait_s": _FRESH_S}
+        async with self._client(self._verifier) as client:
+            answer = await client.post_json(f"/v1/hosts/{host}/ask", asked)
+        result = self._believed(answer, self._clock.now())
+        if result.subject != f"host/{host}" or result.status is not Tier.AFFIRMING:
+            raise Refused("result.not_affirming", "the host's fresh result does not affirm it", got=result.status.word)
+
     async def start(self, host: str, order: GuestOrder) -> GuestReport:
         """Start a guest there."""
         async with self._client(self._agent(host)) as client:
@@ -166,7 +176,9 @@ class HostAgents:
             return dict(zip(names, await asyncio.gather(*(one(host) for host in names)), strict=True))
 
     async def _result(self, client: HttpClient, host: str, now: Instant) -> AttestationResult:
-        answer = await client.get_json(f"/v1/results/{host}")
+        return self._believed(await client.get_json(f"/v1/results/{host}"), now)
+
+    def _believed(self, answer: object, now: Instant) -> AttestationResult:
         token = answer.get("ear") if isinstance(answer, dict) else None
         if not isinstance(token, str):
             raise Malformed("peer.answer_malformed", "the verifier's answer holds no EAR", got=type(token).__name__)

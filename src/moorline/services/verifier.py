@@ -42,12 +42,24 @@ from moorline.nfv import Role, SpiffeId, parse_name
 from moorline.policy import host as policy_host
 from moorline.policy import reference_values
 from moorline.rats import EvidenceRoot
-from moorline.services import http, metrics, service_audit, settings, verifier_events, verifier_push, verifier_watch
+from moorline.services import (
+    http,
+    metrics,
+    service_audit,
+    settings,
+    verifier_asking,
+    verifier_events,
+    verifier_push,
+    verifier_results,
+    verifier_watch,
+)
 from moorline.services.attestation_authority import AttestationAuthority, Parts, PlatformLookup, Sign
 from moorline.services.host_appraisal import Terms
 from moorline.services.process import announce_ready, serve_all
 from moorline.services.service_audit import ServiceLog
+from moorline.services.verifier_asking import Asking
 from moorline.services.verifier_push import Pushing, ReceiverSettings
+from moorline.services.verifier_results import READERS
 from moorline.services.verifier_signer import BrokerSigner
 from moorline.services.verifier_watch import Watch
 from moorline.storage.collateral_intake import tpm_crls
@@ -67,7 +79,6 @@ _SIMULATED: Final = "simulated"
 _HIGHEST: Final = "highest-checkpoint"
 _IN_ONE_PROOF: Final = 16
 """Hosts whose records are proven together: an authority answers for 64 keys at once."""
-_READERS: Final = (Role.ORCHESTRATOR, Role.HSM, Role.VERIFIER, Role.OPERATOR)
 _SPKI: Final = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 _ALL_BOOT: Final = tuple(range(11))
 IDENTITY_REREAD_S: Final = 1200.0
@@ -139,14 +150,16 @@ class VerifierSettings:
     """Seconds a result stands."""
     challenge_s: int = 30
     """Seconds a challenge is good for."""
+    pull_every_s: int | None = None
+    """Ask each host whose last result is older than this; left out, hosts come by themselves, once a period."""
     takeover_s: float = 5.0
     """Of several processes over one database: seconds after which the others do the work of one that is not heard of."""
     pcrs: tuple[int, ...] = _ALL_BOOT
     """The PCRs that hosts must quote."""
     not_required: dict[str, str] = field(default_factory=lambda: {"clock_safe": _CLOCK_REASON})
     """Fields of the appraisal policy that are not required, each with the reason."""
-    connections: int = 16384
-    """Connections at once: as many as there are hosts, and some more."""
+    connections: int = 32768
+    """Connections at once: twice as many as there are hosts, since each keeps one open to be asked, and some more."""
     may_ask: tuple[str, ...] = ()
     """SPIFFE IDs of other trust domains that may read results about hosts, beside those of its own who act on them."""
     receivers: tuple[ReceiverSettings, ...] = ()
@@ -260,7 +273,10 @@ def application(
     may_ask: Collection[SpiffeId] = (),
 ) -> FastAPI:
     """The verifier's interface. `may_ask` are those of other trust domains who may read results about hosts."""
-    streams = {verifier_events.STREAM_PATH: verifier_events.STREAM_S + http.REQUEST_DEADLINE_S}
+    streams = {
+        verifier_events.STREAM_PATH: verifier_events.STREAM_S + http.REQUEST_DEADLINE_S,
+        verifier_results.WAIT_PATH: verifier_asking.HELD_S + http.REQUEST_DEADLINE_S,
+    }
     app = http.application("attestation authority", body_cap=wire.MAX_EVIDENCE, streams=streams)
     metrics.of_verifier(app, authority.overview)
 
@@ -287,12 +303,12 @@ def application(
 
     @app.get("/v1/hosts")
     async def hosts(request: Request) -> dict[str, object]:
-        http.require(request, *_READERS, trust_domain=trust_domain)
+        http.require(request, *READERS, trust_domain=trust_domain)
         return {"hosts": authority.overview()}
 
     @app.get("/v1/hosts/{host}/enrolment")
     async def enrolment(request: Request, host: str) -> dict[str, object]:
-        http.require(request, *_READERS, trust_domain=trust_domain)
+        http.require(request, *READERS, trust_domain=trust_domain)
         known = authority.enrolled(host)
         return {
             "host": known.host,
@@ -301,17 +317,12 @@ def application(
             "root": known.root.value,
         }
 
-    @app.get("/v1/results/{host}")
-    async def result(request: Request, host: str) -> dict[str, object]:
-        if http.peer(request) not in may_ask:
-            http.require(request, *_READERS, trust_domain=trust_domain)
-        return {"host": host, "ear": authority.standing(host).ear}
-
     @app.post("/v1/appraise")
     async def appraise(request: Request, body: Annotated[dict[str, Any], Body()]) -> dict[str, object]:
-        http.require(request, *_READERS, trust_domain=trust_domain)
+        http.require(request, *READERS, trust_domain=trust_domain)
         return appraise_evidence(body, anchors, now=clock.now())
 
+    verifier_results.add_routes(app, authority, trust_domain=trust_domain, clock=clock, may_ask=may_ask)
     verifier_events.add_routes(app, authority, trust_domain=trust_domain)
     return app
 
@@ -458,7 +469,16 @@ async def run(configured: VerifierSettings, *, announce: Callable[..., None] = a
             steady=time.monotonic,
             ready=authority.patient,
         )
-        watching = (watch.keep(), verifier_watch.sweep(authority, watch), verifier_watch.follow(authority))
+        asking = Asking(
+            store, verifier_asking.Terms(answer_s=configured.challenge_s, pull_every_s=configured.pull_every_s), clock
+        )
+        verifier_results.add_asking(app, authority, asking, trust_domain=configured.trust_domain, clock=clock)
+        watching = (
+            watch.keep(),
+            verifier_watch.sweep(authority, watch),
+            verifier_watch.follow(authority),
+            asking.keep(watch.holds),
+        )
         pushing = Pushing(
             authority=authority,
             verifier=str(verifier),

@@ -338,6 +338,17 @@ class OrchestratorStore:
         )
         return {row["host"]: row["functions"] for row in self._rows(query)}
 
+    def uses(self, host: str) -> frozenset[str]:
+        """The use cases of the functions that a host runs or is about to run."""
+        gone = [LaunchState.FAILED.value, LaunchState.ENDED.value]
+        query = (
+            sa.select(_PACKAGES.c.use_case)
+            .join(_FUNCTIONS, _FUNCTIONS.c.package == _PACKAGES.c.digest)
+            .where(_FUNCTIONS.c.host == host, _FUNCTIONS.c.state.not_in(gone))
+            .distinct()
+        )
+        return frozenset(row["use_case"] for row in self._rows(query))
+
     # -- the newest ledger state --------------------------------------------------------------------------------------
 
     def checkpoint(self) -> bytes | None:

@@ -21,7 +21,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from moorline.clock import Instant
 from moorline.evidence.tpm_quote import ClockInfo
 from moorline.rats import EvidenceRoot, Tier
-from moorline.storage import verifier_events
+from moorline.storage import verifier_asks, verifier_events
 
 
 def table(name: str, *columns: str) -> sa.TableClause:
@@ -30,7 +30,7 @@ def table(name: str, *columns: str) -> sa.TableClause:
 
 
 HOSTS: Final = table("hosts", "host", "ek_digest", "ak_public", "root", "enrolled")
-CHALLENGES: Final = table("challenges", "nonce", "host", "expires")
+CHALLENGES: Final = table("challenges", "nonce", "host", "expires", "ask")
 PROGRESS: Final = table(
     "progress",
     *("host", "clock", "reset_count", "restart_count", "safe"),
@@ -134,16 +134,19 @@ def settle(
     taken = connection.execute(
         sa.delete(CHALLENGES)
         .where(CHALLENGES.c.nonce.in_([one.nonce for one in changes]))
-        .returning(CHALLENGES.c.nonce, CHALLENGES.c.host)
+        .returning(CHALLENGES.c.nonce, CHALLENGES.c.host, CHALLENGES.c.ask)
     )
-    used = {(bytes(row.nonce), row.host) for row in taken}
+    used = {(bytes(row.nonce), row.host): int(row.ask) for row in taken}
     unmoved = _unmoved(connection, changes)
     settled = [one for one in changes if (one.nonce, one.host) in used and one.host in unmoved]
     _keep(connection, settled)
     _withdraw(connection, settled, at=at)
     store_results(connection, [one.result for one in settled if one.result is not None], patience_until=patience_until)
+    asked = _answered(connection, settled, used)
     following = [
-        {"nonce": one.next_nonce, "host": one.host, "expires": next_expires} for one in settled if one.next_nonce is not None
+        {"nonce": one.next_nonce, "host": one.host, "expires": next_expires, "ask": asked.get(one.host, 0)}
+        for one in settled
+        if one.next_nonce is not None
     ]
     if following:
         names = [one["host"] for one in following]
@@ -225,6 +228,13 @@ def _unmoved(connection: sa.Connection, changes: Sequence[Change]) -> frozenset[
         for host, clock in before.items()
         if now.get(host) == (None if clock is None else (clock.clock, clock.reset_count, clock.restart_count))
     )
+
+
+def _answered(connection: sa.Connection, settled: Sequence[Change], used: Mapping[tuple[bytes, str], int]) -> dict[str, int]:
+    """End the questions that were answered; the newest that is still open, of each host that has one."""
+    told = {one.host: used[one.nonce, one.host] for one in settled if one.result is not None or one.withdraw is not None}
+    verifier_asks.answered(connection, {host: number for host, number in told.items() if number})
+    return verifier_asks.newest(connection, [one.host for one in settled])
 
 
 def _keep(connection: sa.Connection, settled: Sequence[Change]) -> None:

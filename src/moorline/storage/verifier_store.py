@@ -18,10 +18,11 @@ import sqlalchemy as sa
 from moorline.clock import Instant
 from moorline.errors import Conflict, NotAuthentic, Refused
 from moorline.rats import EvidenceRoot
-from moorline.storage import audit_store, verifier_events, verifier_rounds
+from moorline.storage import audit_store, verifier_asks, verifier_events, verifier_rounds
 from moorline.storage.database import open_database
 from moorline.storage.steps import reached
 from moorline.storage.transactions import reading, retried, writing
+from moorline.storage.verifier_asks import Ask
 from moorline.storage.verifier_deliveries import Deliveries
 from moorline.storage.verifier_events import VerdictEvent
 from moorline.storage.verifier_rounds import (
@@ -161,8 +162,49 @@ class VerifierStore:
         """Remember a nonce until it is taken, expires, or too many follow."""
         with writing(self._engine) as connection:
             self._prune(connection, CHALLENGES, CHALLENGES.c.nonce, host)
-            connection.execute(sa.insert(CHALLENGES).values(nonce=nonce, host=host, expires=expires))
+            ask = verifier_asks.newest(connection, [host]).get(host, 0)
+            connection.execute(sa.insert(CHALLENGES).values(nonce=nonce, host=host, expires=expires, ask=ask))
         reached("verifier.challenge.opened")
+
+    # Questions ------------------------------------------------------------------------------------------------------
+
+    def ask(self, ask: Ask) -> int:
+        """Ask a host to show at once what it is; the question's number (storage.verifier_asks).
+
+        Raises Unavailable("host.asked_too_often").
+        """
+        with writing(self._engine) as connection:
+            number = verifier_asks.put(connection, ask)
+        reached("verifier.host.asked")
+        return number
+
+    def asked(self) -> dict[str, int]:
+        """The newest open question to each host that has one."""
+        with reading(self._engine) as connection:
+            return verifier_asks.newest(connection)
+
+    def ask_open(self, number: int) -> bool:
+        """Whether a question still waits for its answer."""
+        with reading(self._engine) as connection:
+            return verifier_asks.is_open(connection, number)
+
+    def ask_due(self, *, at: Instant, older_than: Instant, until: Instant, watched: Callable[[str], bool]) -> int:
+        """Ask the hosts, of those to watch, whose last result is older than that and who are not asked yet; how many."""
+        due = sa.select(HOSTS.c.host).outerjoin(RESULTS, RESULTS.c.host == HOSTS.c.host)
+        due = due.where(sa.func.coalesce(RESULTS.c.issued, 0) <= older_than).order_by(HOSTS.c.host)
+        with reading(self._engine) as connection:
+            asked = verifier_asks.newest(connection)
+            names = [row.host for row in connection.execute(due) if row.host not in asked and watched(row.host)]
+        if not names:
+            return 0
+        with writing(self._engine) as connection:
+            asked = verifier_asks.newest(connection, names)
+            for host in names:
+                if host not in asked:
+                    why = verifier_asks.Reason.PERIOD
+                    verifier_asks.put(connection, Ask(host=host, reason=why, says="", asked_by="", at=at, until=until))
+        reached("verifier.host.asked")
+        return len(names)
 
     # Progress and results -------------------------------------------------------------------------------------------
 
@@ -236,19 +278,25 @@ class VerifierStore:
             return verifier_events.newest_cursor(connection)
 
     def sweep(self, *, now: Instant, watched: Callable[[str], bool] = lambda _: True) -> tuple[str, ...]:
-        """Tell of the hosts whose lease ran out since they were last heard of, each once; their names.
+        """Tell of the hosts whose lease ran out, or who did not answer a question, each once; their names.
 
         `watched` says which hosts are this process's to watch.
         """
         with reading(self._engine) as connection:
-            if not any(map(watched, verifier_events.ran_out(connection, at=now))):
+            found = (*verifier_events.ran_out(connection, at=now), *verifier_asks.overdue(connection, at=now))
+            if not any(map(watched, found)):
                 return ()  # the ordinary case, and no writer needs to wait for it
         with writing(self._engine) as connection:
             silent = tuple(filter(watched, verifier_events.ran_out(connection, at=now)))
             for host in silent:
                 verifier_events.lost(connection, host, verifier_events.RAN_OUT, at=now)
+            hiding = tuple(filter(watched, verifier_asks.overdue(connection, at=now)))
+            for host in hiding:
+                connection.execute(withdrawal(host, verifier_asks.UNANSWERED))
+                verifier_events.lost(connection, host, verifier_asks.UNANSWERED, at=now)
+                verifier_asks.give_up(connection, host, at=now)
         reached("verifier.silence.told")
-        return silent
+        return (*silent, *hiding)
 
     def audit_rows(self, *, first: int, limit: int) -> tuple[tuple[int, bytes], ...]:
         """Numbers and encoded entries of the secure log (audit.log, domain verifier_events.AUDIT_DOMAIN), in order."""

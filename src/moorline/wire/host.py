@@ -88,6 +88,22 @@ class HostChallenge:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AskWait:
+    """A host waits to be asked something it does not know yet (`known` is the number it was last told), for `wait_s`."""
+
+    host: str
+    known: int
+    wait_s: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """The newest question; the number that was known already if nobody asked."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PcrValue:
     """One PCR as the TPM read it out; only the quote proves it."""
 
