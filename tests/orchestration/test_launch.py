@@ -408,3 +408,48 @@ def test_what_is_not_there(mano):
     with pytest.raises(Refused) as caught:
         mano.store.package(bytes(32))
     assert caught.value.code == "package.not_onboarded"
+
+
+# Change of use (SEC009 5.1.2) ------------------------------------------------------------------------------------------
+
+
+def running_already(mano, use_case):
+    """A function of another service that runs on h1."""
+    mano.store.onboard(
+        PackageRow(
+            digest=b"q" * 32,
+            service="billing",
+            version="1.0.0",
+            use_case=use_case,
+            jurisdiction="EU/DE",
+            memory_mib=256,
+            pids=64,
+            signer=b"",
+            signer_name="somebody",
+            onboarded=NOW,
+        ),
+        b"another package",
+    )
+    row = mano.request(instance="billing-1", service="billing", package=b"q" * 32)
+    mano.store.save(dataclasses.replace(row, state=LaunchState.ACTIVE, host="h1"), at=NOW, says="runs")
+
+
+async def test_a_host_attests_anew_before_it_takes_in_another_class_of_function(mano):
+    """verifies that: one that does not is given nothing, and is chosen again when it has; the control asks nobody."""
+    running_already(mano, "4.5")
+    mano.hosts.fail["fresh"] = [Refused("result.withdrawn", "it drifted")]
+    mano.request()
+    with pytest.raises(Unavailable) as refused:
+        await mano.launches.advance("records-1")
+    assert (refused.value.code, refused.value.got) == ("launch.host_not_fresh", "result.withdrawn")
+    row = mano.store.function("records-1")
+    assert (row.state, row.intent, mano.hosts.starts) == (LaunchState.REQUESTED, None, [])
+    assert (await mano.launches.drive("records-1")).host == "h1"
+    assert mano.hosts.asked == [("h1", "4.7 beside 4.5")] * 2
+
+
+async def test_a_host_that_runs_the_same_class_is_not_asked_again(mano):
+    running_already(mano, "4.7")
+    mano.request()
+    assert (await mano.launches.drive("records-1")).host == "h1"
+    assert mano.hosts.asked == []
