@@ -102,6 +102,11 @@ AR4SI_CLAIMS = (
 )
 
 
+def worst(vector: dict[str, Tier]) -> Tier:
+    """The status that a vector comes to: its worst tier, or NONE when nothing affirmed."""
+    return max(vector.values(), key=lambda tier: tier.value)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapabilityLevel:
     """A SEC009 capability and the assurance with which it was shown (after the cap)."""
@@ -109,6 +114,23 @@ class CapabilityLevel:
     capability: str
     level: Assurance
     value: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submodule:
+    """A part of a verdict, such as a clause group of SEC009, with a vector of its own.
+
+    `doubts` are chains over which doubt came to claims of this part, from elsewhere: who is doubted, and because of whom.
+    """
+
+    name: str
+    vector: dict[str, Tier]
+    doubts: tuple[str, ...] = ()
+
+    @property
+    def status(self) -> Tier:
+        """The worst of the vector, or NONE when nothing affirmed."""
+        return worst(self.vector)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,15 +154,12 @@ class AttestationResult:
     nonce: bytes
     capabilities: tuple[CapabilityLevel, ...] = ()
     bound: dict[str, str] = field(default_factory=dict)
+    submodules: tuple[Submodule, ...] = ()
 
     @property
     def status(self) -> Tier:
         """Contraindicated if any rule was not met, affirming only if something affirmed and nothing warned."""
-        tiers = set(self.vector.values())
-        for tier in (Tier.CONTRAINDICATED, Tier.WARNING, Tier.AFFIRMING):
-            if tier in tiers:
-                return tier
-        return Tier.NONE
+        return worst(self.vector)
 
     def first_refusal(self) -> Finding | None:
         """The first rule that was not met, or None."""

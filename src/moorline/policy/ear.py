@@ -26,6 +26,7 @@ from moorline.rats import (
     EvidenceRoot,
     Finding,
     Outcome,
+    Submodule,
     Tier,
 )
 from moorline.wire import base64url, keys
@@ -39,6 +40,7 @@ _CLAIMS: Final = frozenset({"eat_profile", "iss", "aud", "iat", "exp", "ear_veri
 _APPRAISAL: Final = frozenset(
     {"ear_status", "ear_trustworthiness_vector", "ear_appraisal_policy_ids", "eat_nonce", "ear_verifier_claims"}
 )
+_PART: Final = frozenset({"ear_status", "ear_trustworthiness_vector", "ear_verifier_claims"})
 _PRIVATE: Final = frozenset({"root", "simulated_allowed", "findings", "capabilities", "bound"})
 _FINDING: Final = frozenset({"code", "outcome", "claim", "says", "expected", "got", "remedy"})
 
@@ -53,7 +55,7 @@ def signing_input(result: AttestationResult, *, audience: str) -> bytes:
     """The bytes to sign with ES256, for a signer that is elsewhere; `assemble` makes the token."""
     appraisal = {
         "ear_status": result.status.word,
-        "ear_trustworthiness_vector": {claim: tier.value for claim, tier in result.vector.items() if tier is not Tier.NONE},
+        "ear_trustworthiness_vector": _vector(result.vector),
         "ear_appraisal_policy_ids": [_POLICY_ID + _b64(result.policy_digest)],
         "eat_nonce": _b64(result.nonce),
         "ear_verifier_claims": {_OURS: _private(result)},
@@ -65,7 +67,10 @@ def signing_input(result: AttestationResult, *, audience: str) -> bytes:
         "iat": result.issued,
         "exp": result.expires,
         "ear_verifier_id": {"developer": "moorline", "build": "moorline verifier"},
-        "submods": {result.subject: appraisal},
+        "submods": {
+            result.subject: appraisal,
+            **{f"{result.subject}/{part.name}": _part(part) for part in result.submodules},
+        },
     }
     body = json.dumps(claims, separators=(",", ":"), sort_keys=True, ensure_ascii=True).encode("ascii")
     return _HEADER + b"." + _b64(body).encode("ascii")
@@ -115,6 +120,18 @@ def parse_verified(token: str, key: keys.PublicKey, *, now: Instant, audience: s
     return result
 
 
+def _vector(vector: dict[str, Tier]) -> dict[str, int]:
+    return {claim: tier.value for claim, tier in vector.items() if tier is not Tier.NONE}
+
+
+def _part(part: Submodule) -> dict[str, object]:
+    return {
+        "ear_status": part.status.word,
+        "ear_trustworthiness_vector": _vector(part.vector),
+        "ear_verifier_claims": {_OURS: {"doubts": list(part.doubts)}},
+    }
+
+
 def _private(result: AttestationResult) -> dict[str, object]:
     return {
         "root": result.root.value,
@@ -140,16 +157,12 @@ def _private(result: AttestationResult) -> dict[str, object]:
 
 def _result(claims: dict[str, Any]) -> AttestationResult:
     try:
-        ((subject, appraisal),) = claims["submods"].items()
+        subject, appraisal, submodules = _parts(claims["submods"])
         _shape(appraisal, _APPRAISAL)
         ours = appraisal["ear_verifier_claims"][_OURS]
         _shape(ours, _PRIVATE)
         (policy_id,) = appraisal["ear_appraisal_policy_ids"]
-        vector = dict.fromkeys(AR4SI_CLAIMS, Tier.NONE)
-        for claim, value in appraisal["ear_trustworthiness_vector"].items():
-            if claim not in vector:
-                raise Malformed("ear.claim", "an unknown trustworthiness claim", got=claim)
-            vector[claim] = Tier(_integer(value))
+        vector = _vector_of(appraisal)
         result = AttestationResult(
             subject=_text(subject),
             verifier=_text(claims["iss"]),
@@ -163,15 +176,45 @@ def _result(claims: dict[str, Any]) -> AttestationResult:
             nonce=_unb64(_text(appraisal["eat_nonce"]).encode("ascii")),
             capabilities=tuple(_capability(one) for one in ours["capabilities"]),
             bound={_text(name): _text(value) for name, value in ours["bound"].items()},
+            submodules=submodules,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         # any other shape than ours gives one of these while it is taken apart
         raise Malformed("ear.claim", "a claim is missing or of the wrong type", got=type(error).__name__) from None
-    if result.status.word != appraisal["ear_status"]:
-        raise Malformed(
-            "ear.inconsistent", "status and vector disagree", expected=result.status.word, got=appraisal["ear_status"]
-        )
+    _consistent(result.status, appraisal)
     return result
+
+
+def _parts(submods: dict[str, Any]) -> tuple[str, dict[str, Any], tuple[Submodule, ...]]:
+    """The subject, its appraisal, and its submodules: `subject` and `subject/...`, and nothing else."""
+    subject = min(submods, key=len)
+    rest = {name: part for name, part in submods.items() if name != subject}
+    if not all(name.startswith(f"{subject}/") for name in rest):
+        raise Malformed("ear.claim", "a submodule is of another subject", expected=f"{subject}/...", got=sorted(rest))
+    parts = (_submodule(name[len(subject) + 1 :], part) for name, part in sorted(rest.items()))
+    return subject, submods[subject], tuple(parts)
+
+
+def _submodule(name: str, part: dict[str, Any]) -> Submodule:
+    _shape(part, _PART)
+    doubts = part["ear_verifier_claims"][_OURS]["doubts"]
+    found = Submodule(name=name, vector=_vector_of(part), doubts=tuple(_text(one) for one in doubts))
+    _consistent(found.status, part)
+    return found
+
+
+def _vector_of(appraisal: dict[str, Any]) -> dict[str, Tier]:
+    vector = dict.fromkeys(AR4SI_CLAIMS, Tier.NONE)
+    for claim, value in appraisal["ear_trustworthiness_vector"].items():
+        if claim not in vector:
+            raise Malformed("ear.claim", "an unknown trustworthiness claim", got=claim)
+        vector[claim] = Tier(_integer(value))
+    return vector
+
+
+def _consistent(status: Tier, appraisal: dict[str, Any]) -> None:
+    if status.word != appraisal["ear_status"]:
+        raise Malformed("ear.inconsistent", "status and vector disagree", expected=status.word, got=appraisal["ear_status"])
 
 
 def _finding(item: dict[str, Any]) -> Finding:

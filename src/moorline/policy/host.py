@@ -18,6 +18,7 @@ from typing import Annotated, Final
 from moorline.clock import Instant
 from moorline.digest import same, tagged_hash
 from moorline.evidence.ima import ImaEntry
+from moorline.policy import doubt
 from moorline.policy.match import Exact, Match, NotRequired, OneOf, meets, shown
 from moorline.policy.reference_values import LocationTag, Reference
 from moorline.rats import (
@@ -211,7 +212,7 @@ def appraise_host(facts: HostFacts, policy: HostPolicy, *, reference: Reference,
         *_files(facts.files, policy),
         *_location(facts, policy, appraisal.issued),
     )
-    return AttestationResult(
+    result = AttestationResult(
         subject=f"host/{facts.host}",
         verifier=appraisal.verifier,
         issued=appraisal.issued,
@@ -225,6 +226,7 @@ def appraise_host(facts: HostFacts, policy: HostPolicy, *, reference: Reference,
         capabilities=_capabilities(facts, findings, simulated_allowed=appraisal.simulated_allowed),
         bound=_bound(facts),
     )
+    return doubt.lowered(result, doubt.shipped())
 
 
 def appraise_measurements(
