@@ -386,7 +386,7 @@ async def test_a_node_believes_no_block_without_quorum_and_none_that_differs_fro
 
 # Killed at every step --------------------------------------------------------------------------------------------------
 
-WRITES = ("propose", "intend_signature", "keep_cosignatures", "commit")
+WRITES = ("propose", "intend_signature", "keep_cosignatures", "commit", "finish")
 
 
 def killing_store(after):

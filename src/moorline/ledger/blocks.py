@@ -219,6 +219,13 @@ def receipts(log_proof: tuple[bytes, ...], block: Block, *, note: bytes, transac
     ]
 
 
+def encoded_receipts(
+    log_proof: tuple[bytes, ...], block: Block, *, note: bytes, transaction_ids: Sequence[bytes]
+) -> list[bytes]:
+    """As `receipts`, as they travel."""
+    return [schema.encode(one) for one in receipts(log_proof, block, note=note, transaction_ids=transaction_ids)]
+
+
 def parse_receipt(data: bytes) -> Receipt:
     """A receipt from its bytes; raises only Malformed."""
     return schema.decode(Receipt, data)

@@ -254,6 +254,31 @@ def _verifying_key(spki: bytes) -> cose.VerifyingKey:
     return cose.verifying_key(keys.parse_public(spki))
 
 
+def signing_key(view: View, transaction: Transaction) -> cose.VerifyingKey | None:
+    """The key of its sender that a transaction names; None if the ledger has no such key now.
+
+    For who verifies signatures beforehand (`Verified`). It says nothing about whether the sender may sign at all.
+    """
+    sender = transaction.payload.sender
+    name, _, hsm_id = sender.name.partition("/")
+    for spki in _registered_keys(view, sender.kind, name, hsm_id):
+        key = _verifying_key(spki)
+        if key.id == transaction.sign1.key_id:
+            return key
+    return None
+
+
+def _registered_keys(view: View, kind: SenderKind, name: str, hsm_id: str) -> tuple[bytes, ...]:
+    if kind is SenderKind.AUTHORITY:
+        authority = view.get(r.authority_key(name))
+        return () if authority is None else (r.parse(r.AuthorityRecord, authority).transaction_key,)
+    if kind is SenderKind.HSM:
+        hsm = view.get(r.hsm_key(name, hsm_id))
+        return () if hsm is None else (r.parse(r.HsmRecord, hsm).signing_public,)
+    provider = view.get(r.provider_key(name))
+    return () if provider is None else tuple(map(_key_of, r.parse(r.ProviderRecord, provider).ca_certificates))
+
+
 def _signed_by(draft: Draft, transaction: Transaction, allowed: tuple[bytes, ...]) -> None:
     for spki in allowed:
         key = _verifying_key(spki)

@@ -15,21 +15,35 @@ from moorline.wire import cose
 from moorline.wire.cose import Sign1, VerifyingKey
 
 REMEMBERED: Final = 16_384
+_SHORT: Final = 2048
+"""What is longer is remembered by its digest: the memory is bounded in bytes too, by 32 MiB."""
 
 
 class Verified:
     """A memory of one process. Not for threads."""
 
     def __init__(self) -> None:
-        self._held: OrderedDict[bytes, None] = OrderedDict()
+        self._held: OrderedDict[tuple[object, ...], None] = OrderedDict()
 
     def verify(self, sign1: Sign1, key: VerifyingKey) -> None:
         """As cose.verify: raises NotAuthentic, every time, for a signature that does not hold."""
-        parts = (sign1.purpose.encode(), key.id, sign1.protected, sign1.signature, sign1.payload)
-        name = hashlib.sha256(length_prefixed(*parts)).digest()
-        if name in self._held:
-            return
-        cose.verify(sign1, key)
-        self._held[name] = None
+        if not self.knows(sign1, key):
+            cose.verify(sign1, key)
+            self.remember(sign1, key)
+
+    def knows(self, sign1: Sign1, key: VerifyingKey) -> bool:
+        """Whether it held, and is remembered."""
+        return _name(sign1, key) in self._held
+
+    def remember(self, sign1: Sign1, key: VerifyingKey) -> None:
+        """Say that cose.verify took this signature, wherever it was called."""
+        self._held[_name(sign1, key)] = None
         if len(self._held) > REMEMBERED:
             self._held.popitem(last=False)
+
+
+def _name(sign1: Sign1, key: VerifyingKey) -> tuple[object, ...]:
+    if len(sign1.payload) <= _SHORT:
+        return sign1.purpose, key.id, sign1.protected, sign1.signature, sign1.payload
+    parts = (sign1.purpose.encode(), key.id, sign1.protected, sign1.signature, sign1.payload)
+    return (hashlib.sha256(length_prefixed(*parts)).digest(),)

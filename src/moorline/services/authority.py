@@ -29,6 +29,7 @@ from moorline.ledger.engines.embedded import Peer, Proposal, Sequencer
 from moorline.ledger.engines.node import Node, encode_status
 from moorline.ledger.engines.node_state import AT_ONCE
 from moorline.ledger.engines.office import Candidate, Office
+from moorline.ledger.engines.verifiers import Verifiers
 from moorline.ledger.genesis import Genesis
 from moorline.ledger.tree import SUBTREE_BITS
 from moorline.nfv import Role
@@ -211,12 +212,18 @@ class LoggingOffice(Office):
 
     def _sequencer(self) -> Sequencer:
         structlog.get_logger().info("sequencing", term=self.node.conduct.following.term)
-        return LoggingSequencer(self.node, self._peers)
+        return LoggingSequencer(self.node, self._peers, verifiers=self._verifiers)
 
     def _cosigner(self, sequencer: str) -> Cosigner:
         structlog.get_logger().info("cosigning", sequencer=sequencer, term=self.node.conduct.word.term)
         others = {name: self._peers[name] for name in self._peers if name != sequencer}
-        return LoggingCosigner(self.node, self._peers[sequencer], others=others, snapshot_after=self._snapshot_after)
+        return LoggingCosigner(
+            self.node,
+            self._peers[sequencer],
+            others=others,
+            snapshot_after=self._snapshot_after,
+            verifiers=self._verifiers,
+        )
 
     def _candidate(self) -> Candidate:
         structlog.get_logger().info("gathering words", term=self.node.conduct.word.term)
@@ -404,8 +411,12 @@ async def _run(
         "an authority lied", kind=finding.kind, height=finding.height, offenders=finding.offenders, forked=finding.forked
     )
     clock = SystemClock()
+    verifiers = Verifiers()
     office = LoggingOffice(
-        node, Peers(node, lambda: tls_identity(keys, found, clock)), snapshot_after=settings.snapshot_after
+        node,
+        Peers(node, lambda: tls_identity(keys, found, clock)),
+        snapshot_after=settings.snapshot_after,
+        verifiers=verifiers,
     )
     log.info("authority", name=settings.name, height=node.head.state.height, ledger=found.ledger_id.hex())
     tasks = {
@@ -421,6 +432,7 @@ async def _run(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await verifiers.close()
 
 
 async def _scrub(node: Node) -> None:

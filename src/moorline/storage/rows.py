@@ -12,11 +12,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 def put(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows, or write over those whose primary key is there already."""
-    connection.execute(_upsert(connection.dialect.name, table), [dict(row) for row in rows])
+    connection.execute(upsert(connection.dialect.name, table), [dict(row) for row in rows])
 
 
 @lru_cache(maxsize=32)  # bounded: one entry a table and kind of database
-def _upsert(dialect: str, table: sa.Table) -> Any:  # noqa: ANN401 - each kind of database has its own type of it
+def upsert(dialect: str, table: sa.Table) -> Any:  # noqa: ANN401 - each kind of database has its own type of it
+    """The statement that does it."""
     kind = postgresql if dialect == "postgresql" else sqlite
     statement = kind.insert(table)
     keys = [column.name for column in table.primary_key]

@@ -146,9 +146,14 @@ def verify(sign1: Sign1, key: keys.PublicKey | VerifyingKey) -> bytes:
         )
     if sign1.key_id != known.id:
         raise NotAuthentic("cose.key_id", "the message names another key", expected=known.id, got=sign1.key_id)
-    message = _to_be_signed(sign1.purpose, sign1.protected, sign1.payload)
+    message = signed_bytes(sign1)
     keys.verify_as(known.algorithm, known.key, sign1.signature, message)
     return sign1.payload
+
+
+def signed_bytes(sign1: Sign1) -> bytes:
+    """What the signature is over (RFC 9052 4.4)."""
+    return _to_be_signed(sign1.purpose, sign1.protected, sign1.payload)
 
 
 def _content_type(purpose: str) -> str:

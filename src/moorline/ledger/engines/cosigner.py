@@ -22,7 +22,9 @@ from moorline.ledger.blocks import Block
 from moorline.ledger.checkpoint import Checkpoint, Note, tolerated_faults
 from moorline.ledger.engines import taking_over
 from moorline.ledger.engines.embedded import MAX_SKEW_MS, Peer, Proposal, verified_seal
+from moorline.ledger.engines.lookahead import FEW, verify_beside
 from moorline.ledger.engines.node import Committed, Node
+from moorline.ledger.engines.verifiers import Verifiers
 from moorline.storage.ledger_store import StoredSignature
 from moorline.storage.steps import reached
 from moorline.wire import schema
@@ -42,8 +44,9 @@ class Cosigner:
         *,
         others: Mapping[str, Peer] | None = None,
         snapshot_after: int = SNAPSHOT_AFTER,
+        verifiers: Verifiers | None = None,
     ) -> None:
-        self.node = node
+        self.node, self._verifiers = node, verifiers
         self._sequencer = sequencer
         self._others = others or {}
         self._snapshot_after = snapshot_after
@@ -60,6 +63,8 @@ class Cosigner:
                 self._adopt(proposal.previous)
             if block.header.height > self.node.head.state.height + 1:
                 await self._catch_up(block.header.height - 1)
+            if self._verifiers is not None and len(block.transactions) >= FEW:
+                await verify_beside(self.node.head.state, block.transactions, self.node.verified, self._verifiers)
             return self._sign(block, proposal)
 
     async def announce(self, data: bytes) -> None:
@@ -133,7 +138,7 @@ class Cosigner:
             if again is not None and height == self.node.head.state.height:
                 return self.node.cosign(self.node.head.checkpoint(), at=again).line()
             raise Conflict("ledger.height_passed", "this height is committed already", got=height)
-        head, _ = blocks.execute_again(self.node.head, block, verified=self.node.verified)  # 4
+        head, _ = self.node.execute(block, proposal.block)  # 4
         found = head.checkpoint()
         if again is None:
             self.node.conduct.may_sign(height)

@@ -33,8 +33,11 @@ from moorline.ledger import blocks, checkpoint, seals
 from moorline.ledger.blocks import Block, Head
 from moorline.ledger.checkpoint import Checkpoint, Note, NoteSignature, quorum_of
 from moorline.ledger.engines import intake
-from moorline.ledger.engines.intake import Intake, Waiting
+from moorline.ledger.engines.candidate import Candidate, Round
+from moorline.ledger.engines.intake import Deadlines, Intake, Waiting
+from moorline.ledger.engines.lookahead import Lookahead
 from moorline.ledger.engines.node import Committed, Node
+from moorline.ledger.engines.verifiers import Verifiers
 from moorline.ledger.seals import Seal
 from moorline.ledger.state import Applied, Rejected
 from moorline.ledger.transactions import MAX_TRANSACTION_BYTES
@@ -108,12 +111,15 @@ class Peer(Protocol):
 class Sequencer:
     """Makes blocks of what is submitted and gets them signed. Run `run()` in a task for as long as it is its term."""
 
-    def __init__(self, node: Node, peers: Mapping[str, Peer]) -> None:
+    def __init__(self, node: Node, peers: Mapping[str, Peer], *, verifiers: Verifiers | None = None) -> None:
         self.node = node
         self._peers = peers
         self._term = node.conduct.following
         self._intake = Intake(lambda: node.head.state, node.verified)
+        self._lookahead = Lookahead(self._intake, verifiers, state=lambda: node.head.state, verified=node.verified)
+        self._deadlines = Deadlines(self._unreachable)
         self._late: set[asyncio.Task[str]] = set()
+        self._telling: set[asyncio.Task[None]] = set()
 
     async def submit(self, transaction: bytes) -> bytes:
         """The receipt, once a quorum signed. The same transaction again gives its receipt again.
@@ -128,23 +134,24 @@ class Sequencer:
         known = self.node.receipt(waiting.id) if waiting.may_stand(self.node.head.state) else None
         if known is not None:
             return known
-        self._intake.put(waiting)
-        try:
-            return await asyncio.wait_for(waiting.receipt, SUBMIT_DEADLINE_S)
-        except TimeoutError:
-            raise Unavailable(
-                "ledger.quorum_unreachable",
-                "no quorum of authorities signed in time",
-                expected=f"{self._quorum()} of {len(self.node.authorities())}",
-                remedy="send the same transaction again when the authorities are back",
-            ) from None
+        if not self._lookahead.takes(waiting):
+            self._intake.put(waiting)
+        return await self._deadlines.receipt(waiting, SUBMIT_DEADLINE_S)
+
+    def _unreachable(self) -> Unavailable:
+        return Unavailable(
+            "ledger.quorum_unreachable",
+            "no quorum of authorities signed in time",
+            expected=f"{self._quorum()} of {len(self.node.authorities())}",
+            remedy="send the same transaction again when the authorities are back",
+        )
 
     async def run(self) -> None:
         """Make blocks for ever: of what waits, or an empty one when a third of max_age has passed."""
         try:
-            await self._resume()
+            candidate = self._resumed()
             while True:
-                await self._make(await self._batch())
+                candidate = await self._through(candidate or self._propose(await self._batch()))
         finally:
             self.close()
 
@@ -155,20 +162,26 @@ class Sequencer:
 
     def close(self) -> None:
         """Tell everybody who waits for a receipt that nothing will come of it here."""
+        self._lookahead.close()
         self._intake.close()
 
-    async def _resume(self) -> None:
+    # Making a block --------------------------------------------------------------------------------------------------
+
+    def _resumed(self) -> Candidate | None:
         """A block that was proposed before a crash is proposed again, byte for byte, as long as it may get signed."""
         proposed = self.node.store.proposed()
         if proposed is None or proposed.height != self.node.head.state.height + 1 or proposed.seal is None:
-            return
+            return None
         block = blocks.parse(proposed.body)
         seal = schema.decode(Seal, proposed.seal)
         first = None if proposed.first_seal is None else schema.decode(Seal, proposed.first_seal)
         if seal.term != self._term.term:  # of another term, and not taken over into this one: nobody here signed it
-            return
+            return None
         head, applied = blocks.execute_again(self.node.head, block)
-        await self._until_signed(_Candidate(block, proposed.body, head, applied, seal, first))
+        lines = self.node.store.cosignatures(proposed.height)
+        return Candidate(
+            block=block, body=proposed.body, head=head, applied=applied, seal=seal, first=first, batch=[], lines=lines
+        )
 
     async def _batch(self) -> list[Waiting]:
         with contextlib.suppress(TimeoutError):
@@ -182,20 +195,41 @@ class Sequencer:
         due_ms = self.node.head.state.time_ms + self.node.head.state.parameter("max_age_s") * 1000 // 3
         return max(0.0, (due_ms - self.node.now_ms()) / 1000)
 
-    async def _make(self, batch: list[Waiting]) -> None:
-        while True:
-            time_ms = max(self.node.now_ms(), self.node.head.state.time_ms + 1)
-            block, head, outcomes = blocks.make(
-                self.node.head, [waiting.data for waiting in batch], time_ms=time_ms, verified=self.node.verified
-            )
-            batch, applied = self._answer_rejected(batch, outcomes)
-            seal = self.node.seal(block.header, term=self._term.term, attempt=self._attempt(head.state.height))
-            candidate = _Candidate(block, blocks.encode(block), head, applied, seal, None)
-            self.node.store.propose(head.state.height, candidate.body, seal=schema.encode(seal))  # 1
-            reached("sequencer.block.proposed")
-            if await self._until_signed(candidate):
-                break
-        self._answer(batch, candidate)
+    def _propose(self, batch: list[Waiting]) -> Candidate:
+        """The next block, recorded as proposed."""
+        candidate = self._made(self.node.head, batch, frozenset(), attempt=self._attempt(self.node.head.state.height + 1))
+        self.node.store.propose(candidate.height, candidate.body, seal=schema.encode(candidate.seal))  # 1
+        reached("sequencer.block.proposed")
+        return candidate
+
+    def _following(self, before: Candidate) -> Candidate | None:
+        """What is to be proposed in the transaction that commits the block before it, if anything waits.
+
+        Nothing where another set of authorities, or another key of this one, signs from then on.
+        """
+        if self._intake.empty or before.head.state.authority_set() != self.node.authorities():
+            return None
+        batch = self._intake.take(blocks.MAX_TRANSACTIONS, blocks.MAX_BATCH_BYTES)
+        made = self._made(before.head, batch, frozenset(one.id for one in before.applied), attempt=0)
+        return made if made.applied else None
+
+    def _made(self, head: Head, batch: list[Waiting], under_way: frozenset[bytes], *, attempt: int) -> Candidate:
+        time_ms = max(self.node.now_ms(), head.state.time_ms + 1)
+        block, after, outcomes = blocks.make(
+            head, [waiting.data for waiting in batch], time_ms=time_ms, verified=self.node.verified
+        )
+        kept, applied = self._answer_rejected(batch, outcomes, under_way)
+        seal = self.node.seal(block.header, term=self._term.term, attempt=attempt)
+        return Candidate(
+            block=block,
+            body=blocks.encode(block),
+            head=after,
+            applied=applied,
+            seal=seal,
+            first=None,
+            batch=kept,
+            lines={},
+        )
 
     def _attempt(self, height: int) -> int:
         """One more than the last at this height and in this term; counted in the database."""
@@ -205,20 +239,8 @@ class Sequencer:
         last = schema.decode(Seal, proposed.seal)
         return last.attempt + 1 if last.term == self._term.term else 0
 
-    def _answer(self, batch: list[Waiting], candidate: _Candidate) -> None:
-        stored = self.node.store.block(candidate.height)
-        if stored is None or stored.body != candidate.body:  # another block took its place: try again with the next
-            for waiting in batch:
-                self._intake.put_back(waiting)
-            return
-        ids = [waiting.id for waiting in batch]
-        receipts = blocks.receipts(candidate.head.log_proof, candidate.block, note=stored.note, transaction_ids=ids)
-        for waiting, receipt in zip(batch, receipts, strict=True):
-            if not waiting.receipt.done():
-                waiting.receipt.set_result(schema.encode(receipt))
-
     def _answer_rejected(
-        self, batch: list[Waiting], outcomes: tuple[Applied | Rejected, ...]
+        self, batch: list[Waiting], outcomes: tuple[Applied | Rejected, ...], under_way: frozenset[bytes]
     ) -> tuple[list[Waiting], tuple[Applied, ...]]:
         kept, applied = [], []
         here: dict[bytes, Waiting] = {}
@@ -232,21 +254,41 @@ class Sequencer:
                 known = self.node.receipt(waiting.id) if used else None
                 if known is not None:  # sent twice at once: the first has just been committed
                     waiting.receipt.set_result(known)
+                elif used and waiting.id in under_way:  # it is in the block that is committed now; afterwards it is known
+                    self._intake.put_back(waiting)
                 elif used and waiting.id in here:  # sent twice at once, and both are in this batch
                     _follow(here[waiting.id].receipt, waiting.receipt)
                 else:
                     waiting.receipt.set_exception(outcome.error())
         return kept, tuple(applied)
 
-    async def _until_signed(self, candidate: _Candidate) -> bool:
-        """True once a block is committed at this height; False if so many did not sign this one as can sign another."""
+    # Getting it signed -----------------------------------------------------------------------------------------------
+
+    async def _through(self, candidate: Candidate) -> Candidate | None:
+        """Have a block signed and commit it. The next one, where that is proposed already."""
+        if await self._signed(candidate):
+            return await self._commit(candidate)
+        stored = self.node.store.block(candidate.height)
+        if stored is None:  # given up
+            return self._propose(candidate.batch)
+        if stored.body == candidate.body:  # the others had it from somewhere else
+            self._answer(candidate, self._receipts(candidate, stored.note))
+        else:  # another block took its place: try again with the next
+            for waiting in candidate.batch:
+                self._intake.put_back(waiting)
+        return None
+
+    async def _signed(self, candidate: Candidate) -> bool:
+        """True once the others' part of a quorum has signed; False if the block was given up, or one is committed there.
+
+        It is given up if so many did not sign it as can sign another.
+        """
         while True:
             self.node.conduct.not_halted()
             round_ = await self._collect(candidate)
             if self.node.head.state.height >= candidate.height:
-                return True
+                return False
             if len(round_.lines) + 1 >= self._quorum():
-                await self._commit(candidate, round_.lines)
                 return True
             stale = self.node.now_ms() - candidate.block.header.time_ms > FRESH_MS
             if stale and not round_.lines and round_.too_late + 1 >= self._quorum() and self._may_give_up(candidate):
@@ -254,15 +296,14 @@ class Sequencer:
             await self._heed(round_, candidate.height)
             await asyncio.sleep(RETRY_S)
 
-    def _may_give_up(self, candidate: _Candidate) -> bool:
+    def _may_give_up(self, candidate: Candidate) -> bool:
         """Not a block this authority cosigned itself, before it became the sequencer: it signs no other at that height."""
         signed = self.node.store.signed()
         return signed is None or signed.height < candidate.height
 
-    async def _collect(self, candidate: _Candidate) -> _Round:
+    async def _collect(self, candidate: Candidate) -> Round:
         """Lines of others on this block, as many as a quorum takes; each verified, and kept if they are too few yet."""
-        height, found = candidate.height, candidate.head.checkpoint()
-        lines = self.node.store.cosignatures(height)
+        lines, found = candidate.lines, candidate.head.checkpoint()
         proposal = schema.encode(
             Proposal(
                 block=candidate.body,
@@ -287,11 +328,11 @@ class Sequencer:
                 else:
                     refusals[name] = answer.code
         if len(lines) + 1 < self._quorum() and new:  # else they are kept with the commit, as part of the note
-            self.node.store.keep_cosignatures(height, new)
+            self.node.store.keep_cosignatures(candidate.height, new)
         for task in asked:  # they sign too, in their own time; nobody waits for it
             self._late.add(task)
             task.add_done_callback(self._ended)
-        return _Round(lines, refusals)
+        return Round(lines, refusals)
 
     def _ended(self, task: asyncio.Task[str]) -> None:
         self._late.discard(task)
@@ -308,7 +349,7 @@ class Sequencer:
             return error
         return signature.line()
 
-    async def _heed(self, round_: _Round, height: int) -> None:
+    async def _heed(self, round_: Round, height: int) -> None:
         """What refusals tell of: a term that is over, a block that others have committed."""
         for name, code in round_.refusals.items():
             with contextlib.suppress(MoorlineError):
@@ -321,21 +362,42 @@ class Sequencer:
         """Called when an authority does not sign. Does nothing; a service logs it."""
 
     def _previous(self) -> Committed | None:
-        stored = self.node.store.head()
-        return None if stored is None else Committed(block=stored.body, note=stored.note, edge=stored.edge, seal=stored.seal)
+        return self.node.last()
 
-    async def _commit(self, candidate: _Candidate, lines: Mapping[str, str]) -> None:
+    # Committing it ---------------------------------------------------------------------------------------------------
+
+    async def _commit(self, candidate: Candidate) -> Candidate | None:
         found = candidate.head.checkpoint()
         own = self.node.cosign(found, at=self.node.now())  # 3
-        others = [checkpoint.parse_signature_line(lines[name]) for name in sorted(lines)]
+        others = [checkpoint.parse_signature_line(candidate.lines[name]) for name in sorted(candidate.lines)]
         signatures = (self.node.sign_as_maker(found), *sorted((own, *others), key=lambda one: one.name))
         note = Note(checkpoint=found, signatures=_quorum_only(signatures, self._quorum())).encode()
         committed = Committed(block=candidate.body, note=note, edge=candidate.head.edge, seal=schema.encode(candidate.seal))
-        self.node.commit(committed, candidate.head, candidate.applied)  # 4
+        following = self._following(candidate)
+        self.node.begin_commit(  # 4
+            committed,
+            candidate.head,
+            candidate.applied,
+            proposal=None if following is None else following.stored(),
+        )
+        receipts = self._receipts(candidate, note)  # while the disk works
+        await self.node.settled()
         reached("sequencer.block.committed")
-        await self._announce(schema.encode(committed))
+        telling = asyncio.ensure_future(self._tell(schema.encode(committed), candidate, receipts))
+        if following is None:
+            await telling
+        else:
+            self._telling.add(telling)
+            telling.add_done_callback(self._telling.discard)
+        return following
 
-    async def _announce(self, committed: bytes) -> None:  # 5
+    async def _tell(self, committed: bytes, candidate: Candidate, receipts: list[bytes]) -> None:  # 5
+        try:
+            await self._announce(committed)
+        finally:  # it is committed, whoever knows of it
+            self._answer(candidate, receipts)
+
+    async def _announce(self, committed: bytes) -> None:
         told = [asyncio.ensure_future(peer.announce(committed)) for peer in self._peers.values()]
         if not told:
             return
@@ -345,50 +407,27 @@ class Sequencer:
             task.cancel()
         await asyncio.gather(*told, return_exceptions=True)
 
+    def _receipts(self, candidate: Candidate, note: bytes) -> list[bytes]:
+        ids = [waiting.id for waiting in candidate.batch]
+        if not ids:
+            return []
+        return blocks.encoded_receipts(candidate.head.log_proof, candidate.block, note=note, transaction_ids=ids)
+
+    def _answer(self, candidate: Candidate, receipts: list[bytes]) -> None:
+        for waiting, receipt in zip(candidate.batch, receipts, strict=True):
+            if not waiting.receipt.done():
+                waiting.receipt.set_result(receipt)
+
     def _quorum(self) -> int:
         return quorum_of(len(self.node.authorities()))
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """A block on its way, as it is and encoded, the head after it, its seals."""
-
-    block: Block
-    body: bytes
-    head: Head
-    applied: tuple[Applied, ...]
-    seal: Seal
-    first: Seal | None
-
-    @property
-    def height(self) -> int:
-        return self.block.header.height
-
-
-@dataclass(frozen=True, slots=True)
-class _Round:
-    """What the others answered: lines by name, and codes of refusals by name."""
-
-    lines: Mapping[str, str]
-    refusals: Mapping[str, str]
-
-    @property
-    def too_late(self) -> int:
-        """How many have not signed the block, and will not any more."""
-        return sum(code == "ledger.time_skew" for code in self.refusals.values())
 
 
 def _follow(first: asyncio.Future[bytes], again: asyncio.Future[bytes]) -> None:
     """Answer `again` as `first` is answered. Where `first` gave up waiting, the deadline of `again` says so."""
 
     def told(done: asyncio.Future[bytes]) -> None:
-        if done.cancelled() or again.done():
-            return
-        error = done.exception()
-        if error is None:
+        if not done.cancelled() and done.exception() is None and not again.done():
             again.set_result(done.result())
-        else:
-            again.set_exception(error)
 
     first.add_done_callback(told)
 

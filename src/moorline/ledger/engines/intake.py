@@ -24,9 +24,10 @@ ROOM: Final = 10_000
 SENDER_ROOM: Final = 2_000
 UNPROVEN_ROOM: Final = 256
 _NOBODY: Final = ""
+_MOMENT_S: Final = 0.1
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Waiting:
     """A transaction, its id and the sender it names (both empty if it cannot be read), and who waits for its receipt."""
 
@@ -51,7 +52,8 @@ def waiting(data: bytes) -> Waiting:
     sender = found.payload.sender
     name = sender.name.partition("/")[0]  # an HSM counts as its provider
     kind = "authority" if sender.kind is transactions.SenderKind.AUTHORITY else "provider"
-    return Waiting(data, found.id, f"{kind} {name}", machine.nonce_id_of(found.payload), found.payload.valid_until)
+    nonce_id = machine.nonce_id_of(found.payload)
+    return Waiting(data, found.id, f"{kind} {name}", nonce_id, found.payload.valid_until)
 
 
 class Intake:
@@ -86,6 +88,11 @@ class Intake:
         self._lines.setdefault(waiting.sender, deque()).append(waiting)
         self._count += 1
         self._some.set()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing waits."""
+        return self._count == 0
 
     async def something(self) -> None:
         """Returns when something waits."""
@@ -129,3 +136,30 @@ class Intake:
         outcome = machine.apply(state, data, ledger_id=state.ledger_id, block=context, verified=self._verified)
         if isinstance(outcome, Rejected):
             raise outcome.error()
+
+
+class Deadlines:
+    """Ends waiting for receipts. One timer serves all that began to wait within a moment: thousands may in a second."""
+
+    def __init__(self, error: Callable[[], Unavailable]) -> None:
+        self._error = error
+        self._began = -_MOMENT_S
+        self._waiting: set[Waiting] = set()
+
+    async def receipt(self, waiting: Waiting, seconds: float) -> bytes:
+        """Its receipt, or the error once so many seconds, or a moment more, have passed."""
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._began >= _MOMENT_S:
+            self._began, self._waiting = loop.time(), set()
+            loop.call_later(seconds + _MOMENT_S, self._end, self._waiting)
+        among = self._waiting
+        among.add(waiting)
+        try:
+            return await waiting.receipt
+        finally:
+            among.discard(waiting)
+
+    def _end(self, waiting: set[Waiting]) -> None:
+        for one in waiting:
+            if not one.receipt.done():
+                one.receipt.set_exception(self._error())

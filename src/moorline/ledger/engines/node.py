@@ -7,7 +7,9 @@ part of it again when it is read (engines.node_state): a database that was chang
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
@@ -27,7 +29,14 @@ from moorline.ledger.state import Applied, State
 from moorline.ledger.transactions import parse as parse_transaction
 from moorline.ledger.tree import SUBTREE_BITS, key_digest, subtree_of
 from moorline.ledger.verified import Verified
-from moorline.storage.ledger_store import LedgerStore, StoredBlock, StoredEvidence, StoredSignature
+from moorline.storage.ledger_store import (
+    LedgerStore,
+    StateWrites,
+    StoredBlock,
+    StoredEvidence,
+    StoredProposal,
+    StoredSignature,
+)
 from moorline.wire import cbor, schema
 from moorline.wire.schema import Bytes32, Size
 
@@ -52,6 +61,31 @@ class AuthoritySet:
     authorities: dict[str, Bytes32]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _After:
+    """A block that was judged, and what the database has to hold after it; `changed` is the set if it is another."""
+
+    head: Head
+    block: StoredBlock
+    writes: StateWrites
+    transactions: list[bytes]
+    changed: dict[str, bytes] | None
+
+    @property
+    def authorities(self) -> bytes | None:
+        return None if self.changed is None else schema.encode(AuthoritySet(authorities=self.changed))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Executed:
+    """What the block `body` gave on the head `on`."""
+
+    on: Head
+    body: bytes
+    after: Head
+    applied: tuple[Applied, ...]
+
+
 class Node:
     """One authority's chain. `now_ms` is its own clock; nothing here listens or dials."""
 
@@ -72,6 +106,9 @@ class Node:
         self._keys = [one for one in (key, next_key) if one is not None]
         self._state = node_state.StoredState(store, genesis.ledger_id)
         self.conduct = Conduct(store, genesis)
+        self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger-disk")
+        self._written: tuple[Future[None], _After] | None = None
+        self._executed: _Executed | None = None
         self.verified = Verified()
         """Signatures that held when a transaction came in or its block was cosigned; the block's commit needs them again."""
         self.on_evidence: Callable[[Finding], None] = lambda _: None
@@ -80,6 +117,8 @@ class Node:
 
     def reload(self) -> None:
         """Take head and state from the database."""
+        self.settle()
+        self._last: StoredBlock | None = None
         self.head, self.note = self._load()
         self._changes = [
             proof.SetChange(note=note, authorities=schema.decode(AuthoritySet, data).authorities)
@@ -92,6 +131,13 @@ class Node:
             after = AuthoritySet(authorities=self.authorities())
             self.store.put_set_changes([(self.head.state.height, self.note, schema.encode(after))])
             self._changes.append(proof.SetChange(note=self.note, authorities=after.authorities))
+
+    def last(self) -> Committed | None:
+        """The block of the head, None before the first."""
+        if self._last is None or self._last.height != self.head.state.height:
+            self._last = self.store.head()
+        found = self._last
+        return None if found is None else Committed(block=found.body, note=found.note, edge=found.edge, seal=found.seal)
 
     # Reading ---------------------------------------------------------------------------------------------------------
 
@@ -132,6 +178,7 @@ class Node:
 
     def manifest(self) -> bytes:
         """The manifest of a snapshot of the head (ledger.snapshot). Raises Unavailable("ledger.no_block_yet")."""
+        self.settle()
         stored = self.store.head()
         return snapshot.make(
             note=self.signed_note(),
@@ -159,6 +206,7 @@ class Node:
 
         Raises NotAuthentic("ledger.state_damaged").
         """
+        self.settle()  # the database may be a block ahead, and its subtrees with it
         return self._state.scrub(self.head.state.tree, prefix)
 
     def receipt(self, transaction_id: bytes) -> bytes | None:
@@ -193,6 +241,7 @@ class Node:
     def promise(self, request: bytes) -> bytes:
         """The word of its operator, if given, with what it holds above its head; an encoded `terms.Promise`."""
         wanted = checked_request(request, self.conduct)
+        self.settle()
         height, signed = self.head.state.height, self.store.signed()
         held = signed if signed is not None and signed.height == height + 1 else None
         word = terms.give(
@@ -228,6 +277,7 @@ class Node:
         Raises NotAuthentic("ledger.quorum_missing" | "ledger.signature_invalid" | "ledger.fork"), or as
         blocks.execute_again.
         """
+        self.settle()
         note = checkpoint.parse_note(committed.note)
         block = blocks.parse(committed.block)
         if note.checkpoint.height <= self.head.state.height:
@@ -236,7 +286,7 @@ class Node:
         authorities = self.authorities()
         signed = checkpoint.verify_note(note, authorities, quorum_of(len(authorities)))
         self._accuse_maker(block, committed.seal)
-        head, applied = blocks.execute_again(self.head, block, verified=self.verified)
+        head, applied = self.execute(block, committed.block)
         if head.checkpoint() != signed:
             raise NotAuthentic(
                 "ledger.fork",
@@ -253,21 +303,81 @@ class Node:
         if signed is not None and signed.height == block.header.height and seal is not None:
             self.accuse_proposals(signed, block.header, schema.decode(Seal, seal))
 
+    def execute(self, block: Block, body: bytes) -> tuple[Head, tuple[Applied, ...]]:
+        """What executing a block, whose bytes are `body`, on the head gives; raises as blocks.execute_again.
+
+        What this authority executed to cosign it is not executed once more on the same head to commit it.
+        """
+        known = self._executed
+        if known is None or known.on is not self.head or known.body != body:
+            after, applied = blocks.execute_again(self.head, block, verified=self.verified)
+            known = self._executed = _Executed(on=self.head, body=body, after=after, applied=applied)
+        return known.after, known.applied
+
     def commit(self, committed: Committed, head: Head, applied: Iterable[Applied]) -> None:
         """Put a block that was judged already."""
-        applied = tuple(applied)
-        before, after = self.authorities(), head.state.authority_set()
-        encoded = schema.encode(AuthoritySet(authorities=after)) if after != before else None
-        writes = self._first_records(head) | {key: value for one in applied for key, value in one.writes.items()}
-        self.store.commit(
-            StoredBlock(height=head.state.height, body=committed.block, note=committed.note, leaf=head.leaf, edge=head.edge),
-            node_state.writes_of(head.state.tree, writes, {one.nonce_id: one.valid_until for one in applied}),
-            transactions=[one.id for one in applied],
-            authorities=encoded,
+        self.settle()
+        after = self._after(committed, head, applied)
+        self.store.commit(after.block, after.writes, transactions=after.transactions, authorities=after.authorities)
+        self._goes_on_from(after)
+
+    def begin_commit(
+        self, committed: Committed, head: Head, applied: Iterable[Applied], *, proposal: StoredProposal | None
+    ) -> None:
+        """As `commit`, with what is proposed next in the same transaction; the disk is waited for beside (`settled`).
+
+        Until then everybody sees the head before, and nothing of the block may leave this process.
+        """
+        self.settle()
+        after = self._after(committed, head, applied)
+        prepared = self.store.prepare(
+            after.block, after.writes, transactions=after.transactions, authorities=after.authorities, proposal=proposal
         )
-        if encoded is not None:
-            self._changes.append(proof.SetChange(note=committed.note, authorities=after))
-        self.head, self.note = self._state.kept(head, writes=len(writes)), committed.note
+        self._written = (self._disk.submit(self.store.finish, prepared), after)
+
+    async def settled(self) -> None:
+        """Returns when what was begun is durable and the head. Raises as the store.
+
+        A task that is cancelled here waits all the same: what was given to the disk cannot be taken back.
+        """
+        try:
+            if self._written is not None:
+                done, _ = await asyncio.wait([asyncio.wrap_future(self._written[0])])
+                _ = [one.exception() for one in done]  # looked at here; `settle` raises it
+        finally:
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait for what `begin_commit` has given to the disk, if anything, and go on from it. Raises as the store."""
+        if self._written is not None:
+            (written, after), self._written = self._written, None
+            written.result()
+            self._goes_on_from(after)
+
+    def _after(self, committed: Committed, head: Head, applied: Iterable[Applied]) -> _After:
+        applied = tuple(applied)
+        before, authorities = self.authorities(), head.state.authority_set()
+        writes = self._first_records(head) | {key: value for one in applied for key, value in one.writes.items()}
+        return _After(
+            head=head,
+            block=StoredBlock(
+                height=head.state.height,
+                body=committed.block,
+                note=committed.note,
+                leaf=head.leaf,
+                edge=head.edge,
+                seal=committed.seal,
+            ),
+            writes=node_state.writes_of(head.state.tree, writes, {one.nonce_id: one.valid_until for one in applied}),
+            transactions=[one.id for one in applied],
+            changed=authorities if authorities != before else None,
+        )
+
+    def _goes_on_from(self, after: _After) -> None:
+        if after.changed is not None:
+            self._changes.append(proof.SetChange(note=after.block.note, authorities=after.changed))
+        self.head, self.note = self._state.kept(after.head, writes=len(after.writes.records)), after.block.note
+        self._last, self._executed = after.block, None
 
     def _key(self) -> Ed25519PrivateKey:
         """The key the ledger has for this authority: after a rotation it is the next one, from the block after on.

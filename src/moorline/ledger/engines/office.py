@@ -25,6 +25,7 @@ from moorline.ledger.checkpoint import Note, quorum_of
 from moorline.ledger.engines.cosigner import MAX_COMMITTED_BYTES, SNAPSHOT_AFTER, Cosigner
 from moorline.ledger.engines.embedded import Peer, Proposal, Sequencer
 from moorline.ledger.engines.node import Committed, Node
+from moorline.ledger.engines.verifiers import Verifiers
 from moorline.ledger.seals import Seal
 from moorline.ledger.terms import Promise
 from moorline.storage.steps import reached
@@ -149,8 +150,15 @@ class Candidate:
 class Office:
     """What an authority's process talks to: it hands everything to the part that is played now."""
 
-    def __init__(self, node: Node, peers: Mapping[str, Peer], *, snapshot_after: int = SNAPSHOT_AFTER) -> None:
-        self.node, self._peers, self._snapshot_after = node, peers, snapshot_after
+    def __init__(
+        self,
+        node: Node,
+        peers: Mapping[str, Peer],
+        *,
+        snapshot_after: int = SNAPSHOT_AFTER,
+        verifiers: Verifiers | None = None,
+    ) -> None:
+        self.node, self._peers, self._snapshot_after, self._verifiers = node, peers, snapshot_after, verifiers
         self.part: Sequencer | Cosigner | Candidate = self._now()
 
     async def run(self) -> None:
@@ -237,11 +245,17 @@ class Office:
         return self._sequencer()
 
     def _sequencer(self) -> Sequencer:
-        return Sequencer(self.node, self._peers)
+        return Sequencer(self.node, self._peers, verifiers=self._verifiers)
 
     def _cosigner(self, sequencer: str) -> Cosigner:
         others = {name: self._peers[name] for name in self._peers if name != sequencer}
-        return Cosigner(self.node, self._peers[sequencer], others=others, snapshot_after=self._snapshot_after)
+        return Cosigner(
+            self.node,
+            self._peers[sequencer],
+            others=others,
+            snapshot_after=self._snapshot_after,
+            verifiers=self._verifiers,
+        )
 
     def _candidate(self) -> Candidate:
         return Candidate(self.node, self._peers)
