@@ -104,7 +104,7 @@ AR4SI_CLAIMS = (
 
 def worst(vector: dict[str, Tier]) -> Tier:
     """The status that a vector comes to: its worst tier, or NONE when nothing affirmed."""
-    return max(vector.values(), key=lambda tier: tier.value)
+    return max(vector.values(), key=lambda tier: tier.value, default=Tier.NONE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

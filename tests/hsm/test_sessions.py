@@ -454,6 +454,16 @@ async def test_a_provider_learns_which_rule_decided(world):
     status, (renewed,) = await explained(good.instance)
     assert (status, renewed["allowed"], renewed["action"]) == (0, True, "renew")
     assert renewed["decided_by"] == "permit-confirmed"
+    stands_on = renewed["stands_on"]  # the verdict about its host, by name
+    assert (stands_on["subject"], stands_on["verifier"]) == (f"host/{good.host}", "spiffe://alpha.test/verifier/v1")
+    assert len(bytes.fromhex(stands_on["result_digest"])) == 32
+    assert 0 <= stands_on["age_s"] < 3600
+    async with world.alpha.admin() as admin:
+        entries = (await admin.get_json("/v1/audit"))["entries"]
+    (consumed,) = [
+        one["body"] for one in entries if one["kind"] == "launch-consumed" and one["body"]["instance"] == good.instance
+    ]
+    assert len(bytes.fromhex(consumed["host_result"])) == 32
     status, (refused,) = await explained(late.instance)
     assert (status, refused["allowed"], refused["decided_by"]) == (1, False, "launch.package_not_registered")
     assert "forbid-other-code" in refused["policy"]["rules"]

@@ -65,13 +65,14 @@ class HostFacts:
     """The host as the attestation authority and the ledger know it. `gaps` are capabilities its use case lacks there.
 
     `result` is None if there is none that stands; `problem` then says why. `platform_chip` is the chip in the
-    platform record.
+    platform record. `result_digest` is SHA-256 of the result's token: it names the verdict a function stands on.
     """
 
     result: AttestationResult | None
     problem: str | None
     gaps: tuple[str, ...]
     platform_chip: bytes | None
+    result_digest: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

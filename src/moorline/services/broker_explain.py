@@ -37,6 +37,8 @@ class Decided:
     floor: ReleaseDecision
     policy: PolicyDecision
     refusal: MoorlineError | None
+    stands_on: dict[str, object] | None
+    """The verdict about the host that this decision stands on, and falls with: whose, by whom, its digest, how old."""
 
     def as_json(self) -> dict[str, object]:
         """As `moor hsm explain` shows it."""
@@ -55,6 +57,7 @@ class Decided:
             "rules": rules,
             "policy": {"allowed": self.policy.allowed, "rules": list(self.policy.rules)},
             "facts": self.facts,
+            "stands_on": self.stands_on,
         }
 
 
@@ -87,6 +90,7 @@ class Decisions:
             floor=floor,
             policy=policy,
             refusal=refusal,
+            stands_on=_stands_on(request),
         )
         with self._turn:
             self._kept[identity, session] = made
@@ -105,6 +109,19 @@ class Decisions:
             for one in kept
             if name in (one.identity, one.facts["principal"]["instance"]) or (name and name in one.session)
         )
+
+
+def _stands_on(request: ReleaseRequest) -> dict[str, object] | None:
+    result, digest = request.host.result, request.host.result_digest
+    if result is None or digest is None:
+        return None
+    return {
+        "subject": result.subject,
+        "verifier": result.verifier,
+        "result_digest": digest.hex(),
+        "age_s": max(0, request.now - result.issued),
+        "expires": result.expires,
+    }
 
 
 def add_routes(app: FastAPI, broker: Broker) -> None:

@@ -200,6 +200,7 @@ class FunctionSession:
                 storage=broker.launch_keys.new_storage_key(fields),
                 commitment=launch.commitment(fields),
                 verdicts_seen=self.verdicts_seen,
+                host_result=self._host_result(),
             ),
             now,
         )
@@ -213,6 +214,10 @@ class FunctionSession:
                 generation=fields.generation,
             )
         )
+
+    def _host_result(self) -> bytes:
+        """The digest of the result about its host that this function was released under."""
+        return b"" if self.asked is None else self.asked.host.result_digest or b""
 
     def _opened(self, fields: LaunchFields) -> None:
         """From now on this session ends when its instance does; earlier generations ended with the consumption."""
@@ -435,6 +440,7 @@ def _host_facts(said: Standing, service: ServiceRecord, platform: PlatformRecord
         problem=said.problem,
         gaps=tuple(gap.says for gap in gaps),
         platform_chip=platform.chip_id,
+        result_digest=said.digest,
     )
 
 

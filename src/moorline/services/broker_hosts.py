@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ class Standing:
 
     result: AttestationResult | None
     problem: str | None
+    digest: bytes | None = None
+    """SHA-256 of the token that the result came in."""
 
     @property
     def expires(self) -> int:
@@ -129,7 +132,7 @@ class HostAuthority:
             result = parse_verified(jwt, self.key, now=self.clock.now(), audience=self.audience)
         except (Refused, Malformed, NotAuthentic) as error:
             return Standing(result=None, problem=error.code)
-        return Standing(result=result, problem=None)
+        return Standing(result=result, problem=None, digest=hashlib.sha256(jwt.encode("ascii")).digest())
 
     async def events(self, *, after: int, wait_s: int) -> EventPage:
         """Events after a cursor, as soon as there are any, or none after `wait_s`.

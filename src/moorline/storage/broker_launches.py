@@ -91,6 +91,7 @@ class Fresh:
     verdicts_seen: int
     not_after: Instant
     advance: Advance
+    host_result: bytes
 
 
 def latest(c: sa.Connection, limit: int) -> tuple[LaunchRow, ...]:
@@ -146,7 +147,7 @@ def consume(c: sa.Connection, launch: Launch, at: Instant, fresh: Fresh) -> Take
     c.execute(_KEEP, {**values, "public": entry.public, "wrapped": entry.wrapped, "state": CONSUMED, "at": at})
     standing = {"instance": launch.instance, "service": launch.service, "generation": launch.generation}
     c.execute(_KEEP_INSTANCE, standing)
-    facts.append(c, at, "launch-consumed", _entry(launch))
+    facts.append(c, at, "launch-consumed", {**_entry(launch), "host_result": fresh.host_result})
     _begin_generation(c, launch, at, fresh)
     return Taken(public=entry.public, wrapped=entry.wrapped, again=False, storage=fresh.storage)
 

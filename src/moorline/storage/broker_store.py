@@ -243,6 +243,7 @@ class BrokerStore:
         storage: bytes = b"",
         commitment: bytes = b"",
         verdicts_seen: int = 0,
+        host_result: bytes = b"",
     ) -> Taken:
         """Use a launch up, in one transaction, before any answer (PROTOCOLS.md 3, Consumption).
 
@@ -250,13 +251,19 @@ class BrokerStore:
         names both sessions. `advance` is called for a generation change, `not_after` is the launch's own end, judged by a
         time that never goes back; `storage` is the generation's new storage key, wrapped. `verdicts_seen` is how far the
         verifier's events were acted on before the host's standing was looked at: a loss after that refuses, so that no
-        launch slips between look and consumption.
+        launch slips between look and consumption. `host_result` is the digest of the result the host stood by: the log says
+        on which verdict the function stands.
         Earlier generations that are still live end with this.
         Raises Refused (`launch.token_consumed`, `launch.key_reused`, `launch.expired`, `launch.sequence_not_leased`,
         `launch.host_not_standing`, `launch.generation_behind`, `renewal.*`) or Unavailable("launch.pool_empty").
         """
         fresh = Fresh(
-            storage=storage, commitment=commitment, verdicts_seen=verdicts_seen, not_after=not_after, advance=advance
+            storage=storage,
+            commitment=commitment,
+            verdicts_seen=verdicts_seen,
+            not_after=not_after,
+            advance=advance,
+            host_result=host_result,
         )
         outcome = self._group.write(lambda c: launches.consume(c, launch, at, fresh))
         if isinstance(outcome, MoorlineError):
