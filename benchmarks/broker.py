@@ -128,8 +128,16 @@ def cluster(folder):
 # Keys over an established session --------------------------------------------------------------------------------------
 
 
-async def function(world, silicon, number):
-    made = await attack_tools.mint(world, f"pool-{number}", life_s=300)
+async def minted(world, instance):
+    return await attack_tools.mint(world, instance, life_s=300)
+
+
+async def function(world, silicon, instance):
+    """A function's attested session."""
+    return await attested(world, silicon, await minted(world, instance))
+
+
+async def attested(world, silicon, made):
     fields = made.fields
     held = FunctionLaunch(
         encoded_fields=launch.encode_fields(fields),
@@ -188,7 +196,7 @@ async def pools(folder):
     try:
         world = await live.build(stage)
         silicon = Silicon(hosting.host(world, "h1").chip)
-        links = [await function(world, silicon, number) for number in range(SESSIONS)]
+        links = [await function(world, silicon, f"pool-{number}") for number in range(SESSIONS)]
         for kind, count in ((KeyKind.P256, KEYS), (KeyKind.RSA2048, 100)):
             demand = await rekeyed(world, links, kind, SESSIONS * 5)  # nothing is ready yet
             if kind is KeyKind.RSA2048:

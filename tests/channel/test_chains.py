@@ -4,7 +4,7 @@ import ipaddress
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, mldsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -183,3 +183,10 @@ def test_no_flipped_bit_is_ever_accepted(consortium):
         bad[at // 8] ^= 1 << (at % 8)
         with pytest.raises(MoorlineError):
             verify_chain(bytes(bad), consortium.intermediates, consortium.roots, consortium.now)
+
+
+def test_an_experimental_key_is_certified_for_others_and_taken_by_no_end_of_ours(consortium):
+    """verifies that: a leaf for an ML-DSA-65 key chains by signature, and is refused by what it is."""
+    leaf = consortium.leaf("svc/records/i-1", key=mldsa.MLDSA65PrivateKey.generate())
+    leaf.verify_directly_issued_by(consortium.ca.certificate)
+    assert code_of(leaf, consortium) == "chain.key_unsupported"

@@ -23,7 +23,7 @@ async def test_the_attester_hears_at_once_why_its_session_ends(broker):  # noqa:
         assert server.end(first.nonce, REVOKED)
         async with asyncio.timeout(5):
             assert (await session.ended()).code == "renewal.instance_revoked"
-            assert (await broker.over.get()) is first
+            assert (await broker.over.get()) == first.judged()
         assert session.closed
         assert await refusal(session.call("time", b"")) == "renewal.instance_revoked"
         assert not server.end(first.nonce, REVOKED)

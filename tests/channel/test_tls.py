@@ -6,13 +6,15 @@ import socket
 import struct
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import mldsa
+from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 from OpenSSL._util import lib
 
 from moorline.channel import tls
 from moorline.channel.messages import reported
 from moorline.clock import Instant
-from moorline.errors import MoorlineError, NotAuthentic, Unavailable
+from moorline.errors import Misconfigured, MoorlineError, NotAuthentic, Unavailable
 from moorline.verification.chains import verify_chain
 from moorline.wire import cbor
 from moorline.wire.frames import read_frame, write_frame
@@ -244,3 +246,14 @@ async def raw_echo(connection, reader, writer):
             answer = connection.recv(100)
         except SSL.WantReadError:
             connection.bio_write(await reader.read(65536))
+
+
+async def test_no_end_of_ours_opens_a_connection_with_an_experimental_key(consortium):
+    """verifies that: an ML-DSA-65 identity is refused before anything is sent, and says which kinds serve."""
+    key = mldsa.MLDSA65PrivateKey.generate()
+    leaf = consortium.leaf("svc/records/i-1", key=key).public_bytes(Encoding.DER)
+    identity = tls.TlsIdentity(key=key, chain=(leaf, *consortium.intermediates))
+    async with await listening(consortium, mutual=True) as server:
+        with pytest.raises(Misconfigured) as caught:
+            await tls.connect(server.address, identity=identity, verify=judge(consortium))
+    assert caught.value.code == "tls.key_unsupported"

@@ -109,6 +109,7 @@ OTHERS = {
     "broker.cursor.forgotten",
     "broker.absence.recorded",
     "broker.renewal.recorded",
+    "broker.session.held",
     "orchestrator.package.onboarded",
     "orchestrator.launch.failed",
     "orchestrator.launch.ended",
@@ -636,9 +637,10 @@ async def test_a_function_comes_back_to_its_broker(system):
     await system.active(instance)
     issued = len(certificates(system, instance))
     system.kill(BROKER)
-    system.arm(BROKER, "broker.renewal.recorded")
-    system.stage.again(BROKER)
-    await system.died(BROKER)
+    for step in ("broker.session.held", "broker.renewal.recorded"):
+        system.arm(BROKER, step)
+        system.stage.again(BROKER)
+        await system.died(BROKER)
     await system.again(BROKER)
     for _ in range(600):
         assert (await system.active(instance))["generation"] == 1

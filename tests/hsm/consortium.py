@@ -27,7 +27,7 @@ from moorline.ledger.client import LedgerClient, Submitter
 from moorline.ledger.genesis import Parameters
 from moorline.nfv import Role, SpiffeId
 from moorline.services import settings
-from moorline.services.broker import BrokerSettings
+from moorline.services.broker_settings import BrokerSettings
 from moorline.services.token_owner import TokenOwnerSettings
 from moorline.wire import keys
 from moorline.wire.certificates import Issuer, dns_name

@@ -7,8 +7,8 @@ import signal
 
 import pytest
 import sqlalchemy as sa
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import load_der_private_key
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_private_key
 
 from moorline.clock import Instant
 from moorline.errors import NotAuthentic
@@ -25,6 +25,7 @@ KINDS = {
     KeyKind.P384: (ec.EllipticCurvePrivateKey, 384),
     KeyKind.ED25519: (ed25519.Ed25519PrivateKey, None),
     KeyKind.RSA2048: (rsa.RSAPrivateKey, 2048),
+    KeyKind.ML_DSA_65: (mldsa.MLDSA65PrivateKey, None),
 }
 
 
@@ -39,11 +40,12 @@ def test_a_key_of_each_kind_is_whole_and_certified(pool, store, ca, kind):
     family, bits = KINDS[kind]
     assert isinstance(key, family)
     assert bits is None or key.key_size == bits
-    assert keys.public_bytes(key.public_key()) == public
+    assert key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) == public
     assert store.pools() == {}
     name = SpiffeId(trust_domain="alpha.test", role=Role.SERVICE, segments=("records", "r-1"))
     leaf = ca.issue(public, name, NOW)
-    assert keys.public_bytes(leaf.certificate.public_key()) == public
+    certified = leaf.certificate.public_key()
+    assert certified.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) == public
     made = pool.make("records", kind.value)
     with pytest.raises(NotAuthentic):
         pool.open(_taken(made), "records", "another")

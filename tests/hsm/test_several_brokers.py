@@ -110,6 +110,28 @@ async def test_a_session_is_resumed_at_another_broker(pair):
     await again.aclose()
 
 
+async def test_a_second_session_at_another_broker_closes_the_first(pair):
+    """verifies that: of one instance the newest session counts, wherever it was opened; the older one is told why."""
+    world, (first, second), _ = pair
+    fields = world.fields()
+    world.address = first
+    older = await world.function(fields)
+    held = schema.decode(FunctionSecrets, older.secrets)
+    signer = keys.KeySigner(load_der_private_key(held.private_key, None))
+    world.address = second
+    newer = await world.open(
+        SessionRole.RESUME,
+        schema.encode(FunctionFields(launch_fields=launch.encode_fields(fields))),
+        guest={"measurement": fields.measurement, "host_data": launch.commitment(fields)},
+        proof=lambda digest: signer.sign(resume_message(digest)),
+        signing=keys.public_bytes(signer.public_key()),
+    )
+    assert await ended(older) == "session.superseded"
+    await asyncio.sleep(1.0)  # two looks of the process that holds the newer one
+    await newer.call("renew", b"")
+    await newer.aclose()
+
+
 async def test_what_one_broker_ends_ends_at_the_other(pair):
     """verifies that: a later generation launched at one broker closes the session that the other one holds."""
     world, (first, second), _ = pair

@@ -157,13 +157,13 @@ def test_a_file_that_is_there_is_never_overwritten(tmp_path):
 def settings_of_services():
     from moorline.cli.acting import ProviderSettings
     from moorline.cli.vnf import OperatorSettings
-    from moorline.services import authority, broker, host, launcher_parent, orchestrator, silicon, verifier
+    from moorline.services import authority, broker_settings, host, launcher_parent, orchestrator, silicon, verifier
 
     return [
         ProviderSettings,
         OperatorSettings,
         authority.Settings,
-        broker.BrokerSettings,
+        broker_settings.BrokerSettings,
         host.HostSettings,
         host.AttestationSettings,
         launcher_parent.LauncherSettings,

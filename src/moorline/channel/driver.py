@@ -13,6 +13,7 @@ import secrets as randomness
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Self, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
@@ -439,15 +440,15 @@ class _Reception:
     def __init__(self, broker: _Broker) -> None:
         self._broker = broker
         self._greeting = 0
-        self._cuts: dict[_Cut, None] = {}  # in order of arrival
+        self._silent: dict[_Cut, None] = {}  # have not shown evidence yet; in order of arrival
+        self._claimed: dict[bytes, _Cut] = {}  # by the nonce of their claim
 
     def end(self, nonce: bytes, reason: MoorlineError) -> bool:
         """End the session of this claim, if there is one."""
-        for cut in self._cuts:
-            if cut.machine.claim is not None and cut.machine.claim.nonce == nonce:
-                cut.now(reason)
-                return True
-        return False
+        cut = self._claimed.get(nonce)
+        if cut is not None:
+            cut.now(reason)
+        return cut is not None
 
     async def _attend(self, session: _ServedSession) -> None:
         self._greeting += 1
@@ -459,11 +460,16 @@ class _Reception:
 
     def _made_room(self) -> bool:
         """Whoever came first and has not shown evidence yet goes: silent peers, however many, shut nobody out."""
-        for cut in self._cuts:
-            if cut.machine.claim is None:
-                cut.now(Unavailable("session.busy", "too many sessions are being opened", retry_after_s=2))
-                return True
-        return False
+        first = next(iter(self._silent), None)
+        if first is not None:
+            del self._silent[first]
+            first.now(Unavailable("session.busy", "too many sessions are being opened", retry_after_s=2))
+        return first is not None
+
+    def _shown(self, cut: _Cut, claim: Claim) -> None:
+        """Evidence came: from now on this session is known by its claim."""
+        self._silent.pop(cut, None)
+        self._claimed[claim.nonce] = cut
 
     async def accept(self, stream: tls.TlsStream) -> None:
         """One connection, from its first frame to its end."""
@@ -472,9 +478,9 @@ class _Reception:
             return
         machine = Responder(facts=self._broker.facts, export=stream.export, peer_address=stream.peer_address)
         cut = _Cut(machine)
-        self._cuts[cut] = None
+        self._silent[cut] = None
         try:
-            await cut.around(self._attend(_ServedSession(self._broker, stream, machine)))
+            await cut.around(self._attend(_ServedSession(self._broker, stream, machine, partial(self._shown, cut))))
         except MoorlineError as error:
             code, role = error.code, machine.claim.role.value if machine.claim else None
             _LOG.info("session ended", extra={"code": code, "role": role, "peer": stream.peer_address})
@@ -486,10 +492,12 @@ class _Reception:
             _LOG.exception("session failed")
             await _tell(stream, Unavailable("session.internal", "the broker could not go on with this session"))
         finally:
-            self._cuts.pop(cut)
+            self._silent.pop(cut, None)
             machine.end()
-            if machine.claim is not None and self._broker.ended is not None:
-                await asyncio.shield(self._broker.ended(machine.claim))
+            if machine.claim is not None:
+                self._claimed.pop(machine.claim.nonce, None)
+                if self._broker.ended is not None:
+                    await asyncio.shield(self._broker.ended(machine.claim))
 
 
 @dataclass(frozen=True, slots=True)
@@ -497,6 +505,7 @@ class _ServedSession:
     broker: _Broker
     stream: tls.TlsStream
     machine: Responder
+    shown: Callable[[Claim], None]
 
     async def handshake(self) -> None:
         while self.machine.state is not State.ACTIVE:
@@ -537,6 +546,7 @@ class _ServedSession:
             elif isinstance(effect, Sign):
                 await self._run(machine.signed(await self._signature(effect)))
             elif isinstance(effect, Appraise):
+                self.shown(effect.claim)
                 secrets = await _bounded(broker.appraise(effect.claim), _CALL_DEADLINE_S)
                 await self._run(machine.accepted(key=randomness.token_bytes(32), secrets=secrets))
             elif isinstance(effect, Activate):

@@ -23,7 +23,7 @@ the broker's first record: whoever ends TLS on the way sees ciphertext and publi
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
@@ -233,6 +233,10 @@ class Claim:
     nonce: bytes
     challenge_digest: bytes
     peer_address: str
+
+    def judged(self) -> Claim:
+        """The same without what was only there to be appraised: a session keeps this for as long as it is open."""
+        return replace(self, evidence=b"", endorsements=b"")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -580,13 +584,15 @@ class Responder(_End):
         self._keys(self._key, self._so_far(), _BROKER, _ATTESTER)
         assert self._sending is not None
         self._activation = self._sending.seal(pack(activation)) if self.hpke_only else pack(activation)
-        self._key = b""
+        self._key = self._hello = self._challenge = self._evidence = self._answer = b""
+        self.claim, self._asked = (None if self.claim is None else self.claim.judged()), None
         self.state = State.ACTIVE
         return [Send(body=self._activation), Active()]
 
     def open(self, kind: type[Call | Reply], body: bytes) -> Call | Reply:
         """As the base; after the first record message 6 is no longer repeated."""
         opened = super().open(kind, body)
+        self._confirm = self._activation = b""
         self._touched = True
         return opened
 

@@ -23,6 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Self
 
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 
@@ -427,8 +428,10 @@ def _context(identity: TlsIdentity | None) -> SSL.Context:
     context.set_tls13_ciphersuites(_CIPHERS)
     context.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS)  # a session that is silent holds no 34 KiB of buffers
     if identity is not None:
         leaf, *others = (parse_certificate(der) for der in identity.chain)
+        _require_usual(identity.key)
         context.use_certificate(leaf)
         for certificate in others:
             context.add_extra_chain_cert(certificate)
@@ -438,6 +441,18 @@ def _context(identity: TlsIdentity | None) -> SSL.Context:
         except SSL.Error:
             raise Misconfigured("tls.identity", "the private key is not the one of the certificate") from None
     return context
+
+
+def _require_usual(key: object) -> None:
+    """An experimental key (ML-DSA-65) opens no connection here: no peer of ours would take its certificate."""
+    if not isinstance(key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey):
+        raise Misconfigured(
+            "tls.key_unsupported",
+            "no TLS is spoken with a key of this kind",
+            expected="P-256, P-384, Ed25519 or RSA",
+            got=type(key).__name__,
+            remedy="use a key of another kind (rekey with kind p-256)",
+        )
 
 
 def _judged_later(_connection: SSL.Connection, _certificate: object, _error: int, _depth: int, _ok: int) -> bool:

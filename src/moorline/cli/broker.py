@@ -10,7 +10,7 @@ import typer
 from moorline.cli import running
 
 if TYPE_CHECKING:
-    from moorline.services.broker import BrokerSettings
+    from moorline.services.broker_settings import BrokerSettings
 
 app = typer.Typer(no_args_is_help=True, help="The process in front of a provider's HSM.")
 
@@ -25,13 +25,13 @@ def run(config: running.Config, *, background: running.Background = False) -> No
     """Serve attested sessions, enrolment and the admin socket until stopped."""
 
     def serve() -> int:
-        from moorline.services import broker, process, secrecy
+        from moorline.services import broker_run, process, secrecy
 
         secrecy.keep_secrets()
         loaded = _settings(config)
 
         async def main(_: object) -> None:
-            await broker.run(loaded, ready=lambda bound: process.announce_ready("broker", **bound))
+            await broker_run.run(loaded, ready=lambda bound: process.announce_ready("broker", **bound))
 
         return process.run("broker", main)
 
@@ -40,7 +40,7 @@ def run(config: running.Config, *, background: running.Background = False) -> No
 
 def _settings(config: Path) -> BrokerSettings:
     from moorline.services import settings
-    from moorline.services.broker import BrokerSettings
+    from moorline.services.broker_settings import BrokerSettings
 
     return settings.load(BrokerSettings, config, service="broker")
 

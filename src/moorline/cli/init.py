@@ -166,7 +166,7 @@ def broker(  # noqa: PLR0913 - one parameter an option
     from moorline.cli import hsm_request
     from moorline.hsm.ceremony import initialise
     from moorline.services import settings
-    from moorline.services.broker import BrokerSettings
+    from moorline.services.broker_settings import BrokerSettings
 
     acts = acting.provider(provider)
     if (directory / acting.BROKER_FILE).exists():

@@ -1,15 +1,15 @@
 """Key pairs made before they are needed, each handed to one function and never to two (PROTOCOLS.md 5).
 
-A pool entry is a key from the token's random generator (P-256 and P-384 by FIPS 186-5 A.2.1, extra random bits; Ed25519 by
-RFC 8032 5.1.5; RSA-2048, for peers that speak nothing else, from OpenSSL's generator), wrapped at once under an AES key that
-does not leave the token. A token object each would cost a disk write (98 a second, FINDINGS.md); wrapped entries cost a row.
-An entry is bound to its service, profile and public key: a row moved to another service does not unwrap. Taking is the
-store's transaction: it is gone before it is sent. Plain keys exist in this process's memory twice, when made and when sealed
-to the function; the broker's host is in the provider's trusted base (PROTOCOLS.md, first paragraph).
+A pool entry is a key from the token's random generator (hsm.key_pairs), wrapped at once under an AES key that does not leave
+the token. A token object each would cost a disk write (98 a second, FINDINGS.md); wrapped entries cost a row. An entry is
+bound to its service, profile and public key: a row moved to another service does not unwrap. Taking is the store's
+transaction: it is gone before it is sent. Plain keys exist in memory twice, when made (here, or in the child that makes them
+ahead) and when sealed to the function; the broker's host is in the provider's trusted base (PROTOCOLS.md, first paragraph).
 
 There are pools for launches, by channel profile (P-256 keys), and for fresh keys of running functions, by kind. The latter
 are taken from the database a few at a time, so that not every key waits for the disk. How much a pool holds follows what was
-taken lately: enough for HORIZON_S, within its marks. Refilling yields to requests, unless a pool is below its low mark.
+taken lately: enough for HORIZON_S, within its marks. Keys ahead of demand are made by a process that runs when nothing else
+does; a pool below its low mark is filled here and now.
 """
 
 from __future__ import annotations
@@ -18,32 +18,29 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from moorline.clock import Instant
 from moorline.digest import tagged
+from moorline.hsm import key_pairs
+from moorline.hsm.key_pairs import KeyPair
 from moorline.hsm.keys import WRAPPING
 from moorline.hsm.token import Token
 from moorline.storage.broker_pool import PoolEntry, Taken
 from moorline.storage.broker_store import BrokerStore
-from moorline.wire import keys
 from moorline.wire.session import KeyKind
 
-_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551  # of P-256 (SP 800-186 3.2.1.3)
-_ORDER_384: Final = int(
-    "FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973", 16
-)  # of P-384 (SP 800-186 3.2.1.4)
-_SEED_384: Final = 56
-_ED25519_BYTES: Final = 32
 HORIZON_S: Final = 10.0
 HALF_LIFE_S: Final = 10.0
 RESERVED: Final = 32
-_SEED_BYTES: Final = 40  # 64 bits more than the order has, so that the remainder has no bias one could use
+_SEEDS_AT_ONCE: Final = 32
+
+Make = Callable[[str, Sequence[bytes]], list[KeyPair]]
+"""A pair of a profile for each seed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +77,12 @@ class KeyPool:
         store: BrokerStore,
         watermarks: Watermarks,
         *,
+        ahead: Make | None = None,
         elapsed: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`ahead` makes what may be needed later, at its leisure; left out, it is made here as what is needed now."""
         self._token, self._store, self._watermarks, self._elapsed = token, store, watermarks, elapsed
+        self._ahead = ahead or _at_once
         self._demand: dict[tuple[str, str], Demand] = {}
         self._reserved: dict[tuple[str, str], deque[Taken]] = {}
         self._turn = threading.Lock()
@@ -94,7 +94,7 @@ class KeyPool:
         present = self._store.pool_size(service, profile)
         if present >= self._watermarks.low:
             return 0
-        return self._add(service, profile, self._watermarks.high - present)
+        return self._add(service, profile, self._watermarks.high - present, _at_once)
 
     def top_up(self, *, at_most: int) -> int:
         """Make up to `at_most` keys for the pool that lacks most of what it should hold; how many were made."""
@@ -102,7 +102,10 @@ class KeyPool:
             (self._wanted(key) - held, key) for key, held in {**dict.fromkeys(self._known, 0), **self._store.pools()}.items()
         ]
         most, key = max(lacking, default=(0, ("", "")))
-        return self._add(*key, min(most, at_most)) if most > 0 else 0
+        if most <= 0:
+            return 0
+        low = self._wanted(key) - most < self._watermarks.low
+        return self._add(*key, min(most, at_most), _at_once if low else self._ahead)
 
     def low(self) -> bool:
         """Whether a pool is below its low mark: then filling it comes before everything else."""
@@ -123,10 +126,10 @@ class KeyPool:
         self.took(service, profile)
         self._known.add((service, profile))
         taken = self._reserve(service, profile, now)
-        if taken is None:
-            made = self.make(service, profile)
-            taken = Taken(public=made.public, wrapped=made.wrapped, again=False)
-        return taken.public, self.open(taken, service, profile)
+        if taken is not None:
+            return taken.public, self.open(taken, service, profile)
+        (pair,) = _at_once(profile, self._seeds(profile, 1))
+        return pair.public, pair.private
 
     def _reserve(self, service: str, profile: str, now: Instant) -> Taken | None:
         with self._turn:
@@ -144,28 +147,29 @@ class KeyPool:
             lately = 0 if demand is None else math.ceil(demand.rate(self._elapsed()) * HORIZON_S)
         return min(max(self._watermarks.high, lately), self._watermarks.most)
 
-    def _add(self, service: str, profile: str, count: int) -> int:
-        made = [self.make(service, profile) for _ in range(count)]
+    def _add(self, service: str, profile: str, count: int, make: Make) -> int:
+        made = [self._wrapped(service, profile, pair) for pair in make(profile, self._seeds(profile, count))]
         self._store.add_to_pool(service, profile, made)
         return len(made)
 
-    def make(self, service: str, profile: str) -> PoolEntry:
-        """One entry, wrapped."""
-        key = self._private(profile)
-        public = keys.public_bytes(key.public_key())
-        plain = key.private_bytes(
-            serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        return PoolEntry(public=public, wrapped=self._token.seal(WRAPPING, plain, entry_place(service, profile, public)))
+    def _seeds(self, profile: str, count: int) -> list[bytes]:
+        size, seeds = key_pairs.seed_bytes(profile), list[bytes]()
+        if size == 0:
+            return [b""] * count
+        while len(seeds) < count:
+            some = min(count - len(seeds), _SEEDS_AT_ONCE)
+            drawn = self._token.random(size * some)
+            seeds += (drawn[at * size : (at + 1) * size] for at in range(some))
+        return seeds
 
-    def _private(self, profile: str) -> keys.PrivateKey | rsa.RSAPrivateKey:
-        if profile == KeyKind.ED25519:
-            return ed25519.Ed25519PrivateKey.from_private_bytes(self._token.random(_ED25519_BYTES))
-        if profile == KeyKind.RSA2048:
-            return rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        if profile == KeyKind.P384:
-            return _ec_key(self._token.random(_SEED_384), ec.SECP384R1(), _ORDER_384)
-        return _ec_key(self._token.random(_SEED_BYTES), ec.SECP256R1(), _ORDER)
+    def make(self, service: str, profile: str) -> PoolEntry:
+        """One entry, wrapped, made now."""
+        (pair,) = _at_once(profile, self._seeds(profile, 1))
+        return self._wrapped(service, profile, pair)
+
+    def _wrapped(self, service: str, profile: str, pair: KeyPair) -> PoolEntry:
+        sealed = self._token.seal(WRAPPING, pair.private, entry_place(service, profile, pair.public))
+        return PoolEntry(public=pair.public, wrapped=sealed)
 
     def open(self, taken: Taken, service: str, profile: str) -> bytes:
         """The private key (PKCS#8 DER) of an entry that was taken for a launch, to be sealed to its function now."""
@@ -173,13 +177,12 @@ class KeyPool:
 
 
 def new_key(token: Token) -> ec.EllipticCurvePrivateKey:
-    """A P-256 key pair in memory, with the token's randomness (SP 800-56A 5.6.1.2.1, extra random bits)."""
-    scalar = int.from_bytes(token.random(_SEED_BYTES), "big") % (_ORDER - 1) + 1
-    return ec.derive_private_key(scalar, ec.SECP256R1())
+    """A P-256 key pair in memory, with the token's randomness."""
+    return key_pairs.p256(token.random(key_pairs.P256_SEED))
 
 
-def _ec_key(seed: bytes, curve: ec.EllipticCurve, order: int) -> ec.EllipticCurvePrivateKey:
-    return ec.derive_private_key(int.from_bytes(seed, "big") % (order - 1) + 1, curve)
+def _at_once(profile: str, seeds: Sequence[bytes]) -> list[KeyPair]:
+    return [key_pairs.pair(profile, seed) for seed in seeds]
 
 
 def entry_place(service: str, profile: str, public: bytes) -> bytes:

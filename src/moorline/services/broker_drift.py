@@ -21,6 +21,7 @@ import structlog
 from moorline.errors import MoorlineError, Refused
 from moorline.services.broker import Broker
 from moorline.services.broker_hosts import HostAuthority
+from moorline.services.broker_open import superseded
 from moorline.storage import broker_generations as generations
 from moorline.storage import verifier_events
 from moorline.storage.broker_generations import Generation
@@ -71,19 +72,23 @@ async def watch(broker: Broker, hosts: HostAuthority, *, wait_s: int = _WAIT_S) 
 
 
 async def keep_ending(broker: Broker) -> None:
-    """End the sessions here of instances that another broker process of this database ended, until cancelled."""
+    """End the sessions here that another broker process of this database ended or superseded, until cancelled."""
     while True:
         await asyncio.sleep(_LOOK_EVERY_S)
-        names = broker.open.names()
-        if not names:
+        held = broker.open.held()
+        if not held:
             continue
         try:
-            ended = await asyncio.to_thread(broker.instances.ended_of, names)
+            ended = await asyncio.to_thread(broker.instances.ended_of, tuple(held))
+            elsewhere = await asyncio.to_thread(broker.instances.held_elsewhere, held)
         except MoorlineError as error:
             _LOG.info("ended instances not read", code=error.code)
             continue
         for one in ended:
             broker.open.end(one.instance, one.generation, _why(one))
+        for name in elsewhere:
+            if broker.open.held().get(name) == held[name]:  # and not a newer one that came here meanwhile
+                broker.open.end(*name, superseded())
 
 
 def _why(one: Generation) -> Refused:

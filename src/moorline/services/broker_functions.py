@@ -104,7 +104,9 @@ class FunctionSession:
 
     async def activate(self) -> Activation:
         """5. The certificate of the pool key."""
-        return await asyncio.to_thread(self._activate)
+        made = await asyncio.to_thread(self._activate)
+        self.claim = self.claim.judged()
+        return made
 
     async def call(self, operation: str, body: bytes) -> bytes:
         """`device.authorise` and `device.key` for its own service, and `renew`."""
@@ -201,6 +203,7 @@ class FunctionSession:
                 commitment=launch.commitment(fields),
                 verdicts_seen=self.verdicts_seen,
                 host_result=self._host_result(),
+                nonce=self.claim.nonce,
             ),
             now,
         )
@@ -364,12 +367,15 @@ class ResumedSession(FunctionSession):
         except Refused as refusal:
             raise _as_renewal(refusal) from None
         self.fields, self.taken = fields, Taken(public=confirmed.public, wrapped=b"", again=True)
+        await asyncio.to_thread(broker.instances.hold, fields.instance, fields.generation, self.claim.nonce)
         self._opened(fields)
         return b""
 
     async def activate(self) -> Activation:
         """A fresh certificate for the same key."""
-        return await asyncio.to_thread(self._renewed, *self._held(), "function-resumed")
+        made = await asyncio.to_thread(self._renewed, *self._held(), "function-resumed")
+        self.claim = self.claim.judged()
+        return made
 
 
 def _named(claim: Claim) -> LaunchFields:

@@ -10,7 +10,7 @@ Whatever ends a generation leaves a revocation to be made: an intention, durable
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,6 +34,7 @@ STORAGE_KEYS: Final = sa.table("storage_keys", sa.column("instance"), sa.column(
 REVOCATIONS: Final = sa.table(
     "revocations", *(sa.column(name) for name in ("id", "instance", "generation", "code", "at", "data", "height"))
 )
+HOLDERS: Final = sa.table("session_holders", sa.column("instance"), sa.column("generation"), sa.column("nonce"))
 HOST_LOSSES: Final = sa.table("host_losses", *(sa.column(name) for name in ("host", "cursor", "code", "at")))
 
 # Made once: a statement that is built anew costs several times what it costs to run.
@@ -55,6 +56,17 @@ _THESE_AND_NEWEST: Final = _WITH_NEWEST.where(
     GENERATIONS.c.generation.in_(sa.bindparam("numbers", expanding=True)),
 )
 _LOST: Final = sa.select(HOST_LOSSES.c.cursor).where(HOST_LOSSES.c.host == sa.bindparam("on"))
+_HOLD: Final = sa.insert(HOLDERS)
+_LET_GO: Final = sa.delete(HOLDERS).where(
+    HOLDERS.c.instance == sa.bindparam("of"), HOLDERS.c.generation == sa.bindparam("number")
+)
+_HOLDERS_OF_THESE: Final = sa.select(HOLDERS).where(HOLDERS.c.instance.in_(sa.bindparam("these", expanding=True)))
+_LOSE: Final = (
+    sa.update(GENERATIONS)
+    .where(GENERATIONS.c.host == sa.bindparam("on"), GENERATIONS.c.state == LIVE)
+    .values(state=HOST_LOST, code=sa.bindparam("why"))
+)
+_INTENDED_OF_THESE: Final = sa.select(REVOCATIONS.c.id).where(REVOCATIONS.c.id.in_(sa.bindparam("these", expanding=True)))
 _BEGIN: Final = sa.insert(GENERATIONS)
 _KEEP_KEY: Final = sa.insert(STORAGE_KEYS)
 
@@ -109,6 +121,19 @@ def begin(c: sa.Connection, made: Generation, *, storage: bytes) -> None:
         c.execute(_KEEP_KEY, {"instance": made.instance, "generation": made.generation, "wrapped": storage})
 
 
+def hold(c: sa.Connection, instance: str, generation: int, nonce: bytes) -> None:
+    """The session of this nonce is the newest of a generation, at whichever broker process."""
+    c.execute(_LET_GO, {"of": instance, "number": generation})
+    c.execute(_HOLD, {"instance": instance, "generation": generation, "nonce": nonce})
+
+
+def held_elsewhere(c: sa.Connection, held: Mapping[tuple[str, int], bytes]) -> tuple[tuple[str, int], ...]:
+    """Those of these sessions (nonce by instance and generation) that are not the newest of their generation."""
+    rows = c.execute(_HOLDERS_OF_THESE, {"these": sorted({instance for instance, _ in held})})
+    newest = {(row.instance, row.generation): row.nonce for row in rows}
+    return tuple(name for name, nonce in held.items() if newest.get(name, nonce) != nonce)
+
+
 def storage_key(c: sa.Connection, instance: str, generation: int) -> bytes | None:
     """The wrapped storage key; None for a generation that is not live (any more)."""
     query = (
@@ -144,6 +169,22 @@ def end(c: sa.Connection, known: Generation, *, state: str, code: str, at: Insta
         )
     )
     return True
+
+
+def end_on(c: sa.Connection, host: str, ended: Sequence[Generation], *, code: str, at: Instant) -> tuple[Generation, ...]:
+    """What was live on a host (`ended`, as `live_on` said) is live no more; those whose revocation was not intended before.
+
+    As `end` for each, in a few statements for all: every function of the host waits for this one transaction.
+    """
+    if not ended:
+        return ()
+    c.execute(_LOSE, {"on": host, "why": code})
+    intended = set(c.execute(_INTENDED_OF_THESE, {"these": [one.identity for one in ended]}).scalars())
+    fresh = tuple(one for one in ended if one.identity not in intended)
+    if fresh:
+        rows = [{"id": one.identity, "instance": one.instance, "generation": one.generation} for one in fresh]
+        c.execute(sa.insert(REVOCATIONS), [{**row, "code": code, "at": at} for row in rows])
+    return fresh
 
 
 def destroy_storage_key(c: sa.Connection, instance: str, generation: int) -> bool:

@@ -7,7 +7,7 @@ verifier's cursor moves in the transaction that acted on the event, so no event 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -127,6 +127,23 @@ class InstanceStore:
                 found += [Generation(**row) for row in c.execute(query).mappings()]
         wanted = set(names)
         return tuple(one for one in found if (one.instance, one.generation) in wanted)
+
+    def hold(self, instance: str, generation: int, nonce: bytes) -> None:
+        """The session of this nonce is the newest of a generation: whichever process holds another one closes it."""
+        self._store.write(lambda c: generations.hold(c, instance, generation, nonce))
+        reached("broker.session.held")
+
+    def held_elsewhere(self, held: Mapping[tuple[str, int], bytes]) -> tuple[tuple[str, int], ...]:
+        """Those of these sessions (nonce by instance and generation) that another broker process superseded."""
+        names = tuple(held)
+        with self._store.reading() as c:
+            return tuple(
+                name
+                for first in range(0, len(names), _ASKED_AT_ONCE)
+                for name in generations.held_elsewhere(
+                    c, {name: held[name] for name in names[first : first + _ASKED_AT_ONCE]}
+                )
+            )
 
     # -- renewal ----------------------------------------------------------------------------------------------------
 
@@ -275,12 +292,16 @@ def _lose(
 ) -> None:
     c.execute(sa.delete(HOST_LOSSES).where(HOST_LOSSES.c.host == host))
     c.execute(sa.insert(HOST_LOSSES).values(host=host, cursor=cursor, code=code, at=at))
-    store.append_in(c, at, "verdict-consumed", {"host": host, "kind": "verdict_lost", "code": code, "cursor": cursor})
+    fresh = {one.identity for one in generations.end_on(c, host, ended, code=code, at=at)}
+    happened: list[tuple[str, dict[str, object]]] = [
+        ("verdict-consumed", {"host": host, "kind": "verdict_lost", "code": code, "cursor": cursor})
+    ]
     for one in ended:
-        body = {"instance": one.instance, "generation": one.generation, "code": code, "host": host}
-        store.append_in(c, at, "instance-halted", body)
-        if generations.end(c, one, state=generations.HOST_LOST, code=code, at=at):
-            _intended(store, c, one, code, at)
+        body = {"instance": one.instance, "generation": one.generation, "code": code}
+        happened.append(("instance-halted", {**body, "host": host}))
+        if one.identity in fresh:
+            happened.append(("revocation-intended", {"id": one.identity, **body}))
+    store.append_all_in(c, at, happened)
 
 
 def _intended(store: BrokerStore, c: sa.Connection, one: Generation, code: str, at: Instant) -> None:

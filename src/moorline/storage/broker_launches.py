@@ -92,6 +92,7 @@ class Fresh:
     not_after: Instant
     advance: Advance
     host_result: bytes
+    nonce: bytes
 
 
 def latest(c: sa.Connection, limit: int) -> tuple[LaunchRow, ...]:
@@ -123,7 +124,7 @@ def consume(c: sa.Connection, launch: Launch, at: Instant, fresh: Fresh) -> Take
     # 1. The same launch again: the same result for the same keys until confirmed, an alarm for anybody else.
     row = c.execute(_FIND, _named(launch)).one_or_none()
     if row is not None:
-        return _again(c, launch, row, at)
+        return _again(c, launch, row, at, fresh.nonce)
     # 2. The keys of another launch: one attester, one launch.
     other = c.execute(_OF_KEYS, {"kem": launch.kem_digest, "signing": launch.signing_digest}).first()
     if other is not None:
@@ -242,15 +243,19 @@ def _begin_generation(c: sa.Connection, launch: Launch, at: Instant, fresh: Fres
         at=at,
     )
     generations.begin(c, made, storage=fresh.storage)
+    if fresh.nonce:
+        generations.hold(c, launch.instance, launch.generation, fresh.nonce)
 
 
-def _again(c: sa.Connection, launch: Launch, row: Any, at: Instant) -> Taken | MoorlineError:  # noqa: ANN401 - a row
+def _again(c: sa.Connection, launch: Launch, row: Any, at: Instant, nonce: bytes) -> Taken | MoorlineError:  # noqa: ANN401 - a row
     same = row.kem_digest == launch.kem_digest and row.signing_digest == launch.signing_digest
     if same and row.state == CONSUMED and row.wrapped is not None:
         try:
             generations.require_live(c, launch.instance, launch.generation)
         except Refused as ended:
             return ended
+        if nonce:
+            generations.hold(c, launch.instance, launch.generation, nonce)
         storage = generations.storage_key(c, launch.instance, launch.generation)
         return Taken(public=row.public, wrapped=row.wrapped, again=True, storage=storage or b"")
     says = "a launch token was shown again" if same else "a launch token was shown by two sessions: a clone, or a theft"

@@ -244,6 +244,7 @@ class BrokerStore:
         commitment: bytes = b"",
         verdicts_seen: int = 0,
         host_result: bytes = b"",
+        nonce: bytes = b"",
     ) -> Taken:
         """Use a launch up, in one transaction, before any answer (PROTOCOLS.md 3, Consumption).
 
@@ -252,7 +253,7 @@ class BrokerStore:
         time that never goes back; `storage` is the generation's new storage key, wrapped. `verdicts_seen` is how far the
         verifier's events were acted on before the host's standing was looked at: a loss after that refuses, so that no
         launch slips between look and consumption. `host_result` is the digest of the result the host stood by: the log says
-        on which verdict the function stands.
+        on which verdict the function stands. `nonce` names the session, which is the instance's newest from then on.
         Earlier generations that are still live end with this.
         Raises Refused (`launch.token_consumed`, `launch.key_reused`, `launch.expired`, `launch.sequence_not_leased`,
         `launch.host_not_standing`, `launch.generation_behind`, `renewal.*`) or Unavailable("launch.pool_empty").
@@ -264,6 +265,7 @@ class BrokerStore:
             not_after=not_after,
             advance=advance,
             host_result=host_result,
+            nonce=nonce,
         )
         outcome = self._group.write(lambda c: launches.consume(c, launch, at, fresh))
         if isinstance(outcome, MoorlineError):

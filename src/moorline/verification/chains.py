@@ -23,6 +23,7 @@ from functools import lru_cache
 from typing import Final
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import crypto
@@ -107,6 +108,7 @@ def verify_chain(leaf_der: bytes, intermediates: Sequence[bytes], roots: Sequenc
     leaf = parse_certificate(leaf_der)
     path = _path(leaf, intermediates, roots, now)
     _leaf_usage(leaf)
+    _leaf_key(leaf)
     try:
         spiffe_id = spiffe_id_of(leaf)
     except Malformed as error:
@@ -138,6 +140,19 @@ def permitted_trust_domain(certificate: x509.Certificate) -> str | None:
     permitted = extension.value.permitted_subtrees or []
     uris = [name.value for name in permitted if isinstance(name, x509.UniformResourceIdentifier)]
     return uris[0] if extension.critical and len(uris) == 1 else None
+
+
+def _leaf_key(leaf: x509.Certificate) -> None:
+    """Keys of experimental kinds (ML-DSA-65) are certified here for others; no end of ours speaks TLS with them."""
+    kind = leaf.public_key()
+    if not isinstance(kind, ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey):
+        raise NotAuthentic(
+            "chain.key_unsupported",
+            "the leaf's key is of a kind that no end here takes",
+            expected="P-256, P-384, Ed25519 or RSA",
+            got=type(kind).__name__,
+            remedy="use a key of another kind (rekey with kind p-256)",
+        )
 
 
 def _common_name(der: bytes) -> str:

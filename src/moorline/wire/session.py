@@ -244,6 +244,8 @@ class KeyKind(StrEnum):
     P384 = "p-384"
     ED25519 = "ed25519"
     RSA2048 = "rsa-2048"
+    ML_DSA_65 = "ml-dsa-65"
+    """Experimental (FIPS 204, RFC 9881): key and certificate are delivered, no TLS end of ours takes them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from moorline.cli.demo.attacks_sessions import launcher_guest, write_ticket
 from moorline.cli.demo.world import World
 from moorline.errors import Unavailable
 from moorline.services import settings
-from moorline.services.broker import BrokerSettings
+from moorline.services.broker_settings import BrokerSettings
 from moorline.simulators.manufacturer import SIMULATED_TCB
 from moorline.wire import schema
 

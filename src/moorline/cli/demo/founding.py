@@ -170,7 +170,7 @@ async def _set_up_hsm(world: World, provider: Provider) -> None:
 
 
 def _broker_settings(world: World, provider: Provider, made: hsm_ceremony.Ceremony) -> object:
-    from moorline.services.broker import BrokerSettings
+    from moorline.services.broker_settings import BrokerSettings
 
     directory = provider.directory / "broker"
     has_hosts = provider.name == "alpha"
