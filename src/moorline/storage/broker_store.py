@@ -233,7 +233,7 @@ class BrokerStore:
         with self.reading() as c:
             return pool.sizes(c)
 
-    def consume(
+    def consume(  # noqa: PLR0913 - a consumption is these things, and each must be said
         self,
         launch: Launch,
         *,
