@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -17,10 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from moorline.children import die_with_parent
 from moorline.errors import Misconfigured, Unavailable
 
-_PR_SET_PDEATHSIG: Final = 1
-_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 READY_S: Final = 30.0
 STOP_S: Final = 5.0
 SOCKET_PATH_CAP: Final = 60
@@ -126,7 +123,7 @@ class Stage:
                 stdout=out_file,
                 stderr=log_file,
                 start_new_session=True,
-                preexec_fn=None if self._keep else _die_with_parent,  # noqa: PLW1509 - single-threaded between fork and exec
+                preexec_fn=None if self._keep else die_with_parent,  # noqa: PLW1509 - single-threaded between fork and exec
             )
         process = Process(name, child, log, out)
         self.processes[name] = process
@@ -156,7 +153,3 @@ class Stage:
     def dead(self) -> list[Process]:
         """Processes that ended although nobody asked them to."""
         return [process for process in self.processes.values() if process.ready and not process.running()]
-
-
-def _die_with_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import moorline
+from moorline.children import die_with_parent
 from moorline.errors import Misconfigured, Unavailable
 from moorline.ledger.engines.cometbft.home import SIGNER_SOCKET
 from moorline.ledger.engines.cometbft.rpc import CometRpc
@@ -71,7 +72,8 @@ class CometProcess:
                 await self._spawn()
             with contextlib.suppress(Unavailable):
                 await rpc.status()
-                return
+                if self._process.returncode is None:  # else it was another one that answered
+                    return
             await asyncio.sleep(_POLL_S)
         raise Unavailable(
             "comet.not_ready", "CometBFT does not come up", got=self.last_words(), remedy=f"read {self._log()}"
@@ -117,6 +119,8 @@ class CometProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                # One that outlives its application holds the files and the addresses that the next one needs.
+                preexec_fn=die_with_parent,
             )
 
 
