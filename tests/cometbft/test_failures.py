@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import os
 import random
 import shutil
@@ -26,6 +27,7 @@ from moorline.errors import Unavailable
 from moorline.hsm.token import initialise_softhsm, open_token
 from moorline.ledger import blocks, ceremony, transactions
 from moorline.ledger.engines.cometbft import canonical, home, light
+from moorline.ledger.engines.cometbft.commit import Commit, Precommit, SignedHeader
 from moorline.ledger.engines.cometbft.evidence import DuplicateVote, SignedVote
 from moorline.ledger.engines.cometbft.header import address_of, chain_id_of
 from moorline.ledger.engines.cometbft.rpc import CometRpc
@@ -117,8 +119,9 @@ async def killed_at(network, number, step):
     await network.start(number)
 
 
-async def test_an_authority_that_signs_two_blocks_is_named_on_the_chain(network):
-    """verifies that: two votes of one key at one height, shown to one honest node, are evidence that all have and verify."""
+async def test_an_authority_that_signs_two_blocks_is_named_on_the_chain(network, tmp_path):
+    """verifies that: two votes of one key at one height, shown to one honest node, are evidence that all have and verify;
+    `moor ledger evidence` lists it, exports it, and verifies it offline with the trust file."""
     liar = network.keys["authority-4"].checkpoint
     public = liar.public_key().public_bytes_raw()
     chain_id = chain_id_of(network.made.genesis.ledger_id)
@@ -149,6 +152,76 @@ async def test_an_authority_that_signs_two_blocks_is_named_on_the_chain(network)
     for number in (1, 2, 3):
         kept = await eventually(lambda number=number: misbehaviour(network, number))
         assert [(one.authority, one.kind, one.height) for one in kept] == [("authority-4", "duplicate-vote", height)]
+    (row,) = await eventually(lambda: listed(network))
+    assert (row["kind"], row["height"], row["offenders"], row["forked"]) == (
+        "duplicate-vote", height, ["authority-4"], False,
+    )  # fmt: skip
+    await verified_offline(network, row, tmp_path / "evidence.cbor")
+
+
+async def test_who_commits_to_a_header_that_is_not_the_chains_is_named(network, tmp_path):
+    """verifies that: a light-client attack shown to one honest node names all who signed both headers, in the same table."""
+    async with CometRpc(f"http://{network[1].rpc}") as rpc:
+        height = (await rpc.status()).height - 2
+        own = await rpc.signed_header(height)
+        validators = await rpc.validators(height)
+    lie = signed_by_all(network, replace(own.header, data_hash=b"\1" * 32), validators, own.commit.round)
+    said = await show(network[1], "tendermint/LightClientAttackEvidence", attack_json(lie, validators, own))
+    assert "error" not in said, said
+    await submit(network, network.alpha.anchor())
+
+    async def named():
+        return [row for row in await listed(network) if row["kind"] == "light-client-attack"]
+
+    (row,) = await eventually(named)
+    signed_own = {one.address for one in own.commit.precommits}
+    names = sorted(name for name, keys_ in network.keys.items() if address(keys_) in signed_own)
+    assert (row["height"], row["offenders"], row["forked"]) == (height, names, True)
+    await verified_offline(network, row, tmp_path / "attack.cbor")
+
+
+def address(keys_):
+    return address_of(keys_.checkpoint.public_key().public_bytes_raw())
+
+
+def signed_by_all(network, found, validators, round_):
+    """A commit for a header by all four."""
+    commit = Commit(round=round_, parts_total=1, parts_hash=b"\2" * 32, precommits=())
+    blank = SignedHeader(header=found, commit=commit)
+    by_address = {address(one): one.checkpoint for one in network.keys.values()}
+    precommits = []
+    for one in validators.validators:
+        mine = Precommit(address=one.address, time_ns=found.time_ns + 10**6, signature=bytes(64))
+        precommits.append(replace(mine, signature=by_address[one.address].sign(blank.sign_bytes(mine))))
+    return replace(blank, commit=replace(commit, precommits=tuple(precommits)))
+
+
+async def moor(*words):
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "moorline.cli", *map(str, words),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    said, _ = await process.communicate()
+    return process.returncode, said.decode()
+
+
+async def listed(network):
+    code, said = await moor("ledger", "evidence", "list", "--genesis", network.made.directory / "genesis.cbor", "--json")
+    assert code == 0, said
+    return json.loads(said)["evidence"]
+
+
+async def verified_offline(network, row, file):
+    directory = network.made.directory
+    code, said = await moor("ledger", "evidence", "export", row["id"], "--genesis", directory / "genesis.cbor", "-o", file)
+    assert code == 0, said
+    words = ("ledger", "evidence", "verify", file, "--trust", directory / "trust.toml", "--json")
+    code, said = await moor(*words)
+    assert (code, json.loads(said)["offenders"]) == (0, row["offenders"]), said
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    assert (await moor(*words))[0] in {1, 2}
 
 
 async def misbehaviour(network, number):
@@ -167,10 +240,7 @@ async def broadcast_evidence(node, found, *, index, time_ns):
             "type": found.kind,
             "height": str(found.height),
             "round": found.round,
-            "block_id": {
-                "hash": one.block_hash.hex().upper(),
-                "parts": {"total": one.parts_total, "hash": one.parts_hash.hex().upper()},
-            },
+            "block_id": block_json(one.block_hash, one.parts_total, one.parts_hash),
             "timestamp": stamp(one.time_ns),
             "validator_address": address_of(found.public_key).hex().upper(),
             "validator_index": index,
@@ -184,10 +254,73 @@ async def broadcast_evidence(node, found, *, index, time_ns):
         "ValidatorPower": "1",
         "Timestamp": stamp(time_ns),
     }
-    evidence = {"type": "tendermint/DuplicateVoteEvidence", "value": value}
-    request = {"jsonrpc": "2.0", "id": 1, "method": "broadcast_evidence", "params": {"evidence": evidence}}
+    return await show(node, "tendermint/DuplicateVoteEvidence", value)
+
+
+async def show(node, kind, value):
+    """Evidence, to the RPC of one node."""
+    params = {"evidence": {"type": kind, "value": value}}
+    request = {"jsonrpc": "2.0", "id": 1, "method": "broadcast_evidence", "params": params}
     async with httpx.AsyncClient() as client:
         return (await client.post(f"http://{node.rpc}/", json=request)).json()
+
+
+def block_json(hash_, total, parts):
+    return {"hash": hash_.hex().upper(), "parts": {"total": total, "hash": parts.hex().upper()}}
+
+
+def header_json(found):
+    """CometBFT's JSON of a header."""
+    hashes = (
+        "last_commit_hash data_hash validators_hash next_validators_hash consensus_hash app_hash last_results_hash "
+        "evidence_hash proposer_address"
+    )
+    return {
+        "version": {"block": str(found.version_block), "app": str(found.version_app)},
+        "chain_id": found.chain_id,
+        "height": str(found.height),
+        "time": stamp(found.time_ns),
+        "last_block_id": block_json(found.last_block_hash, found.last_parts_total, found.last_parts_hash),
+        **{name: getattr(found, name).hex().upper() for name in hashes.split()},
+    }
+
+
+def attack_json(lie, validators, own):
+    """CometBFT's JSON of an equivocation: another header of one height, with its commit."""
+    members = [
+        {
+            "address": one.address.hex().upper(),
+            "pub_key": {"type": "tendermint/PubKeyEd25519", "value": base64.b64encode(one.public_key).decode()},
+            "voting_power": "1",
+            "proposer_priority": "0",
+        }
+        for one in validators.validators
+    ]
+    commit = {
+        "height": str(lie.header.height),
+        "round": lie.commit.round,
+        "block_id": block_json(lie.header.hash(), lie.commit.parts_total, lie.commit.parts_hash),
+        "signatures": [
+            {
+                "block_id_flag": 2,
+                "validator_address": one.address.hex().upper(),
+                "timestamp": stamp(one.time_ns),
+                "signature": base64.b64encode(one.signature).decode(),
+            }
+            for one in lie.commit.precommits
+        ],
+    }
+    signed_both = {one.address for one in own.commit.precommits}
+    return {
+        "ConflictingBlock": {
+            "signed_header": {"header": header_json(lie.header), "commit": commit},
+            "validator_set": {"validators": members, "proposer": members[0]},
+        },
+        "CommonHeight": str(lie.header.height),
+        "ByzantineValidators": [one for one in members if bytes.fromhex(one["address"]) in signed_both],
+        "TotalVotingPower": "4",
+        "Timestamp": stamp(own.header.time_ns),
+    }
 
 
 def stamp(time_ns):
@@ -345,6 +478,13 @@ async def test_one_authority_that_breaks_the_rules_changes_nothing(tmp_path, how
             blocks.verify_receipt(receipt, data, network.made.trust)
         await same_roots(network, 1, 2, 3, at_least=receipt.height)
         assert (await proven(network, "audit-anchor/alpha/hsm-1", number=1)).record("audit-anchor/alpha/hsm-1")
+        if how in {"future", "past"}:
+            rows = await eventually(lambda: listed(network))
+            assert {(row["kind"], *row["offenders"]) for row in rows} == {("clock-off", "authority-4")}
+        else:  # nothing that anybody else could verify: a refused proposal is in the log, and a censor signed nothing
+            assert await listed(network) == []
+            named = [one for one in (network[1].log()).splitlines() if "a block that does not hold" in one]
+            assert ({json.loads(one)["authority"] for one in named} == {"authority-4"}) is (how == "propose")
     finally:
         await network.stop()
 

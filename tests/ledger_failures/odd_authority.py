@@ -58,6 +58,18 @@ def invalid():
     blocks.make = make
 
 
+def backwards():
+    """As sequencer: its blocks are of a time before the block they follow."""
+    from moorline.ledger import blocks
+
+    honest = blocks.make
+
+    def make(head, batch, *, time_ms, verified=None):
+        return honest(head, batch, time_ms=head.state.time_ms - 1000 if batch else time_ms, verified=verified)
+
+    blocks.make = make
+
+
 def censor():
     """As sequencer: never hears authority-3."""
     from moorline.ledger.engines import embedded, intake
@@ -96,7 +108,7 @@ def two_heads():
 
 
 if __name__ == "__main__":
-    {one.__name__: one for one in (clock_off, two_blocks, invalid, censor, two_heads)}[sys.argv[1]]()
+    {one.__name__: one for one in (clock_off, two_blocks, invalid, backwards, censor, two_heads)}[sys.argv[1]]()
     from moorline.cli import run
 
     sys.exit(run(sys.argv[2:]))

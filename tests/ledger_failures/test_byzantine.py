@@ -9,6 +9,7 @@ from .cluster import FIRST, FOURTH, SECOND, THIRD, Cluster, addresses, consortiu
 
 pytestmark = [pytest.mark.story, pytest.mark.timeout(300)]
 HONEST = (SECOND, THIRD, FOURTH)
+SHOWN = {"invalid": "invalid-block", "backwards": "time-runs-back"}
 
 
 @pytest.fixture
@@ -83,15 +84,20 @@ async def test_a_sequencer_that_lies_about_time_makes_no_block_and_a_late_cosign
         await cluster.same(HONEST)
 
 
-@pytest.mark.parametrize("lie", ["invalid", pytest.param("censor", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "lie", ["invalid", pytest.param("backwards", marks=pytest.mark.long), pytest.param("censor", marks=pytest.mark.long)]
+)
 async def test_a_sequencer_that_cheats_its_senders_is_replaced_by_the_operators(cluster, lie):
-    """verifies that: blocks with invalid transactions get no signature, a censored sender no receipt; after the operators'
-    word the same transaction is in the ledger."""
+    """verifies that: blocks with invalid transactions, or of a time that runs back, get no signature and name their maker; a
+    censored sender gets no receipt, of which there is no evidence; after the operators' word the same transaction is in the
+    ledger."""
     async with cluster.running({FIRST: lie}):
         await cluster.same()
         waiting = asyncio.ensure_future(cluster.write(by=THIRD, through=THIRD))
         await asyncio.sleep(1.5)
         assert not waiting.done()
+        named = [(row["kind"], row["offenders"]) for row in (await evidence(cluster) if lie in SHOWN else [])]
+        assert all(one == (SHOWN[lie], [FIRST]) for one in named)
         await cluster.promote(SECOND, HONEST)
         await cluster.processes[FIRST].kill()
         await waiting

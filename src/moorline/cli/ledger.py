@@ -197,7 +197,7 @@ def _print(state: ProvenState, keys: list[str], *, as_json: bool) -> None:
     shown: dict[str, object] = {}
     for key in keys:
         try:
-            shown[key] = _readable(cbor.decode(state.record(key)))
+            shown[key] = render.plain(cbor.decode(state.record(key)))
         except Refused as error:
             if error.code != "ledger.absent":
                 raise
@@ -227,13 +227,3 @@ def _once(rows: list[dict[str, object]]) -> list[dict[str, object]]:
         shown.append({**row, "key": "" if row["key"] == last else row["key"], "value": cut})
         last = row["key"]
     return shown
-
-
-def _readable(item: object) -> object:
-    if isinstance(item, bytes):
-        return item.hex()
-    if isinstance(item, list):
-        return [_readable(element) for element in item]
-    if isinstance(item, dict):
-        return {str(key): _readable(value) for key, value in item.items()}
-    return item

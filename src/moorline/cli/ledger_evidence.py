@@ -11,7 +11,7 @@ from moorline.cli import acting, render
 from moorline.errors import Refused
 
 if TYPE_CHECKING:
-    from moorline.ledger.evidence import Finding
+    from moorline.ledger.finding import Finding
     from moorline.ledger.light_client import LedgerTrust
 
 app = typer.Typer(no_args_is_help=True)
@@ -125,9 +125,13 @@ def _row(data: bytes, finding: Finding) -> dict[str, Any]:
 
 
 def _signed(data: bytes) -> list[str]:
-    """The two things that were signed, for people."""
-    from moorline.ledger.evidence import MAX_EVIDENCE_BYTES, Evidence
-    from moorline.wire import schema
+    """What was signed, for people: two things of one kind, or the parts of the one that is wrong by itself."""
+    from moorline.ledger import misconduct
+    from moorline.ledger.evidence import MAX_EVIDENCE_BYTES, TWICE, Evidence, kind_of
+    from moorline.wire import cbor, schema
 
+    if kind_of(data) not in TWICE:
+        body = cbor.decode(misconduct.parse(data).body, max_bytes=MAX_EVIDENCE_BYTES)
+        return [f"{name}: {render.plain(value)}" for name, value in body.items()] if isinstance(body, dict) else []
     found = schema.decode(Evidence, data, max_bytes=MAX_EVIDENCE_BYTES)
     return [note.decode("utf-8") for note in found.notes] or [one.header.hex() for one in found.proposals]

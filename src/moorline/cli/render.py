@@ -114,3 +114,14 @@ def _said(value: object, name: str = "") -> str:
     if isinstance(value, list | tuple):
         return ", ".join(_said(each) for each in value) or "-"
     return str(value)
+
+
+def plain(item: object) -> object:
+    """Decoded CBOR as JSON has it: bytes in hex."""
+    if isinstance(item, bytes):
+        return item.hex()
+    if isinstance(item, list):
+        return [plain(element) for element in item]
+    if isinstance(item, dict):
+        return {str(key): plain(value) for key, value in item.items()}
+    return item

@@ -4,44 +4,31 @@
                 both, as cosigner or as maker of the block;
     proposals   two sealed headers of one ledger, term, height and attempt that differ: the offender is who sealed both.
 
-No honest authority makes either (it records what it signs before it signs, one block a height; ledger.seals). Signatures are
-the authorities' own and cover ledger and height, so evidence cannot be made up by others, and needs no witness.
+No honest authority makes either (it records what it signs before it signs, one block a height; ledger.seals). What one
+thing alone shows, of either engine, is in ledger.misconduct; `verify` takes all of it. Signatures are the authorities' and
+cover ledger and height, so evidence cannot be made up by others, and needs no witness.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Annotated, Final
 
 from moorline.digest import same
 from moorline.errors import Malformed, Refused
-from moorline.ledger import checkpoint, light_client, seals
+from moorline.ledger import checkpoint, light_client, misconduct, seals
 from moorline.ledger.blocks import Header
+from moorline.ledger.finding import Finding, Kind, SealedHeader
 from moorline.ledger.light_client import LedgerTrust
 from moorline.ledger.proof import SetChange
 from moorline.ledger.seals import Seal
-from moorline.wire import schema
+from moorline.wire import cbor, schema
 from moorline.wire.schema import Bytes32, Size
 
 VERSION: Final = 1
-MAX_EVIDENCE_BYTES: Final = 512 * 1024
-
-
-class Kind(StrEnum):
-    """What was done twice."""
-
-    HEADS = "heads"
-    PROPOSALS = "proposals"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SealedHeader:
-    """The encoded header of a block that was proposed, and its maker's seal."""
-
-    header: Annotated[bytes, Size(at_most=1024)]
-    seal: Seal
+MAX_EVIDENCE_BYTES: Final = misconduct.MAX_BYTES
+TWICE: Final = frozenset({Kind.HEADS, Kind.PROPOSALS})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,16 +44,6 @@ class Evidence:
     changes: tuple[SetChange, ...]
     notes: tuple[Annotated[bytes, Size(at_most=16 * 1024)], ...]
     proposals: tuple[SealedHeader, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """What evidence shows: who did what, at which height, and whether a quorum signed both (then the ledger has forked)."""
-
-    kind: Kind
-    height: int
-    offenders: tuple[str, ...]
-    forked: bool
 
 
 def of_heads(ledger_id: bytes, first: bytes, second: bytes, changes: tuple[SetChange, ...]) -> bytes:
@@ -105,12 +82,23 @@ def identify(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def kind_of(data: bytes) -> Kind:
+    """What kind of evidence this says it is. Raises only Malformed."""
+    said = cbor.decode(data, max_bytes=MAX_EVIDENCE_BYTES)
+    kind = said.get("kind") if isinstance(said, dict) else None
+    if kind not in set(Kind):
+        raise _malformed("it names no kind of evidence")
+    return Kind(kind)
+
+
 def verify(data: bytes, trust: LedgerTrust) -> Finding:
     """What the evidence shows under this trust, offline.
 
     Raises Malformed("ledger.evidence_malformed", `ledger.*`, `message.*`, `cbor.*`); Refused("ledger.other_ledger" |
     "ledger.evidence_names_nobody"); NotAuthentic (`ledger.*`) for signatures that do not hold.
     """
+    if kind_of(data) not in TWICE:
+        return misconduct.verify(data, trust)
     found = schema.decode(Evidence, data, max_bytes=MAX_EVIDENCE_BYTES)
     if found.version != VERSION:
         raise _malformed("its version is unknown")

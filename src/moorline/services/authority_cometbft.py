@@ -26,16 +26,18 @@ from moorline.ledger.engines.cometbft import home, signer
 from moorline.ledger.engines.cometbft.abci import AbciServer
 from moorline.ledger.engines.cometbft.application import Application
 from moorline.ledger.engines.cometbft.chain import Chain, Decided
-from moorline.ledger.engines.cometbft.header import chain_id_of
+from moorline.ledger.engines.cometbft.header import address_of, chain_id_of
 from moorline.ledger.engines.cometbft.mempool import Mempool
 from moorline.ledger.engines.cometbft.node import CometNode, Consensus
 from moorline.ledger.engines.cometbft.process import CometProcess, find
 from moorline.ledger.engines.cometbft.rpc import CometRpc
 from moorline.ledger.engines.cometbft.signer import SignedFile, Signer, SigningKey
 from moorline.ledger.engines.cometbft.snapshots import Snapshots
+from moorline.ledger.finding import Finding
 from moorline.ledger.genesis import Genesis
 from moorline.ledger.state import State
 from moorline.storage.consensus_store import ConsensusStore, open_consensus
+from moorline.wire import cbor
 from moorline.wire.certificates import dns_name
 from moorline.wire.http import CBOR_TYPE, HttpClient
 
@@ -51,6 +53,7 @@ YIELDS_BY: Final = 10
 """How much less urgent this process is than its CometBFT: one that waits for a processor delays every authority's block, and
 until the thread that sends it runs, CometBFT (0.38: libs/timer) spins for each request to an application."""
 MAX_HEIGHT: Final = (1 << 53) - 1
+MAX_EVIDENCE: Final = 100
 
 
 class LoggingConsensus(Consensus):
@@ -132,7 +135,9 @@ class _Authority:
         self._rpc = CometRpc(f"http://{self._comet.rpc}")
         self._consensus = LoggingConsensus(self._node, self._chain, mempool, self._rpc)
         self._chain.on_commit = self._committed
+        self._node.on_evidence = self._found
         self._application.on_rejected = self._consensus.rejected
+        self._application.on_refused = self._refused
         self._snapshots.on_restored = self._node.refresh
         self._signer = Signer(
             KeyRing(held, self._node.signing_key),
@@ -181,7 +186,7 @@ class _Authority:
 
     def _committed(self, decided: Decided) -> None:
         state = decided.executed.state
-        self._consensus.committed(state.height, decided.transactions)
+        self._consensus.committed(state.height, decided.transactions, accuses=bool(decided.misbehaviour))
         for one in decided.misbehaviour:
             self._log.error(
                 "an authority broke the rules", authority=one.authority, kind=one.kind, height=one.height, seen=one.seen_at
@@ -191,6 +196,25 @@ class _Authority:
             writing = asyncio.get_running_loop().run_in_executor(None, self._snapshots.write, state)
             self._writing.add(writing)
             writing.add_done_callback(self._written)
+
+    def _refused(self, address: bytes, height: int, code: str) -> None:
+        """Its word alone: a proposal that was refused reaches no application with its signature, so nothing proves it."""
+        names = {address_of(key): name for name, key in self._chain.state.authority_set().items()}
+        self._log.error(
+            "an authority proposed a block that does not hold",
+            authority=names.get(address, address.hex()),
+            height=height,
+            code=code,
+        )
+
+    def _found(self, finding: Finding) -> None:
+        self._log.error(
+            "an authority lied",
+            kind=finding.kind,
+            height=finding.height,
+            offenders=finding.offenders,
+            forked=finding.forked,
+        )
 
     def _written(self, writing: asyncio.Future[None]) -> None:
         self._writing.discard(writing)
@@ -205,6 +229,11 @@ class _Authority:
         self._log.warning("the signer was hung up on", reason=what)
 
     def _routes(self, app: FastAPI) -> None:
+        @app.get("/v1/evidence")
+        async def evidence() -> Response:
+            """Public: evidence that authorities lied, as far as this authority has it; each proves itself."""
+            return Response(cbor.encode(self._node.evidence()[-MAX_EVIDENCE:]), media_type=CBOR_TYPE)
+
         @app.get("/v1/snapshots/{height}")
         async def snapshot(height: Annotated[int, PathParameter(ge=1, le=MAX_HEIGHT)]) -> Response:
             """Public: the manifest of this authority's snapshot of a height, for others to compare theirs with."""

@@ -60,6 +60,15 @@ _MISBEHAVIOUR = sa.Table(
     sa.Column("authority", sa.String),
     sa.Column("seen_at", sa.BigInteger),
 )
+_EVIDENCE = sa.Table(
+    "consensus_evidence",
+    _META,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("kind", sa.String),
+    sa.Column("height", sa.BigInteger),
+    sa.Column("seen_at", sa.BigInteger),
+    sa.Column("body", sa.LargeBinary),
+)
 _ALL = (_BLOCKS, _ANCHORS, _SET_CHANGES, _TRANSACTIONS, _RECORDS, _NONCES)
 
 
@@ -85,6 +94,17 @@ class Misbehaviour:
     kind: str
     authority: str
     seen_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredEvidence:
+    """Encoded evidence, its id (SHA-256, hex) and kind, the height it is about, and that of the block it was found in."""
+
+    id: str
+    kind: str
+    height: int
+    seen_at: int
+    body: bytes
 
 
 def open_consensus(url: str) -> ConsensusStore:
@@ -193,6 +213,21 @@ class ConsensusStore:
         query = sa.select(_MISBEHAVIOUR).order_by(_MISBEHAVIOUR.c.seen_at, _MISBEHAVIOUR.c.height)
         with reading(self._engine) as connection:
             return [Misbehaviour(**row) for row in connection.execute(query).mappings()]
+
+    def keep_evidence(self, evidence: StoredEvidence) -> None:
+        """Keep evidence for good; the same twice is kept once."""
+        with writing(self._engine) as connection:
+            put(connection, _EVIDENCE, [{name: getattr(evidence, name) for name in StoredEvidence.__slots__}])
+
+    def evidence(self) -> list[StoredEvidence]:
+        """All evidence, oldest first."""
+        query = sa.select(_EVIDENCE).order_by(_EVIDENCE.c.seen_at, _EVIDENCE.c.id)
+        with reading(self._engine) as connection:
+            return [StoredEvidence(**row) for row in connection.execute(query).mappings()]
+
+    def damaged_pages(self) -> list[str]:
+        """What SQLite's own check finds; empty if nothing, and on other databases, which check themselves."""
+        return damage.pages(self._engine)
 
     # What proves it ------------------------------------------------------------------------------------------------
 

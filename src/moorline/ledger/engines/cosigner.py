@@ -18,9 +18,9 @@ from typing import Final
 from moorline.clock import Instant
 from moorline.errors import Conflict, MoorlineError, NotAuthentic, Refused
 from moorline.ledger import blocks, checkpoint
-from moorline.ledger.blocks import Block
+from moorline.ledger.blocks import Block, Head
 from moorline.ledger.checkpoint import Checkpoint, Note, tolerated_faults
-from moorline.ledger.engines import taking_over
+from moorline.ledger.engines import accusing, taking_over
 from moorline.ledger.engines.embedded import MAX_SKEW_MS, Peer, Proposal, verified_seal
 from moorline.ledger.engines.lookahead import FEW, verify_beside
 from moorline.ledger.engines.node import Committed, Node
@@ -138,7 +138,7 @@ class Cosigner:
             if again is not None and height == self.node.head.state.height:
                 return self.node.cosign(self.node.head.checkpoint(), at=again).line()
             raise Conflict("ledger.height_passed", "this height is committed already", got=height)
-        head, _ = self.node.execute(block, proposal.block)  # 4
+        head = self._executed(block, proposal)  # 4
         found = head.checkpoint()
         if again is None:
             self.node.conduct.may_sign(height)
@@ -147,6 +147,13 @@ class Cosigner:
             self.node.store.intend_signature(height, proposal.block, time_s=again, seal=schema.encode(proposal.seal))  # 5
             reached("cosigner.signature.intended")
         return self.node.cosign(found, at=again).line()
+
+    def _executed(self, block: Block, proposal: Proposal) -> Head:
+        try:
+            return self.node.execute(block, proposal.block)[0]
+        except Refused:
+            accusing.accuse(self.node, block, proposal.seal)
+            raise
 
     def _signed_before(
         self, signed: StoredSignature | None, height: int, proposal: Proposal, block: Block

@@ -17,12 +17,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from moorline.clock import Instant
 from moorline.errors import Malformed, Misconfigured, MoorlineError, NotAuthentic, Refused, Unavailable
-from moorline.ledger import blocks, checkpoint, evidence, proof, seals, snapshot, terms
+from moorline.ledger import blocks, checkpoint, evidence, misconduct, proof, seals, snapshot, terms
 from moorline.ledger.blocks import Block, Head
 from moorline.ledger.checkpoint import Checkpoint, NoteSignature, quorum_of
 from moorline.ledger.engines import node_state
 from moorline.ledger.engines.conduct import Conduct, checked_request
-from moorline.ledger.evidence import Finding
+from moorline.ledger.finding import Finding, Kind
 from moorline.ledger.genesis import Genesis
 from moorline.ledger.seals import Seal
 from moorline.ledger.state import Applied, State
@@ -428,6 +428,11 @@ class Node:
         if signed.seal is not None:
             mine = (blocks.parse(signed.body).header, schema.decode(Seal, signed.seal))
             self._keep(self._of_proposals(mine, (header, seal)))
+
+    def accuse(self, kind: Kind, body: bytes, *, height: int) -> None:
+        """Keep as evidence, if it is, what a block at this height shows by itself (ledger.misconduct)."""
+        changes = self._changes_before(height)
+        self._keep(misconduct.encode(kind, body, ledger_id=self.genesis.ledger_id, changes=changes))
 
     def _of_proposals(self, mine: tuple[blocks.Header, Seal], theirs: tuple[blocks.Header, Seal]) -> bytes | None:
         if mine[0] == theirs[0] or mine[0].height != theirs[0].height:

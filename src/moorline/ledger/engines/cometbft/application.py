@@ -63,6 +63,8 @@ class Application:
     def __init__(self, chain: Chain, mempool: Mempool, snapshots: Snapshots) -> None:
         self.chain, self.mempool, self._snapshots = chain, mempool, snapshots
         self.on_rejected: Callable[[bytes, MoorlineError], None] = lambda _id, _error: None
+        self.on_refused: Callable[[bytes, int, str], None] = lambda _address, _height, _code: None
+        """Told the address of whoever proposed a block that was refused, its height, and why."""
 
     async def answer(self, request: pb.Request) -> pb.Response:
         """The answer to any request but Flush, which is the transport's."""
@@ -157,14 +159,20 @@ class Application:
 
     def process_proposal(self, request: pb.RequestProcessProposal) -> pb.Response:
         """ACCEPT only a block within bounds in which every transaction applies."""
-        status = pb.ResponseProcessProposal.ACCEPT if self._acceptable(request) else pb.ResponseProcessProposal.REJECT
+        wrong = self._wrong_with(request)
+        if wrong is not None:
+            self.on_refused(request.proposer_address, request.height, wrong)
+        status = pb.ResponseProcessProposal.ACCEPT if wrong is None else pb.ResponseProcessProposal.REJECT
         return pb.Response(process_proposal=pb.ResponseProcessProposal(status=status))
 
-    def _acceptable(self, request: pb.RequestProcessProposal) -> bool:
-        if len(request.txs) > MAX_TRANSACTIONS or request.height != self.chain.state.height + 1:
-            return False
+    def _wrong_with(self, request: pb.RequestProcessProposal) -> str | None:
+        """The code of what is wrong with a proposed block, or None."""
+        if request.height != self.chain.state.height + 1:
+            return "ledger.wrong_height"
+        if len(request.txs) > MAX_TRANSACTIONS:
+            return "ledger.block_malformed"
         executed = self.chain.execute(request.height, request.txs, time_ms=_ms(request.time))
-        return all(isinstance(outcome, Applied) for outcome in executed.outcomes)
+        return next((one.code for one in executed.outcomes if isinstance(one, Rejected)), None)
 
     def extend_vote(self, _: pb.RequestExtendVote) -> pb.Response:
         """Nothing is added to votes."""

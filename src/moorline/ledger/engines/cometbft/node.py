@@ -8,24 +8,27 @@ state is proven, so whoever has a receipt finds in any later proof what it did.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from moorline.errors import Conflict, MoorlineError, NotAuthentic, Refused, Unavailable
-from moorline.ledger import anchor, checkpoint, proof
+from moorline.errors import Conflict, Malformed, MoorlineError, NotAuthentic, Refused, Unavailable
+from moorline.ledger import anchor, checkpoint, evidence, misconduct, proof
 from moorline.ledger.anchor import COMETBFT, CometAnchor
 from moorline.ledger.blocks import Receipt
 from moorline.ledger.engines.cometbft.chain import AuthoritySet, Chain
+from moorline.ledger.engines.cometbft.evidence import DuplicateVote, LightClientAttack
+from moorline.ledger.engines.cometbft.header import Validator, address_of, authority_validators
 from moorline.ledger.engines.cometbft.mempool import Mempool
 from moorline.ledger.engines.cometbft.receipts import BlockSummary, CometBlock, paths
-from moorline.ledger.engines.cometbft.rpc import CometRpc
+from moorline.ledger.engines.cometbft.rpc import Accusation, CometRpc
 from moorline.ledger.engines.node import Committed, transaction_id_of
+from moorline.ledger.finding import Finding, Kind
 from moorline.ledger.genesis import Genesis
 from moorline.ledger.state import Rejected, State
 from moorline.ledger.transactions import MAX_TRANSACTION_BYTES
 from moorline.ledger.transactions import parse as parse_transaction
-from moorline.storage.consensus_store import ConsensusStore
+from moorline.storage.consensus_store import ConsensusStore, StoredEvidence
 from moorline.wire import schema
 
 SUBMIT_DEADLINE_S: Final = 15.0
@@ -57,6 +60,14 @@ class CometNode:
         self._chain = chain
         self._proven: _Proven | None = None
         self._sets: list[tuple[int, dict[str, bytes]]] = []
+        self._clocks_off = {
+            name
+            for one in store.evidence()
+            if one.kind == Kind.CLOCK
+            for name in evidence.verify(one.body, genesis.trust()).offenders
+        }
+        self.on_evidence: Callable[[Finding], None] = lambda _: None
+        """Told of new evidence; a service logs it."""
         self.refresh()
         kept = store.last_anchor()
         if kept is not None:
@@ -132,6 +143,61 @@ class CometNode:
             )
         )
 
+    # Evidence ----------------------------------------------------------------------------------------------------------
+
+    def evidence(self) -> list[bytes]:
+        """Evidence that authorities broke the rules, oldest first; each piece proves itself."""
+        return [one.body for one in self.store.evidence()]
+
+    def unproven(self) -> list[int]:
+        """Heights of blocks that hold accusations which this authority has no evidence of yet."""
+        known = {one.seen_at for one in self.store.evidence() if one.kind != Kind.CLOCK}
+        return sorted({one.seen_at for one in self.store.misbehaviour()} - known)
+
+    def keys(self) -> dict[bytes, bytes]:
+        """The public keys of everybody who ever was an authority, by address."""
+        return {address_of(key): key for _, authorities in self._sets for key in authorities.values()}
+
+    def accuse(self, found: Accusation, *, seen_at: int) -> None:
+        """Keep what a block holds against validators as evidence, if it names somebody."""
+        if isinstance(found, DuplicateVote):
+            self._keep(Kind.VOTES, found.encode(), before=found.height - 1, seen_at=seen_at)
+            return
+        own = self.store.anchor(found.signed.header.height)
+        if own is None:
+            return  # a header from before this authority's snapshot: others have it
+        attack = LightClientAttack(
+            common=self._validators(found.common_height),
+            validators=self._validators(found.signed.header.height),
+            others=found.validators.validators,
+            one=_comet(own).signed,
+            other=found.signed,
+        )
+        self._keep(Kind.ATTACK, attack.encode(), before=found.common_height - 1, seen_at=seen_at)
+
+    def _validators(self, height: int) -> tuple[Validator, ...]:
+        return authority_validators(self._set_for(height)).validators
+
+    def _watch_clocks(self, found: CometAnchor, authorities: Mapping[str, bytes]) -> None:
+        """Keep the first commit in which an authority's clock was far off."""
+        height = found.signed.header.height
+        new = set(misconduct.late_or_early(found, authorities)) - self._clocks_off
+        if new:
+            self._clocks_off |= new
+            self._keep(Kind.CLOCK, found.encode(), before=height - 1, seen_at=height)
+
+    def _keep(self, kind: Kind, body: bytes, *, before: int, seen_at: int) -> None:
+        changes = tuple(self._changes_before(before))
+        data = misconduct.encode(kind, body, ledger_id=self.genesis.ledger_id, changes=changes)
+        try:
+            finding = evidence.verify(data, self.genesis.trust())
+        except MoorlineError:
+            return  # it shows nobody's lie: amnesia, or a header that is not complete
+        self.store.keep_evidence(
+            StoredEvidence(id=evidence.identify(data), kind=kind.value, height=finding.height, seen_at=seen_at, body=data)
+        )
+        self.on_evidence(finding)
+
     # Following ---------------------------------------------------------------------------------------------------------
 
     def next_header(self) -> int | None:
@@ -148,6 +214,7 @@ class CometNode:
         authorities = self._set_for(height)
         anchor.verify(found, authorities, checkpoint.quorum_of(len(authorities)))
         self.store.keep_anchor(height, found.encode())
+        self._watch_clocks(found, authorities)
         self._prove(found)
 
     def changed(self, height: int) -> None:
@@ -200,6 +267,7 @@ class Consensus:
         self._chain, self._mempool, self._rpc = chain, mempool, rpc
         self._waiting: dict[bytes, list[asyncio.Future[bytes]]] = {}
         self._committed = asyncio.Event()
+        self._accused: set[int] = set()
 
     async def submit(self, transaction: bytes) -> bytes:
         """The receipt, once a quorum signed the state it led to. The same transaction again gives its receipt again.
@@ -243,8 +311,10 @@ class Consensus:
     def _is_on_its_way(self, transaction_id: bytes) -> bool:
         return self._mempool.waits(transaction_id) or self.node.store.transaction(transaction_id) is not None
 
-    def committed(self, height: int, transactions: Iterable[bytes]) -> None:
-        """Told by the chain of every committed block."""
+    def committed(self, height: int, transactions: Iterable[bytes], *, accuses: bool = False) -> None:
+        """Told by the chain of every committed block, and whether it accuses anybody."""
+        if accuses:
+            self._accused.add(height)
         self._mempool.forget(found for data in transactions if (found := transaction_id_of(data)) is not None)
         self.node.changed(height)
         self._committed.set()
@@ -256,10 +326,12 @@ class Consensus:
                 receipt.set_exception(error)
 
     async def follow(self) -> None:
-        """Fetch and keep headers for ever."""
+        """Fetch and keep headers for ever, and the evidence in their blocks."""
+        self._accused = set(self.node.unproven())
         while True:
             height = self.node.next_header()
             if height is None:
+                await self._gather()
                 await self._news()
                 continue
             try:
@@ -273,6 +345,18 @@ class Consensus:
                 await asyncio.sleep(IDLE_S)
                 continue
             self._acknowledge(height - 1)
+
+    async def _gather(self) -> None:
+        """Get the evidence behind accusations in blocks whose headers are known."""
+        for height in sorted(self._accused):
+            try:
+                for one in await self._rpc.accusations(height, self.node.keys()):
+                    self.node.accuse(one, seen_at=height)
+            except Unavailable:
+                return  # CometBFT is not there, or not so far
+            except Malformed as error:
+                self.on_trouble(error)
+            self._accused.discard(height)
 
     def on_trouble(self, error: MoorlineError) -> None:
         """Called when a header of the own CometBFT does not verify. Does nothing; a service logs it."""

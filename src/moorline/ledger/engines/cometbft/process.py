@@ -72,7 +72,7 @@ class CometProcess:
                 await self._spawn()
             with contextlib.suppress(Unavailable):
                 await rpc.status()
-                if self._process.returncode is None:  # else it was another one that answered
+                if self._process is not None and self._process.returncode is None:  # else another one answered
                     return
             await asyncio.sleep(_POLL_S)
         raise Unavailable(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -16,6 +17,7 @@ from typing import Any, Final, Self
 from moorline.errors import Malformed, MoorlineError, Unavailable, from_problem
 from moorline.ledger.engines.cometbft.canonical import NANOSECONDS
 from moorline.ledger.engines.cometbft.commit import FOR_BLOCK, Commit, Precommit, SignedHeader
+from moorline.ledger.engines.cometbft.evidence import DuplicateVote, SignedVote
 from moorline.ledger.engines.cometbft.header import Header, Validator, ValidatorSet
 from moorline.wire.http import HttpClient
 
@@ -32,6 +34,19 @@ class Status:
     height: int
     catching_up: bool
     node_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conflicting:
+    """A header that another one of its height excludes, its validators, and the height where the two chains parted."""
+
+    signed: SignedHeader
+    validators: ValidatorSet
+    common_height: int
+
+
+Accusation = DuplicateVote | Conflicting
+"""Evidence as a block has it. Nothing is established by it: engines/cometbft/node.py makes it verifiable and verifies it."""
 
 
 class CometRpc:
@@ -78,10 +93,19 @@ class CometRpc:
         """The validator set of a height."""
         answer = await self._call("validators", height=str(height), per_page="100")
         try:
-            return ValidatorSet.of(
-                Validator(public_key=base64.b64decode(one["pub_key"]["value"]), power=int(one["voting_power"]))
-                for one in answer["validators"]
-            )
+            return _validators(answer["validators"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise _malformed(error) from None
+
+    async def accusations(self, height: int, keys: Mapping[bytes, bytes]) -> list[Accusation]:
+        """What the block of a height holds against validators, whose public `keys` are given by their addresses.
+
+        Raises Unavailable("comet.no_such_height"), Malformed("comet.answer_malformed").
+        """
+        answer = await self._call("block", height=str(height))
+        try:
+            chain_id = str(answer["block"]["header"]["chain_id"])
+            return [_accusation(one, chain_id, keys) for one in answer["block"]["evidence"]["evidence"] or ()]
         except (KeyError, TypeError, ValueError) as error:
             raise _malformed(error) from None
 
@@ -166,6 +190,51 @@ def _precommit(one: Any) -> Precommit:  # noqa: ANN401 - JSON
         address=bytes.fromhex(one["validator_address"]),
         time_ns=parse_time(one["timestamp"]),
         signature=base64.b64decode(one["signature"]),
+    )
+
+
+def _accusation(item: Any, chain_id: str, keys: Mapping[bytes, bytes]) -> Accusation:  # noqa: ANN401 - JSON
+    value = item["value"]
+    if item["type"] == "tendermint/DuplicateVoteEvidence":
+        one = value["vote_a"]
+        key = keys[bytes.fromhex(one["validator_address"])]
+        return _duplicate_vote(one, value["vote_b"], chain_id, key)
+    if item["type"] != "tendermint/LightClientAttackEvidence":
+        raise ValueError(item["type"])
+    conflicting = value["ConflictingBlock"]
+    return Conflicting(
+        signed=parse_signed_header(conflicting["signed_header"]),
+        validators=_validators(conflicting["validator_set"]["validators"]),
+        common_height=int(value["CommonHeight"]),
+    )
+
+
+def _duplicate_vote(one: Any, other: Any, chain_id: str, key: bytes) -> DuplicateVote:  # noqa: ANN401 - JSON
+    return DuplicateVote(
+        chain_id=chain_id,
+        public_key=key,
+        kind=int(one["type"]),
+        height=int(one["height"]),
+        round=int(one["round"]),
+        one=_vote(one),
+        other=_vote(other),
+    )
+
+
+def _vote(item: Any) -> SignedVote:  # noqa: ANN401 - JSON
+    parts = item["block_id"]["parts"]
+    return SignedVote(
+        block_hash=bytes.fromhex(item["block_id"]["hash"]),
+        parts_total=int(parts["total"]),
+        parts_hash=bytes.fromhex(parts["hash"]),
+        time_ns=parse_time(item["timestamp"]),
+        signature=base64.b64decode(item["signature"]),
+    )
+
+
+def _validators(items: Any) -> ValidatorSet:  # noqa: ANN401 - JSON
+    return ValidatorSet.of(
+        Validator(public_key=base64.b64decode(one["pub_key"]["value"]), power=int(one["voting_power"])) for one in items
     )
 
 
