@@ -146,13 +146,19 @@ class Cluster:
                 assert seen.setdefault(height, block) == block, f"{name} has another block {height}"
         return top
 
-    async def standing_once(self, data):
-        """In how many blocks of the first authority's chain a transaction stands."""
-        found = 0
+    async def standing(self, sent):
+        """In how many blocks of the first authority's chain each of these transactions stands."""
+        found = dict.fromkeys(sent, 0)
         for height in range(1, (await self.head(FIRST)).height + 1):
             got = await self.each[FIRST]._first(lambda http, height=height: http.get_bytes(f"/v1/blocks/{height}"))
-            found += blocks.parse(schema.decode(Committed, got, max_bytes=1 << 24).block).transactions.count(data)
-        return found
+            for data in blocks.parse(schema.decode(Committed, got, max_bytes=1 << 24).block).transactions:
+                if data in found:
+                    found[data] += 1
+        return [found[data] for data in sent]
+
+    async def standing_once(self, data):
+        """In how many blocks one stands."""
+        return (await self.standing([data]))[0]
 
     async def sequencer(self, name):
         status = cbor.decode(await self.each[name]._first(lambda http: http.get_bytes("/v1/ledger")), max_bytes=1 << 22)

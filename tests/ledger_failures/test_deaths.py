@@ -54,7 +54,7 @@ async def test_one_dead_goes_on_two_dead_stop_and_lose_nothing_and_every_step_of
         sent = [await killed_at(cluster, step, name) for step, name in COMMIT.items()]
         await cluster.same()
         await cluster.one_history()
-        assert [await cluster.standing_once(data) for data in sent] == [1] * len(sent)
+        assert await cluster.standing(sent) == [1] * len(sent)
 
 
 @pytest.mark.long
@@ -71,7 +71,7 @@ async def test_killed_a_hundred_times(cluster):
             sent.append(await killed_at(cluster, step, name, by))
         await cluster.same()
         await cluster.one_history()
-        assert [await cluster.standing_once(data) for data in sent] == [1] * len(sent)
+        assert await cluster.standing(sent) == [1] * len(sent)
 
 
 @pytest.mark.long
@@ -103,7 +103,7 @@ async def test_a_promotion_killed_at_each_step_goes_on_and_the_old_sequencer_fol
         await cluster.processes[FIRST].start()
         await cluster.same()
         await cluster.one_history()
-        assert [await cluster.standing_once(one) for one in (before, data)] == [1, 1]
+        assert await cluster.standing([before, data]) == [1, 1]
         assert {await cluster.sequencer(name) for name in NAMES} == {SECOND}
 
 
