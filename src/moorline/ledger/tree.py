@@ -240,7 +240,7 @@ class Tree(Mapping[str, bytes]):
 
     def released(self, source: Source) -> Tree:
         """The same tree with nothing of it in memory, to be read from `source` again as needed."""
-        return Tree.stored(self.all_subtrees(), source)
+        return Tree(_released(self._root, 0, 0, source))
 
     def prove(self, keys: Iterable[str]) -> bytes:
         """The proof that shows, for each of `keys`, the value's digest or its absence."""
@@ -385,6 +385,24 @@ def _topped(subtrees: list[_Stored], low: int, high: int, depth: int) -> _Node:
     shift = SUBTREE_BITS - 1 - depth
     middle = bisect_left(subtrees, 1, low, high, key=lambda one: one.prefix >> shift & 1)
     return _Inner(_topped(subtrees, low, middle, depth + 1), _topped(subtrees, middle, high, depth + 1))
+
+
+def _released(node: _Node, depth: int, prefix: int, source: Source) -> _Node:
+    """The node with its subtrees stored; what stands above them keeps its hashes."""
+    if type(node) is _Inner:
+        if depth == SUBTREE_BITS:
+            return _Stored(Subtree(prefix=prefix, hash=node.hash, keys=node.keys), source)
+        above = _Inner.__new__(_Inner)
+        above.hash, above.keys = node.hash, node.keys
+        above.left = _released(node.left, depth + 1, prefix << 1, source)
+        above.right = _released(node.right, depth + 1, prefix << 1 | 1, source)
+        return above
+    if isinstance(node, _Leaf):
+        return _Stored(Subtree(prefix=subtree_of(node.key), hash=node.hash, keys=1), source)
+    if isinstance(node, _Stored):
+        return _Stored(Subtree(prefix=node.prefix, hash=node.hash, keys=node.keys), source)
+    assert node is None, "a proof is not a tree to store"
+    return None
 
 
 # Proofs ----------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from moorline.storage import damage
+from moorline.storage.ledger_subtrees import SubtreeReader
 from moorline.storage.ledger_tables import (
     BLOCKS,
     COSIGNATURES,
@@ -101,10 +102,12 @@ class LedgerStore:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
+        self._subtrees = SubtreeReader(engine)
         sa.event.listen(engine, "handle_error", damage.named)
 
     def close(self) -> None:
         """Give connections back."""
+        self._subtrees.close()
         self._engine.dispose()
 
     # What is committed ---------------------------------------------------------------------------------------------
@@ -141,6 +144,10 @@ class LedgerStore:
 
     def records(self, first: int = 0, last: int = 0xFFFF) -> list[tuple[str, bytes]]:
         """Keys and values after the highest block whose places begin with 16 bits from `first` to `last`."""
+        if first == last:
+            found = self._subtrees.records(first)
+            if found is not None:
+                return found
         query = sa.select(RECORDS.c.key, RECORDS.c.value).where(_in_subtrees(first, last))
         with reading(self._engine) as connection:
             return [(key, value) for key, value in connection.execute(query)]

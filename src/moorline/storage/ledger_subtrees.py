@@ -1,0 +1,51 @@
+"""Reads one subtree of the state at a time, as often as a block touches one that is not in memory.
+
+A state of a million records is read a hundred times a block. On SQLite one connection is kept for that, and each read is one
+statement on a snapshot of its own, without the transaction around it that reading several things would take.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
+
+_BETWEEN: Final = "SELECT key, value FROM records WHERE place >= ? AND place < ?"
+_FROM: Final = "SELECT key, value FROM records WHERE place >= ?"
+
+
+class SubtreeReader:
+    """For the thread that made it, and for SQLite."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._connection: sa.PoolProxiedConnection | None = None
+
+    def records(self, prefix: int) -> list[tuple[str, bytes]] | None:
+        """Keys and values whose places begin with these 16 bits; None where the ordinary way has to be gone.
+
+        That is on another database, and where this one errs: the ordinary way says how.
+        """
+        if self._engine.dialect.name != "sqlite":
+            return None
+        try:
+            if self._connection is None:
+                self._connection = self._engine.raw_connection()
+            cursor = self._connection.cursor()
+            low = prefix.to_bytes(2, "big")
+            if prefix == 0xFFFF:
+                cursor.execute(_FROM, (low,))
+            else:
+                cursor.execute(_BETWEEN, (low, (prefix + 1).to_bytes(2, "big")))
+            return list(cursor.fetchall())  # to the end: a statement that is open would hold its snapshot
+        except (sqlite3.Error, SQLAlchemyError):
+            self.close()
+            return None
+
+    def close(self) -> None:
+        """Give the connection back."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
