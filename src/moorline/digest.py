@@ -41,7 +41,9 @@ def _prefix(purpose: str) -> bytes:
 
 def tagged_hash(purpose: str, *fields: bytes) -> Digest256:
     """SHA-256 over `tagged(purpose, *fields)`; 32 bytes."""
-    return Digest256(hashlib.sha256(tagged(purpose, *fields)).digest())
+    # `tagged`, written out: it is asked for several times a transaction of the ledger.
+    parts = [len(field).to_bytes(8, "big") + field for field in fields]
+    return Digest256(hashlib.sha256(_prefix(purpose) + b"".join(parts)).digest())
 
 
 def tagged_hash512(purpose: str, *fields: bytes) -> Digest512:

@@ -263,7 +263,7 @@ def test_nonces_are_forgotten_only_when_their_transactions_are_void(consortium, 
     applied(consortium.block(data)[0])
     codes = [consortium.block(data)[0].code for _ in range(5)]
     assert codes == ["ledger.nonce_used"] * 2 + ["ledger.expired"] * 3
-    assert state.nonce_id_of(payload) not in consortium.state.nonces
+    assert transactions.nonce_id_of(payload) not in consortium.state.nonces
 
 
 def test_strangers_and_wrong_keys_are_refused(consortium, alpha, beta):

@@ -270,16 +270,16 @@ def encode(record: object) -> bytes:
 
 def parse(kind: type[R], value: bytes) -> R:
     """A record from its value; raises only Malformed."""
-    return cast("R", _parsed(cast("Hashable", kind), value)) if len(value) <= _KEPT_BYTES else _parse(kind, value)
+    found: R = _parsed(cast("Hashable", kind), value) if len(value) <= _KEPT_BYTES else _parse(kind, value)
+    return found
 
 
 def _parse(kind: type[R], value: bytes) -> R:
     return schema.decode(kind, value, max_bytes=MAX_RECORD_BYTES)
 
 
-@lru_cache(maxsize=4096)  # bounded, with _KEPT_BYTES; records are immutable, and a sender's own is read for each transaction
-def _parsed(kind: type[object], value: bytes) -> object:
-    return _parse(kind, value)
+_parsed = lru_cache(maxsize=4096)(_parse)
+"""Bounded, with _KEPT_BYTES; records are immutable, and a sender's own is read for each transaction."""
 
 
 def parse_id(text: str, what: str) -> str:

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import cast
 
-from moorline.digest import tagged_hash
 from moorline.errors import Conflict, Malformed, MoorlineError, NotAuthentic, Refused, from_problem
 from moorline.ledger import admission, issuance, registration, transactions
 from moorline.ledger import genesis as genesis_module
@@ -153,8 +152,7 @@ def apply(
     try:
         transaction = transactions.parse(data)  # 1
         _in_time(transaction.payload, draft)
-        nonce_id = nonce_id_of(transaction.payload)
-        if view.nonce_used(nonce_id):  # 2
+        if view.nonce_used(transaction.nonce_id):  # 2
             raise Conflict("ledger.nonce_used", "this transaction, or another with its nonce, was applied already")
         if transaction.payload.sender.kind is SenderKind.AUTHORITY:
             _by_authority(draft, transaction)
@@ -164,16 +162,11 @@ def apply(
         return _rejected(error)
     return Applied(
         id=transaction.id,
-        nonce_id=nonce_id,
+        nonce_id=transaction.nonce_id,
         valid_until=transaction.payload.valid_until,
         writes=draft.writes,
         events=tuple(draft.events),
     )
-
-
-def nonce_id_of(payload: Payload) -> bytes:
-    """What is remembered of a nonce: it is the sender's, so nobody can use up another's."""
-    return tagged_hash("ledger-nonce", payload.sender.kind.encode(), payload.sender.name.encode(), payload.nonce)
 
 
 def _in_time(payload: Payload, draft: Draft) -> None:
@@ -241,7 +234,7 @@ def _by_hsm(draft: Draft, transaction: Transaction, provider: r.ProviderRecord, 
 
 def _ca_keys(provider: r.ProviderRecord, draft: Draft) -> tuple[bytes, ...]:
     ders = provider.ca_certificates_at(draft.block.at)
-    return tuple(_key_of(der) for der in ders)
+    return tuple(map(_key_of, ders))
 
 
 @lru_cache(maxsize=1024)  # bounded: one entry a CA certificate that signs transactions

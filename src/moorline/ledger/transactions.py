@@ -399,21 +399,27 @@ PROVIDER_BODIES: Final[dict[str, type[ProviderBody]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transaction:
-    """A parsed transaction: well-formed and nothing more."""
+    """A parsed transaction: well-formed and nothing more.
+
+    `id` identifies it: 32 bytes over the payload only, since ECDSA signatures of one payload differ. `nonce_id` is what is
+    remembered of its nonce.
+    """
 
     payload: Payload
     body: Body
     sign1: cose.Sign1
-
-    @property
-    def id(self) -> bytes:
-        """What identifies it, 32 bytes: over the payload only, since ECDSA signatures of one payload differ."""
-        return transaction_id(self.sign1.payload)
+    id: bytes
+    nonce_id: bytes
 
 
 def transaction_id(payload: bytes) -> bytes:
     """The id of a transaction with this encoded payload."""
     return tagged_hash("ledger-transaction-id", payload)
+
+
+def nonce_id_of(payload: Payload) -> bytes:
+    """What is remembered of a nonce: it is the sender's, so nobody can use up another's."""
+    return tagged_hash("ledger-nonce", payload.sender.kind.encode(), payload.sender.name.encode(), payload.nonce)
 
 
 def make(body: Body, *, sender: Sender, ledger_id: bytes, nonce: bytes, valid_until: int) -> Payload:
@@ -462,7 +468,9 @@ def _parsed(data: bytes) -> Transaction:
             "ledger.kind_unknown", "this sender has no such transaction", expected=sorted(kinds), got=payload.kind
         )
     body: Body = schema.decode(kind, payload.body, max_bytes=MAX_TRANSACTION_BYTES)
-    return Transaction(payload=payload, body=body, sign1=sign1)
+    return Transaction(
+        payload=payload, body=body, sign1=sign1, id=transaction_id(sign1.payload), nonce_id=nonce_id_of(payload)
+    )
 
 
 _KEPT_BYTES: Final = 4096

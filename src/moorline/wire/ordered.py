@@ -66,11 +66,22 @@ def written(message: object, levels: int = _LEVELS) -> object:
     fields = _fields(typing.cast("Hashable", kind))
     if fields is None:
         return _member(message)
-    names, values = fields
-    return {
-        name: value if type(value) in _AS_THEY_ARE else written(value, levels - 1)
-        for name, value in zip(names, values(message), strict=True)
-    }
+    return _written_fields(*fields, message, levels)
+
+
+def _written_fields(
+    names: tuple[str, ...], values: Callable[[object], tuple[object, ...]], message: object, levels: int
+) -> dict[str, object]:
+    item: dict[str, object] = {}
+    for name, value in zip(names, values(message), strict=True):
+        of = type(value)
+        if of in _AS_THEY_ARE or (of is int and 0 <= typing.cast("int", value) < _LIMIT):
+            item[name] = value
+        elif isinstance(value, StrEnum):
+            item[name] = value.value
+        else:
+            item[name] = written(value, levels - 1)
+    return item
 
 
 def _member(message: object) -> str:

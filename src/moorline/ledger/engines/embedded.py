@@ -116,7 +116,14 @@ class Sequencer:
         self._peers = peers
         self._term = node.conduct.following
         self._intake = Intake(lambda: node.head.state, node.verified)
-        self._lookahead = Lookahead(self._intake, verifiers, state=lambda: node.head.state, verified=node.verified)
+        self._idle = True
+        self._lookahead = Lookahead(
+            self._intake,
+            verifiers,
+            state=lambda: node.head.state,
+            verified=node.verified,
+            idle=lambda: self._idle and self._intake.empty,
+        )
         self._deadlines = Deadlines(self._unreachable)
         self._late: set[asyncio.Task[str]] = set()
         self._telling: set[asyncio.Task[None]] = set()
@@ -184,9 +191,11 @@ class Sequencer:
         )
 
     async def _batch(self) -> list[Waiting]:
+        self._idle = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._idle_s()):
                 await self._intake.something()
+        self._idle = False
         return self._intake.take(blocks.MAX_TRANSACTIONS, blocks.MAX_BATCH_BYTES)
 
     def _idle_s(self) -> float:

@@ -52,8 +52,7 @@ def waiting(data: bytes) -> Waiting:
     sender = found.payload.sender
     name = sender.name.partition("/")[0]  # an HSM counts as its provider
     kind = "authority" if sender.kind is transactions.SenderKind.AUTHORITY else "provider"
-    nonce_id = machine.nonce_id_of(found.payload)
-    return Waiting(data, found.id, f"{kind} {name}", nonce_id, found.payload.valid_until)
+    return Waiting(data, found.id, f"{kind} {name}", found.nonce_id, found.payload.valid_until)
 
 
 class Intake:

@@ -29,12 +29,18 @@ ROOM: Final = 2048
 
 
 class Lookahead:
-    """In front of an intake. Without verifiers it takes nothing."""
+    """In front of an intake. Without verifiers it takes nothing; while no block is made (`idle`), it verifies too."""
 
     def __init__(
-        self, intake: Intake, verifiers: Verifiers | None, *, state: Callable[[], State], verified: Verified
+        self,
+        intake: Intake,
+        verifiers: Verifiers | None,
+        *,
+        state: Callable[[], State],
+        verified: Verified,
+        idle: Callable[[], bool],
     ) -> None:
-        self._intake, self._verifiers, self._state, self._verified = intake, verifiers, state, verified
+        self._intake, self._verifiers, self._state, self._verified, self._idle = intake, verifiers, state, verified, idle
         self._come: list[Waiting] = []
         self._senders: Counter[str] = Counter()
         self._verifying: asyncio.Task[None] | None = None
@@ -76,9 +82,8 @@ class Lookahead:
                 batch, self._come = self._come[:MOST], self._come[MOST:]
                 try:
                     if len(batch) >= FEW:
-                        await verify_beside(
-                            self._state(), [waiting.data for waiting in batch], self._verified, verifiers, alone=True
-                        )
+                        data = [waiting.data for waiting in batch]
+                        await verify_beside(self._state(), data, self._verified, verifiers, alone=not self._idle())
                 finally:
                     self._in_line(batch)
         finally:

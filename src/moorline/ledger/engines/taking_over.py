@@ -17,7 +17,7 @@ from moorline.ledger.engines.embedded import Peer
 from moorline.ledger.engines.node import AuthoritySet, Committed, Node
 from moorline.ledger.parameters import PARAMETERS
 from moorline.ledger.snapshot import Verified
-from moorline.ledger.state import nonce_id_of
+from moorline.ledger.transactions import nonce_id_of
 from moorline.ledger.tree import Subtree, Tree, key_digest, subtree_of
 from moorline.storage.ledger_store import StateWrites, StoredBlock
 from moorline.wire import schema
