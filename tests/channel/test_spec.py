@@ -109,8 +109,8 @@ def test_the_device_page_shows_what_the_code_says():
     request = cbor.encode({"op": "get", "name": "r1"})
     answer = cbor.encode({"data": b"one"})
     said = [
-        pack(Status(bundle=b"")),
-        pack(Status(bundle=b"")),
+        pack(Status(bundle=b"", access=b"")),
+        pack(Status(bundle=b"", access=b"")),
         pack(Request(id=0, body=request)),
         pack(Response(id=0, body=answer, problem=None)),
     ]

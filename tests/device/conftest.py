@@ -4,6 +4,8 @@ Only the processes and the token are left out: every key, chain, proof, report a
 """
 
 import asyncio
+import contextlib
+import functools
 import hashlib
 import importlib.util
 import io
@@ -12,8 +14,10 @@ import time
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
@@ -22,23 +26,26 @@ from moorline.channel.driver import SessionFacts, serve_sessions
 from moorline.clock import Instant, SystemClock
 from moorline.device.connection import Wanted, connect
 from moorline.device.store import DeviceStore
-from moorline.errors import NotAuthentic, Refused
+from moorline.errors import NotAuthentic, Refused, Unavailable
 from moorline.evidence.snp import parse_report
 from moorline.ledger import checkpoint, proof, records, standing
 from moorline.ledger.client import Endpoint
-from moorline.ledger.light_client import LedgerTrust
+from moorline.ledger.light_client import LedgerTrust, verify_bundle
 from moorline.ledger.records import ContractStatus, Status
 from moorline.ledger.tree import Tree
 from moorline.nfv import SpiffeId
+from moorline.services import broker_access, http
+from moorline.services.http import TlsIdentity
 from moorline.simulators.manufacturer import create_manufacturer, open_chip
 from moorline.simulators.silicon import GuestContext, Silicon, guest_policy
+from moorline.storage.broker_revocations import RevocationStore
+from moorline.storage.broker_store import BrokerStore
 from moorline.verification.anchors import parse_anchor_file
 from moorline.verification.snp import endorsements_from_table, verify_snp
 from moorline.wire import cbor, guest, keys, launch, schema
 from moorline.wire.session import (
     Activation,
     AuthoriseDeviceCall,
-    AuthoriseDeviceReply,
     FunctionFields,
     FunctionSecrets,
     ProveCall,
@@ -53,6 +60,8 @@ sys.modules[_SPEC.name] = _CHANNEL
 _SPEC.loader.exec_module(_CHANNEL)
 Consortium = _CHANNEL.Consortium
 der = _CHANNEL.der
+
+sys.modules["device_world"] = sys.modules[__name__]
 
 FUNCTION = Path(__file__).parents[2] / "examples" / "records" / "function.py"
 MEASUREMENT = hashlib.sha384(b"the measured runtime").digest()
@@ -188,7 +197,7 @@ class Ledger:
 class Broker:
     """Alpha's broker: appraises function evidence as PROTOCOLS.md 3 and 4 want it, short of the token's HSM."""
 
-    def __init__(self, alpha, ledger, anchors):
+    def __init__(self, alpha, ledger, anchors, directory):
         self.alpha, self.ledger, self.anchors = alpha, ledger, anchors
         self.identity = alpha.identity("hsm/hsm-1", issuer=alpha.hsm)
         self.launch_key = b"launch key of the epoch, 32 byte"
@@ -202,6 +211,7 @@ class Broker:
         self.claims = []
         self.bundles_made = 0
         self.keys = None
+        self.hsm = Hsm(ledger, alpha, "alpha", directory)
 
     async def serve(self, where):
         facts = SessionFacts(ledger_id=self.ledger.ledger_id, provider="alpha", hsm="hsm-1")
@@ -270,15 +280,91 @@ class Broker:
         if operation == "device.key" and self.keys is not None:
             return await self.keys(launch.parse_fields(schema.decode(FunctionFields, claim.fields).launch_fields), body)
         if operation == "device.authorise":
-            return schema.encode(self.authorised(schema.decode(AuthoriseDeviceCall, body)))
+            return schema.encode(await self.authorised(claim, schema.decode(AuthoriseDeviceCall, body)))
         raise Refused("hsm.operation", "unknown", got=operation)
 
-    def authorised(self, call):
-        contract = records.parse(records.ContractRecord, self.ledger.values[records.contract_key(call.contract)])
-        wanted = standing.contract_keys(call.contract, provider="alpha", service="records", grantee=contract.grantee)
-        domain = {"beta": "beta.test", "gamma": "gamma.test"}[contract.grantee]
-        allowed = SpiffeId.parse(call.device).trust_domain == domain and contract.status is ContractStatus.ACCEPTED
-        return AuthoriseDeviceReply(allowed=allowed, rule="contract.device", bundle=self.ledger.bundle(wanted))
+    async def authorised(self, claim, call):
+        """The product's own decision, over this ledger."""
+        fields = launch.parse_fields(schema.decode(FunctionFields, claim.fields).launch_fields)
+        return await broker_access.authorise_device(self.hsm, fields, call)
+
+
+class Hsm:
+    """What the access code needs of a broker: settings, ledger, signer, log."""
+
+    def __init__(self, ledger, consortium, name, directory):
+        self.directory = directory
+        self.settings = SimpleNamespace(provider=name, hsm="hsm-1", trust_domain=consortium.trust_domain)
+        self.at, self.clock = ledger, SystemClock()
+        self.identity = SimpleNamespace(signer=keys.KeySigner(consortium.hsm.key))
+        self.access_log, self.ledger, self.store = broker_access.AccessLog(), self, self
+        self.entries = []
+        self.away = False
+
+    @property
+    def trust(self):
+        return self.at.trust
+
+    async def proven(self, wanted):
+        bundle = self.at.bundle(wanted)
+        return bundle, verify_bundle(bundle, self.trust, now=self.clock.now())
+
+    @functools.cached_property
+    def revocations(self):
+        return RevocationStore(BrokerStore.open(f"sqlite:///{self.directory / self.settings.provider}.db"))
+
+    def append(self, event, body, *, at):
+        self.entries.append({"event": event, "at": at, **body})
+
+    def decisions(self):
+        """Who decided what, as the secure log has it."""
+        return [(one["decided_by"], one["allowed"], one["rule"]) for one in self.entries if one["event"] == "access-decided"]
+
+
+@contextlib.asynccontextmanager
+async def home_door(consortium, *adds):
+    """A provider's HTTPS door with these routes: where its devices find their home HSM."""
+    app = http.application("home")
+    for add in adds:
+        add(app)
+    shown = consortium.identity("hsm/hsm-1", issuer=consortium.hsm)
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    chain = b"".join(x509.load_der_x509_certificate(one).public_bytes(form[0]) for one in shown.chain)
+    ready = asyncio.get_running_loop().create_future()
+    serving = asyncio.create_task(
+        http.serve(
+            app,
+            listen="127.0.0.1:0",
+            identity=TlsIdentity(chain_pem=chain, key_pem=shown.key.private_bytes(*form)),
+            client_roots_pem=consortium.root.certificate.public_bytes(form[0]),
+            ready=ready.set_result,
+        )
+    )
+    try:
+        where = f"https://{await asyncio.wait_for(ready, 10)}"
+        yield Endpoint(url=where, server_name=f"hsm-1.hsm.{consortium.trust_domain}")
+    finally:
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+
+
+class HomeAt:
+    """A device's home HSM without its HTTPS door; the caller's name stands for TLS."""
+
+    def __init__(self, hsm, device):
+        self.hsm, self.device = hsm, SpiffeId.parse(device)
+
+    async def ask(self, question):
+        self._reached()
+        return await broker_access.for_device(self.hsm, self.device, question)
+
+    async def tell(self, answer):
+        self._reached()
+        await broker_access.take_answer(self.hsm, self.device, answer)
+
+    def _reached(self):
+        if self.hsm.away:
+            raise Unavailable("access.home_unavailable", "away", retry_after_s=5)
 
 
 class Guest:
@@ -311,7 +397,11 @@ class World:
             self.ledger.provider(consortium, name)
         self.ledger.service()
         self.ledger.contract()
-        self.broker = Broker(self.alpha, self.ledger, self.anchors)
+        self.broker = Broker(self.alpha, self.ledger, self.anchors, self.directory)
+        self.homes = {
+            one.trust_domain: Hsm(self.ledger, one, name, self.directory)
+            for name, one in (("beta", self.beta), ("gamma", self.gamma))
+        }
         self.guest = self.directory / "guest"
         self.guest.mkdir()
         self.package = self.csar()
@@ -400,9 +490,23 @@ class World:
         store.keep_chain((der(leaf), *(der(issuer.certificate) for issuer in issuers)))
         return store
 
-    async def connect(self, store, *, contract="c1", provider="alpha", service="records", prove=None):
+    def home(self, store):
+        """The home HSM of a device, as its certificate names it."""
+        leaf = x509.load_der_x509_certificate(store.identity().chain[0])
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        (device,) = names.get_values_for_type(x509.UniformResourceIdentifier)
+        return HomeAt(self.homes[SpiffeId.parse(device).trust_domain], device)
+
+    async def connect(self, store, *, contract="c1", provider="alpha", service="records", prove=None, home=None):
         wanted = Wanted(provider=provider, service=service, contract=contract)
-        return await connect(store, self.inbound, wanted, clock=SystemClock(), prove=prove or self.ledger.prove)
+        return await connect(
+            store,
+            self.inbound,
+            wanted,
+            clock=SystemClock(),
+            prove=prove or self.ledger.prove,
+            home=home or self.home(store),
+        )
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import sys
 
 import pytest
 import typer.testing
@@ -14,8 +15,10 @@ from fastapi.responses import Response
 from moorline.cli.device import app
 from moorline.errors import MoorlineError
 from moorline.ledger.client import Endpoint
-from moorline.services import http
+from moorline.services import broker_access, http
 from moorline.services.http import TlsIdentity
+
+home_door = sys.modules["device_world"].home_door
 
 NAME = "authority-1.authority.alpha.test"
 
@@ -55,8 +58,10 @@ async def moor_device(*words):
 
 
 async def test_put_get_and_list_a_record(running, tmp_path):
-    async with ledger_node(running) as url:
+    beta = running.homes["beta.test"]
+    async with ledger_node(running) as url, home_door(running.beta, lambda app: broker_access.add_routes(app, beta)) as home:
         store = running.device()
+        store.keep_home(home)
         store.provision(running.ledger.trust, (Endpoint(url=url, server_name=NAME),))
         where = ["--dir", str(store.directory), "--address", running.inbound, "--provider", "alpha"]
         where += ["--service", "records", "--contract", "c1", "--json"]
@@ -70,6 +75,7 @@ async def test_put_get_and_list_a_record(running, tmp_path):
         assert isinstance(missing.exception, MoorlineError)
         assert missing.exception.code == "records.unknown"
         assert (store.directory / "highest.cbor").exists()
+    assert len(beta.decisions()) == len(running.broker.hsm.decisions()) == 2 * 4  # four connections, two decisions each
 
 
 @pytest.mark.parametrize("words", [["put"], ["put", "--data", "x", "--file", "y"], ["get"]])

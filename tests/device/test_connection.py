@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from moorline.channel import device as channel
 from moorline.clock import Instant, SystemClock
-from moorline.device.connection import Wanted, judge_function
+from moorline.device.connection import Wanted, judge_function, require_contract
 from moorline.device.store import HIGHEST_FILE
 from moorline.errors import MoorlineError
 from moorline.ledger import peers, records, standing
@@ -58,9 +58,14 @@ async def test_one_device_does_not_see_the_records_of_another(running):
         assert await refusal(ask(two, op="get", name="r1")) == "records.unknown"
 
 
-async def test_a_device_of_a_provider_without_a_contract_is_refused_by_the_function(running):
+async def test_a_device_of_a_provider_without_a_contract_is_refused_by_both_hsms(running):
     stranger = running.device(running.gamma)
-    assert await refusal(running.connect(stranger)) == "workload.device_not_authorised"
+    assert await refusal(running.connect(stranger)) == "access.refused_by_home"
+    for logged in (running.homes["gamma.test"], running.broker.hsm):
+        assert logged.decisions() == [
+            ("home gamma/hsm-1", False, "ledger.contract_other"),
+            ("function alpha/hsm-1", False, "ledger.contract_other"),
+        ]
     async with await running.connect(running.device(directory="good")) as connection:  # the control
         assert await ask(connection, op="list") == {"names": []}
 
@@ -72,8 +77,8 @@ async def test_a_device_of_a_provider_without_a_contract_is_refused_by_the_funct
         (lambda w: w.ledger.revoke(RevocationKind.CERTIFICATE, "beta", f"{501:x}"), "ledger.revoked"),
         (lambda w: w.ledger.values.pop("provider/beta"), "ledger.provider_not_active"),
         (lambda w: w.ledger.values.pop("issuing-ca/beta/ca-1"), "ledger.issuing_ca_not_active"),
-        (lambda w: w.ledger.contract(status=ContractStatus.WITHDRAWN), "workload.device_not_authorised"),
-        (lambda w: w.ledger.contract(grantee="gamma"), "workload.device_not_authorised"),
+        (lambda w: w.ledger.contract(status=ContractStatus.WITHDRAWN), "access.refused_by_home"),
+        (lambda w: w.ledger.contract(grantee="gamma"), "access.refused_by_home"),
     ],
 )
 async def test_the_function_refuses_a_device_that_the_ledger_does_not_carry(running, change, code):
@@ -110,10 +115,12 @@ def test_what_a_device_demands_of_a_function(world, change, code):
     state = verify_bundle(bundle, world.ledger.trust, now=now)
     wanted = Wanted(provider="alpha", service="records", contract="c1")
     if code is None:
-        judge_function(state, chain, wanted, grantee="beta")
+        judge_function(state, chain, wanted)
+        require_contract(state, wanted, grantee="beta")
         return
-    with pytest.raises(MoorlineError) as caught:
-        judge_function(state, chain, wanted, grantee="beta")
+    with pytest.raises(MoorlineError) as caught:  # noqa: PT012 - which of the two refuses is the code's to say
+        judge_function(state, chain, wanted)
+        require_contract(state, wanted, grantee="beta")
     assert caught.value.code == code
 
 
@@ -126,7 +133,7 @@ async def test_a_device_takes_only_the_function_it_wants(running, wanted, code):
 
 
 async def test_a_device_needs_the_contract_proven(running):
-    assert await refusal(running.connect(running.device(), contract="c9")) == "ledger.not_proven"
+    assert await refusal(running.connect(running.device(), contract="c9")) == "workload.device_not_authorised"
 
 
 async def test_a_stale_or_thinly_signed_proof_is_refused(running):
@@ -147,8 +154,11 @@ async def test_a_stale_or_thinly_signed_proof_is_refused(running):
         async def bundle(sent=sent):
             return sent
 
-        async def judge(_chain, _bundle):
+        async def judge(_chain, _status, _secured):
             return None
+
+        async def ask_home(_chain, _secured):
+            return b""
 
         link = channel.connect(
             running.inbound,
@@ -156,6 +166,7 @@ async def test_a_stale_or_thinly_signed_proof_is_refused(running):
             roots=trust.roots,
             clock=SystemClock(),
             bundle=bundle,
+            ask_home=ask_home,
             judge=judge,
             max_age_s=30,
         )

@@ -1,6 +1,7 @@
 """Peers that hold a good certificate and speak anything but the protocol; the others are served all the while."""
 
 import asyncio
+import functools
 
 import pytest
 
@@ -8,10 +9,12 @@ from moorline.channel import device as channel
 from moorline.channel import tls
 from moorline.channel.messages import pack, reported
 from moorline.clock import SystemClock
+from moorline.device.home import connection_of
 from moorline.errors import MoorlineError
 from moorline.ledger import peers
 from moorline.verification.chains import verify_chain
 from moorline.wire import cbor
+from moorline.wire.access import AccessQuestion
 from moorline.wire.device import Request, Response, Status
 from moorline.wire.frames import frame, read_frame, write_frame
 
@@ -33,12 +36,24 @@ def own_bundle(world, store):
     return world.ledger.bundle(peers.device_keys(chain))
 
 
+async def good_status(world, stream):
+    """What a good device sends first on this stream, with its home HSM's word."""
+    store = world.device()
+    own, peer = (
+        verify_chain(chain[0], chain[1:], store.trust().roots, SystemClock().now())
+        for chain in (store.identity().chain, stream.peer_certificates)
+    )
+    made = connection_of(own, peer, channel.secured(stream), provider="alpha", service="records", contract="c1")
+    word = await world.home(store).ask(AccessQuestion(connection=made))
+    return frame(pack(Status(bundle=own_bundle(world, store), access=word)))
+
+
 async def say(world, *raw):
-    """Send raw bytes over a good device's TLS; the code of the Problem that comes back."""
+    """Send raw bytes, or what is made of the stream, over a good device's TLS; the code of the Problem that comes back."""
     stream = await tls.connect(world.inbound, identity=world.device().identity(), verify=lambda _: None)
     try:
         for one in raw:
-            stream.write(one)
+            stream.write(one if isinstance(one, bytes) else await one(stream))
             await stream.drain()
         while True:
             kind, item = cbor.decode(await read_frame(stream, deadline_s=15))
@@ -52,13 +67,13 @@ async def test_anything_but_a_status_first_is_refused(running):
     assert await say(running, (1 << 30).to_bytes(4, "big")) == "frame.too_large"
     assert await say(running, frame(b"\xff" * 50)) == "cbor.undecodable"
     assert await say(running, frame(pack(Request(id=0, body=b"")))) == "session.unexpected_message"
-    assert await say(running, frame(pack(Status(bundle=b"")))) == "cbor.undecodable"
-    assert await say(running, frame(pack(Status(bundle=cbor.encode({}))))) == "message.fields"
+    assert await say(running, frame(pack(Status(bundle=b"", access=b"")))) == "cbor.undecodable"
+    assert await say(running, frame(pack(Status(bundle=cbor.encode({}), access=b"")))) == "message.fields"
     await served(running)
 
 
 async def test_garbage_after_a_good_status_is_refused(running):
-    status = frame(pack(Status(bundle=own_bundle(running, running.device()))))
+    status = functools.partial(good_status, running)
     assert await say(running, status, frame(b"\xff")) == "cbor.undecodable"
     assert await say(running, status, frame(cbor.encode(["nothing", {}]))) == "device.message_unexpected"
     assert await say(running, status, (1 << 31).to_bytes(4, "big")) == "frame.too_large"
@@ -96,14 +111,17 @@ async def test_a_device_of_no_provider_learns_why(running, make_world):
 async def test_a_device_does_not_take_a_hostile_functions_answer(world, answer, code):
     async def accept(stream):
         await read_frame(stream, deadline_s=5)
-        await write_frame(stream, pack(Status(bundle=b"")), deadline_s=5)
+        await write_frame(stream, pack(Status(bundle=b"", access=b"")), deadline_s=5)
         await read_frame(stream, deadline_s=5)
         stream.write(answer(stream))
         await stream.drain()
         await stream.linger()
 
-    async def judge(_chain, _bundle):
+    async def judge(_chain, _status, _secured):
         return None
+
+    async def ask_home(_chain, _secured):
+        return b""
 
     async def bundle():
         return b""
@@ -122,6 +140,7 @@ async def test_a_device_does_not_take_a_hostile_functions_answer(world, answer, 
             roots=roots,
             clock=SystemClock(),
             bundle=bundle,
+            ask_home=ask_home,
             judge=judge,
             max_age_s=30,
         )

@@ -6,12 +6,11 @@ What is left out is the brokers' processes: ledger proofs, TLS, HPKE, pair keys 
 import asyncio
 import contextlib
 import shutil
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 
 from moorline.channel import tls
 from moorline.channel.messages import pack, unpack, unpack_any
@@ -24,12 +23,10 @@ from moorline.hsm.ceremony import initialise
 from moorline.hsm.exchange import Party
 from moorline.hsm.pair import Ends, PairKeys
 from moorline.hsm.token import open_token
-from moorline.ledger.client import Endpoint
 from moorline.ledger.light_client import verify_bundle
 from moorline.ledger.records import ContractStatus, RevocationKind
 from moorline.nfv import SpiffeId
-from moorline.services import broker_device_keys, http
-from moorline.services.http import TlsIdentity
+from moorline.services import broker_access, broker_device_keys
 from moorline.storage.broker_pairs import PairStore
 from moorline.storage.broker_revocations import RevocationStore
 from moorline.storage.broker_store import BrokerStore
@@ -38,6 +35,8 @@ from moorline.wire.device import Request
 from moorline.wire.frames import read_frame, write_frame
 from moorline.wire.nopfs import Direction, FunctionKeyCall, FunctionKeyReply, KeyContext, NoPfsHello, NoPfsOffer, NoPfsRecord
 from moorline.wire.session import Problem
+
+home_door = sys.modules["device_world"].home_door
 
 WANTED = Wanted(provider="alpha", service="records", contract="c1")
 BOTH = ("tls", "no-pfs")
@@ -116,26 +115,13 @@ class Stage:
     @contextlib.asynccontextmanager
     async def home(self):
         """Beta's HTTPS door."""
-        app = http.application("home")
+        async with home_door(self.world.beta, self.routes) as door:
+            yield door
+
+    def routes(self, app):
+        """Both profiles, at the same home."""
         broker_device_keys.add_routes(app, self.beta)
-        shown = self.world.beta.identity("hsm/hsm-1", issuer=self.world.beta.hsm)
-        form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        chain = b"".join(x509.load_der_x509_certificate(one).public_bytes(form[0]) for one in shown.chain)
-        ready = asyncio.get_running_loop().create_future()
-        serving = asyncio.create_task(
-            http.serve(
-                app,
-                listen="127.0.0.1:0",
-                identity=TlsIdentity(chain_pem=chain, key_pem=shown.key.private_bytes(*form)),
-                client_roots_pem=self.world.beta.root.certificate.public_bytes(form[0]),
-                ready=ready.set_result,
-            )
-        )
-        try:
-            yield Endpoint(url=f"https://{await asyncio.wait_for(ready, 10)}", server_name="hsm-1.hsm.beta.test")
-        finally:
-            serving.cancel()
-            await asyncio.gather(serving, return_exceptions=True)
+        broker_access.add_routes(app, self.world.homes["beta.test"])
 
     def device(self, home, **how):
         store = self.world.device(**how)
@@ -199,8 +185,8 @@ async def test_every_connection_has_another_key(stage):
         (lambda world: world.ledger.contract(profiles=("tls",)), "nopfs.not_allowed"),
         (lambda world: world.ledger.service(profiles=("tls",)), "nopfs.not_allowed"),
         (lambda world: world.ledger.contract(profiles=BOTH, status=ContractStatus.WITHDRAWN), "ledger.contract_not_active"),
-        (lambda world: world.ledger.contract(profiles=BOTH, grantee="gamma"), "access.other_contract"),
-        (lambda world: world.ledger.contract(profiles=BOTH, service="other"), "access.other_contract"),
+        (lambda world: world.ledger.contract(profiles=BOTH, grantee="gamma"), "ledger.contract_other"),
+        (lambda world: world.ledger.contract(profiles=BOTH, service="other"), "ledger.contract_other"),
         (
             lambda world: world.ledger.contract(
                 profiles=BOTH, conditions='permit(principal,action,resource) when {context.profile == "tls"};'
@@ -256,7 +242,7 @@ async def test_the_home_hsm_refuses_what_does_not_fit(stage, changes, code):
     device = SpiffeId.parse("spiffe://beta.test/device/d-1")
     asked = replace_request(stage, **changes)
     found = await refusal(broker_device_keys.for_device(stage.beta, device, asked))
-    assert found in {code, "access.other_contract", "ledger.not_proven"}
+    assert found in {code, "ledger.contract_other", "ledger.not_proven"}
     await broker_device_keys.for_device(stage.beta, device, replace_request(stage))
 
 

@@ -1,13 +1,15 @@
 """The device channel, PFS profile: mutual TLS 1.3, standing proven first, then requests (PROTOCOLS.md 7).
 
-Both ends do the same four things before a byte of the application is taken:
+Both ends do the same things before a byte of the application is taken:
 
 1. the peer's certificate chain holds: `verification.chains`, to the consortium root;
-2. the first frame of the peer is its `Status`: a ledger proof bundle of its own standing;
-3. the caller's `judge` takes chain and bundle together: provider, HSM or issuing CA, own revocation, contract, age;
-4. what was judged is good for `max_age_s`: the client sends a new `Status` before that, the server answers with its own,
+2. the device asks its home HSM about this very connection (`ask_home`);
+3. the first frame of the peer is its `Status`: a ledger proof bundle of its own standing, and its HSM's word on this;
+4. the caller's `judge` takes all of it together: provider, HSM or issuing CA, own revocation, contract, both HSMs, age;
+5. what was judged is good for `max_age_s`: the client sends a new `Status` before that, the server answers with its own,
    and whoever has nothing fresh from its peer by then ends the connection.
 
+A function whose HSM says no still sends that word in its `Status`, and then ends: so the home HSM learns of it.
 So a revocation reaches a live connection after commit + max_age + the time to the next judgement, at the latest.
 This module knows no ledger: `judge` does, and must raise for anything it cannot prove.
 """
@@ -27,20 +29,46 @@ from moorline.clock import Clock
 from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused, Unavailable
 from moorline.verification.chains import VerifiedChain, verify_chain
 from moorline.wire import schema
+from moorline.wire.access import EXPORTER_LABEL
 from moorline.wire.device import Request, Response, Status
 from moorline.wire.frames import read_frame, write_frame
 from moorline.wire.session import Problem
 
 T = TypeVar("T")
 
-Judge = Callable[[VerifiedChain, bytes], Awaitable[None]]
-"""(the peer's chain, the ledger bundle it sent): raises MoorlineError to refuse."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Secured:
+    """What TLS says of a connection. `binding`: keying material that only its two ends have; 32 bytes.
+
+    `post_quantum`: whether the keys were agreed with ML-KEM too.
+    """
+
+    binding: bytes
+    post_quantum: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Word:
+    """What a function's HSM says of a connection: its signed statement, and the refusal that follows if it is a no."""
+
+    statement: bytes
+    refusal: MoorlineError | None = None
+
+
+Judge = Callable[[VerifiedChain, Status, Secured], Awaitable[None]]
+"""The device's: (the peer's chain, what it sent, the connection); raises MoorlineError to refuse."""
+Admit = Callable[[VerifiedChain, Status, Secured], Awaitable[Word]]
+"""The function's: likewise; its HSM's word, for the device to see. Raises when there is no word to give."""
+AskHome = Callable[[VerifiedChain, Secured], Awaitable[bytes]]
+"""The statement of the device's home HSM about a connection with this peer."""
 Bundle = Callable[[], Awaitable[bytes]]
 """A fresh ledger proof bundle of this end's own standing."""
 Answer = Callable[[VerifiedChain, bytes], Awaitable[bytes]]
 """The function's answer to a request of the peer."""
 
 _LOG: Final = logging.getLogger("moorline.channel.device")
+_HYBRID: Final = "MLKEM"
 _JUDGE_DEADLINE_S: Final = 20.0
 _ANSWER_DEADLINE_S: Final = 30.0
 _WRITE_DEADLINE_S: Final = 10.0
@@ -53,27 +81,50 @@ class _Standing:
     roots: tuple[bytes, ...]
     clock: Clock
     bundle: Bundle
-    judge: Judge
     max_age_s: int
 
     def chain(self, certificates: tuple[bytes, ...]) -> VerifiedChain:
+        """Judged again each time: certificates are short-lived."""
         return verify_chain(certificates[0], certificates[1:], self.roots, self.clock.now())
 
     def verify(self, certificates: tuple[bytes, ...]) -> None:
         self.chain(certificates)
 
-    async def judged(self, certificates: tuple[bytes, ...], status: Status) -> VerifiedChain:
-        """The chain is judged again each time, too: certificates are short-lived."""
-        chain = self.chain(certificates)
-        try:
-            async with asyncio.timeout(_JUDGE_DEADLINE_S):
-                await self.judge(chain, status.bundle)
-        except TimeoutError:
-            raise Unavailable("device.not_judged", "the peer's standing could not be judged in time") from None
+    async def status(self, access: bytes) -> bytes:
+        return pack(Status(bundle=await self.bundle(), access=access))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _DeviceStanding(_Standing):
+    judge: Judge
+    ask_home: AskHome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FunctionStanding(_Standing):
+    admit: Admit
+
+    async def admitted(self, stream: tls.TlsStream, status: Status) -> VerifiedChain:
+        """Judge a device and send it our own status, whatever our HSM says; raises what refuses."""
+        chain = self.chain(stream.peer_certificates)
+        word = await _in_time(self.admit(chain, status, secured(stream)))
+        await write_frame(stream, await self.status(word.statement), deadline_s=_WRITE_DEADLINE_S)
+        if word.refusal is not None:
+            raise word.refusal
         return chain
 
-    async def status(self) -> bytes:
-        return pack(Status(bundle=await self.bundle()))
+
+def secured(stream: tls.TlsStream) -> Secured:
+    """What both ends of this connection find alike."""
+    return Secured(binding=stream.export(EXPORTER_LABEL, b""), post_quantum=_HYBRID in stream.group.upper())
+
+
+async def _in_time(judging: Awaitable[T]) -> T:
+    try:
+        async with asyncio.timeout(_JUDGE_DEADLINE_S):
+            return await judging
+    except TimeoutError:
+        raise Unavailable("device.not_judged", "the peer's standing could not be judged in time") from None
 
 
 # The device's end ------------------------------------------------------------------------------------------------------
@@ -82,7 +133,7 @@ class _Standing:
 class DeviceConnection:
     """A connection to a function whose standing was judged less than `max_age_s` ago, or closed."""
 
-    def __init__(self, stream: tls.TlsStream, standing: _Standing, peer: VerifiedChain) -> None:
+    def __init__(self, stream: tls.TlsStream, standing: _DeviceStanding, peer: VerifiedChain) -> None:
         self._stream = stream
         self._standing = standing
         self._turn = asyncio.Lock()
@@ -113,7 +164,7 @@ class DeviceConnection:
         """Exchange and judge standing again; done by itself every half `max_age_s`."""
         async with self._turn:
             self._alive()
-            self.peer = await self._closing_on_failure(self._statuses())
+            self.peer = await self._closing_on_failure(_statuses(self._stream, self._standing))
             self._judged_at = asyncio.get_running_loop().time()
 
     async def aclose(self) -> None:
@@ -160,11 +211,6 @@ class DeviceConnection:
             raise NotAuthentic("device.response_mismatch", "the answer is to another request", expected=request.id)
         return response
 
-    async def _statuses(self) -> VerifiedChain:
-        await write_frame(self._stream, await self._standing.status(), deadline_s=_WRITE_DEADLINE_S)
-        frame = await read_frame(self._stream, deadline_s=_JUDGE_DEADLINE_S)
-        return await self._standing.judged(self._stream.peer_certificates, unpack(Status, frame))
-
     async def _renew_for_ever(self) -> None:
         with suppress(MoorlineError):  # a failed renewal has closed the connection; the next request says so
             while True:
@@ -172,24 +218,23 @@ class DeviceConnection:
                 await self.renew()
 
 
-async def connect(
+async def connect(  # noqa: PLR0913 - one connection, and everything a device decides about it
     address: str,
     *,
     identity: tls.TlsIdentity,
     roots: tuple[bytes, ...],
     clock: Clock,
     bundle: Bundle,
+    ask_home: AskHome,
     judge: Judge,
     max_age_s: int,
     deadline_s: float = 10.0,
 ) -> DeviceConnection:
     """A connection to the function at `address`, both ends judged. `judge` must also say whether it is the one wanted."""
-    standing = _Standing(roots=roots, clock=clock, bundle=bundle, judge=judge, max_age_s=max_age_s)
+    standing = _DeviceStanding(roots=roots, clock=clock, bundle=bundle, ask_home=ask_home, judge=judge, max_age_s=max_age_s)
     stream = await tls.connect(address, identity=identity, verify=standing.verify, deadline_s=deadline_s)
     try:
-        await write_frame(stream, await standing.status(), deadline_s=deadline_s)
-        status = unpack(Status, await read_frame(stream, deadline_s=_JUDGE_DEADLINE_S))
-        peer = await standing.judged(stream.peer_certificates, status)
+        peer = await _statuses(stream, standing)
     except MoorlineError as error:
         await _tell(stream, error)
         await stream.aclose()
@@ -198,6 +243,16 @@ async def connect(
         await stream.aclose()
         raise
     return DeviceConnection(stream, standing, peer)
+
+
+async def _statuses(stream: tls.TlsStream, standing: _DeviceStanding) -> VerifiedChain:
+    """Standing for standing; the function's chain if it holds and both HSMs let the device in."""
+    chain, made = standing.chain(stream.peer_certificates), secured(stream)
+    access = await _in_time(standing.ask_home(chain, made))
+    await write_frame(stream, await standing.status(access), deadline_s=_WRITE_DEADLINE_S)
+    status = unpack(Status, await read_frame(stream, deadline_s=_JUDGE_DEADLINE_S))
+    await _in_time(standing.judge(chain, status, made))
+    return chain
 
 
 # The function's end ----------------------------------------------------------------------------------------------------
@@ -232,7 +287,7 @@ async def serve(  # noqa: PLR0913 - one port, and everything a function decides 
     roots: tuple[bytes, ...],
     clock: Clock,
     bundle: Bundle,
-    judge: Judge,
+    admit: Admit,
     answer: Answer,
     max_age_s: int,
     plain: Callable[[tls.PlainStream], Awaitable[None]] | None = None,
@@ -243,7 +298,7 @@ async def serve(  # noqa: PLR0913 - one port, and everything a function decides 
 
     `plain` takes devices of the profile without forward secrecy (channel.nopfs) at the same port.
     """
-    standing = _Standing(roots=roots, clock=clock, bundle=bundle, judge=judge, max_age_s=max_age_s)
+    standing = _FunctionStanding(roots=roots, clock=clock, bundle=bundle, admit=admit, max_age_s=max_age_s)
 
     async def accept(stream: tls.TlsStream) -> None:
         try:
@@ -267,11 +322,10 @@ async def serve(  # noqa: PLR0913 - one port, and everything a function decides 
     return DeviceServer(server)
 
 
-async def _serve_peer(stream: tls.TlsStream, standing: _Standing, answer: Answer) -> None:
+async def _serve_peer(stream: tls.TlsStream, standing: _FunctionStanding, answer: Answer) -> None:
     loop = asyncio.get_running_loop()
     status = unpack(Status, await read_frame(stream, deadline_s=_WRITE_DEADLINE_S))
-    peer = await standing.judged(stream.peer_certificates, status)
-    await write_frame(stream, await standing.status(), deadline_s=_WRITE_DEADLINE_S)
+    peer = await standing.admitted(stream, status)
     judged_at = loop.time()
     while True:
         left = judged_at + standing.max_age_s - loop.time()
@@ -280,8 +334,7 @@ async def _serve_peer(stream: tls.TlsStream, standing: _Standing, answer: Answer
             return
         kind, item = unpack_any(frame, max_bytes=RECORD_CAP)
         if kind == "status":
-            peer = await standing.judged(stream.peer_certificates, schema.from_item(Status, item))
-            await write_frame(stream, await standing.status(), deadline_s=_WRITE_DEADLINE_S)
+            peer = await standing.admitted(stream, schema.from_item(Status, item))
             judged_at = loop.time()
         elif kind == "request":
             response = await _respond(peer, schema.from_item(Request, item), answer)

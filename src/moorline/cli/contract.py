@@ -85,34 +85,12 @@ def test(
     as_json: render.AsJson = False,  # noqa: PT028 - a command called test, not a test
 ) -> None:
     """Say whether the contract would let a device in now. Exit code 1: no. It looks at no certificate and no revocation."""
-    from moorline.clock import SystemClock
-    from moorline.hsm.authorisation import AccessFacts, decide_access
-    from moorline.ledger import records, standing
+    from moorline.cli.ledger_contract import judged, question_now
 
-    acts = acting.provider(provider)
-    named = _record(acts, name)
-    state = acts.prove(*standing.contract_keys(name, provider=named.provider, service=named.service, grantee=named.grantee))
-    found = standing.active_contract(state, name)
-    service = standing.active_service(state, found.provider, found.service)
-    domain = records.parse(records.ProviderRecord, state.record(records.provider_key(found.grantee))).trust_domain
-    decision = decide_access(
-        found.conditions,
-        AccessFacts(
-            device=f"spiffe://{domain}/device/{device}",
-            device_provider=found.grantee,
-            device_trust_domain=domain,
-            device_name=device,
-            provider=found.provider,
-            service=found.service,
-            use_case=service.use_case,
-            profiles=service.profiles,
-            contract=name,
-            now=SystemClock().now(),
-        ),
-    )
-    if not decision.allowed:
-        raise Refused("contract.denied", "the contract's conditions do not let this device in", got=decision.rule)
-    render.facts({"device": device, "allowed": True, "rule": decision.rule}, as_json=as_json)
+    found = judged(acting.provider(provider), name, question_now(device), None)
+    if not found["allowed"]:
+        raise Refused("contract.denied", "the contract does not let this device in", got=found["why"])
+    render.facts({"device": device, "allowed": True, "rule": found["why"]}, as_json=as_json)
 
 
 def _record(acts: acting.Provider, name: str) -> ContractRecord:

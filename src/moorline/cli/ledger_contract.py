@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -17,13 +17,19 @@ if TYPE_CHECKING:
     from moorline.ledger.light_client import ProvenState
     from moorline.ledger.records import ContractRecord
 
+NO_PFS: Final = "no-pfs"
+"""The profile without a key agreement (wire.nopfs.PROFILE); named here, for a command line starts without the wire."""
+
 app = typer.Typer(no_args_is_help=True, help="Try out what a contract would say.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Question:
+class Question:
+    """Who asks, over which session, when."""
+
     device: str
     profile: str
+    post_quantum: bool
     at: Instant
 
 
@@ -39,6 +45,7 @@ def would_let_in(
     device: Annotated[str, typer.Option(help="The device's name at the provider that accepted.")],
     *,
     profile: Annotated[str, typer.Option(help="The channel profile of the session.")] = "tls",
+    post_quantum: Annotated[bool, typer.Option(help="Whether the session's keys are agreed with ML-KEM too.")] = True,
     at: Annotated[str | None, typer.Option(help="When, such as 2027-01-31T08:00:00Z; now if left out.")] = None,
     conditions: Annotated[
         Path | None, typer.Option(help="Judge this text in place of the contract's own: before it is offered, say.")
@@ -46,7 +53,8 @@ def would_let_in(
     as_json: render.AsJson = False,
 ) -> None:
     """Would this device be let in, and why? Exit code 1: no. The ledger is taken as a quorum proves it now."""
-    asked = _Question(device=device, profile=profile, at=_instant(at))
+    tls = profile != NO_PFS
+    asked = Question(device=device, profile=profile, post_quantum=post_quantum and tls, at=_instant(at))
     text = None if conditions is None else render.read(conditions).decode("utf-8", errors="replace")
     found = judged(acting.provider(provider), name, asked, text)
     render.facts(found, as_json=as_json)
@@ -54,7 +62,12 @@ def would_let_in(
         raise typer.Exit(EXIT_REFUSED)
 
 
-def judged(acts: acting.Provider, name: str, asked: _Question, text: str | None) -> dict[str, Any]:
+def question_now(device: str) -> Question:
+    """A device that comes now, over TLS as our own ends speak it."""
+    return Question(device=device, profile="tls", post_quantum=True, at=_instant(None))
+
+
+def judged(acts: acting.Provider, name: str, asked: Question, text: str | None) -> dict[str, Any]:
     """The answer: whether, by which rule or for want of what, and by which policies of the contract."""
     from moorline.policy.conditions import MAX_BYTES, require_valid
 
@@ -75,36 +88,25 @@ def judged(acts: acting.Provider, name: str, asked: _Question, text: str | None)
     }
 
 
-def _decided(acts: acting.Provider, named: ContractRecord, terms: str, asked: _Question) -> AccessDecision:
-    from moorline.hsm.authorisation import AccessFacts, decide_access
-    from moorline.ledger import standing
-    from moorline.ledger.records import RevocationKind
+def _decided(acts: acting.Provider, named: ContractRecord, terms: str, asked: Question) -> AccessDecision:
+    from moorline.ledger import records
+    from moorline.nfv import Role, SpiffeId
+    from moorline.services import contract_decision
+    from moorline.services.contract_decision import Wish
 
-    parties = {"provider": named.provider, "service": named.service, "grantee": named.grantee}
-    state = acts.prove(
-        *standing.contract_keys(named.id, **parties),
-        *standing.revocation_keys(RevocationKind.DEVICE, named.grantee, asked.device),
-    )
-    standing.active_contract(state, named.id)
-    standing.not_revoked(state, RevocationKind.DEVICE, named.grantee, asked.device)
-    if asked.profile not in named.profiles:
-        raise Refused("contract.profile", "the contract is not for this channel profile", expected=named.profiles)
-    service = standing.active_service(state, named.provider, named.service)
-    domain = standing.active_provider(state, named.grantee).trust_domain
-    facts = AccessFacts(
-        device=f"spiffe://{domain}/device/{asked.device}",
+    key = records.provider_key(named.grantee)
+    domain = records.parse(records.ProviderRecord, acts.prove(key).record(key)).trust_domain
+    wish = Wish(
+        device=SpiffeId(trust_domain=domain, role=Role.DEVICE, segments=(asked.device,)),
         device_provider=named.grantee,
-        device_trust_domain=domain,
-        device_name=asked.device,
-        provider=named.provider,
+        function_provider=named.provider,
         service=named.service,
-        use_case=service.use_case,
-        profiles=service.profiles,
         contract=named.id,
         profile=asked.profile,
-        now=asked.at,
+        post_quantum=asked.post_quantum,
     )
-    return decide_access(terms, facts)
+    state = acts.prove(*contract_decision.wanted_keys(wish))
+    return contract_decision.decided(state, wish, now=asked.at, conditions=terms)
 
 
 def _contract(acts: acting.Provider, name: str) -> ContractRecord:

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import pkcs7
 from cryptography.x509.oid import NameOID
 
+from moorline.channel.tls import TlsIdentity
 from moorline.clock import Instant
 from moorline.device.store import DeviceStore
 from moorline.errors import Malformed, NotAuthentic
@@ -67,10 +68,15 @@ async def renew(store: DeviceStore, *, url: str, server_name: str, now: Instant)
 
 def shown_identity(store: DeviceStore, chain: tuple[bytes, ...]) -> ClientIdentity:
     """Certificate chain and key of the device as an HTTPS client wants them; in memory only."""
-    pem = store.key().private_bytes(
+    return client_identity(TlsIdentity(key=store.key(), chain=chain))
+
+
+def client_identity(identity: TlsIdentity) -> ClientIdentity:
+    """The same identity, for HTTPS."""
+    pem = identity.key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    return ClientIdentity(certificate_chain_pem=_pem(chain), private_key_pem=pem)
+    return ClientIdentity(certificate_chain_pem=_pem(identity.chain), private_key_pem=pem)
 
 
 def certificates_of(body: bytes) -> tuple[bytes, ...]:

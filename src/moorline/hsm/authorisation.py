@@ -29,7 +29,8 @@ _EPOCH_WEEKDAY: Final = 4  # 1970-01-01 was a Thursday
 class AccessFacts:
     """Who asks for what. All of it was proven before: identity by chain, the rest by the ledger.
 
-    `profile` is the channel profile of the session; `profiles` are those the service is registered with.
+    `profile` is the channel profile of the session and `post_quantum` whether its keys were agreed with ML-KEM too;
+    `profiles` are those the service is registered with.
     """
 
     device: str
@@ -41,7 +42,8 @@ class AccessFacts:
     use_case: str
     profiles: tuple[str, ...] = ()
     contract: str
-    profile: str = "tls"
+    profile: str
+    post_quantum: bool
     now: Instant
 
 
@@ -97,6 +99,7 @@ def _request(facts: AccessFacts) -> dict[str, object]:
     context = {
         "contract": facts.contract,
         "profile": facts.profile,
+        "post_quantum": facts.post_quantum,
         "now": facts.now,
         "hour": facts.now % _DAY_S // 3600,
         "weekday": (facts.now // _DAY_S + _EPOCH_WEEKDAY - 1) % 7 + 1,

@@ -93,8 +93,8 @@ def contract_between(state: ProvenState, contract: str, *, provider: str, servic
 
     Raises Refused("ledger.contract_not_active" | "ledger.contract_other"). Its Cedar conditions are still to be decided.
     """
-    record = standing.active_contract(state, contract)
-    found = (record.provider, record.service, record.grantee)
+    named = standing.contract_named(state, contract)
+    found = (provider, service, grantee) if named is None else (named.provider, named.service, named.grantee)
     if found != (provider, service, grantee):
         raise Refused(
             "ledger.contract_other",
@@ -102,7 +102,7 @@ def contract_between(state: ProvenState, contract: str, *, provider: str, servic
             expected=f"{provider} grants {service} to {grantee}",
             got="{} grants {} to {}".format(*found),
         )
-    return record
+    return standing.active_contract(state, contract)
 
 
 def _role(chain: VerifiedChain, role: Role, segments: int) -> None:

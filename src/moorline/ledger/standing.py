@@ -223,12 +223,17 @@ def active_reference_values(state: Proven, provider: str, values: str) -> Refere
     return record
 
 
+def contract_named(state: Proven, contract: str) -> ContractRecord | None:
+    """What stands under the name, in force or not, None if it is proven that nothing does."""
+    return _read(state, ContractRecord, records.contract_key(contract))
+
+
 def active_contract(state: Proven, contract: str) -> ContractRecord:
     """The accepted contract between two active providers over an active service, or Refused (`ledger.*_not_active`).
 
     Its Cedar conditions are still to be decided by whoever asks.
     """
-    record = _read(state, ContractRecord, records.contract_key(contract))
+    record = contract_named(state, contract)
     if record is None or record.status is not ContractStatus.ACCEPTED:
         raise Refused(
             "ledger.contract_not_active",

@@ -51,8 +51,16 @@ ATTRIBUTES: Final[Mapping[Type, Mapping[str, Type]]] = {
     "Device": {"device": STRING, "provider": STRING, "trust_domain": STRING},
     # resource: the service of the contract, as its provider registered it.
     "Service": {"provider": STRING, "service": STRING, "use_case": STRING, "profiles": STRINGS},
-    # context: this session. `now` is seconds since the epoch; `hour` 0 to 23 and `weekday` 1 (Monday) to 7, in UTC.
-    "Session": {"contract": STRING, "profile": STRING, "now": LONG, "hour": LONG, "weekday": LONG},
+    # context: this session. `post_quantum`: keys agreed with ML-KEM too. `now` is seconds since the epoch; `hour` 0 to 23
+    # and `weekday` 1 (Monday) to 7, in UTC.
+    "Session": {
+        "contract": STRING,
+        "profile": STRING,
+        "post_quantum": BOOL,
+        "now": LONG,
+        "hour": LONG,
+        "weekday": LONG,
+    },
 }
 """What conditions may ask about. All of it is always there, so no question can go wrong."""
 ENTITIES: Final = {"Device": "principal", "Service": "resource"}

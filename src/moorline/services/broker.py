@@ -31,6 +31,7 @@ from moorline.hsm.token import Token
 from moorline.ledger.client import Endpoint, LedgerClient
 from moorline.ledger.light_client import LedgerTrust
 from moorline.nfv import Role, SpiffeId
+from moorline.services.broker_access import AccessLog
 from moorline.services.broker_batches import Batches
 from moorline.services.broker_clock import RisingClock
 from moorline.services.broker_explain import Decisions
@@ -86,6 +87,7 @@ class Broker:
     revoked: asyncio.Event
     anchoring: asyncio.Lock
     decisions: Decisions
+    access_log: AccessLog
     effects: dict[str, float]
     """Seconds from the last lost verdict to the last session closed: since the verifier's event, and since it was read."""
     revocations: RevocationStore
@@ -201,6 +203,7 @@ def _assembled(
         enrolments=EnrolmentStore(store, revocations, quota=settings.device_certificates),
         manufacturer_roots=_manufacturer_roots(settings),
         decisions=Decisions(_release_policy(settings)),
+        access_log=AccessLog(),
         hsm=hsm,
         effects={},
         pairs=pairs,

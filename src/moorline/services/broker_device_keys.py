@@ -1,11 +1,7 @@
 """Keys for devices and functions that talk without forward secrecy (PROTOCOLS.md 7), each from its own HSM.
 
-Both HSMs ask the same questions of the ledger, and come to the same answers:
-
-1. the contract is in force between the function's provider and the device's, about this service, and names the profile;
-2. the service is registered with the profile;
-3. the device is of the grantee's trust domain and not revoked; the other HSM is active;
-4. the contract's conditions permit this device now.
+Both HSMs ask the same questions of the ledger, and come to the same answers: those of services.contract_decision, and
+whether the other HSM is active.
 
 Then K of each direction is a MAC in the token under the pair key. The function's broker claims the key for one instance, for
 good, before it gives it away; the device's home HSM logs that it sealed one. Keys end after `max_age`: a device that is
@@ -24,15 +20,13 @@ from fastapi.responses import Response
 from moorline.channel.session import seal_to
 from moorline.clock import Instant
 from moorline.errors import Refused
-from moorline.hsm.authorisation import AccessFacts, decide_access
 from moorline.hsm.exchange import Party
-from moorline.ledger import records, standing
-from moorline.ledger.light_client import ProvenState
-from moorline.ledger.records import ContractRecord, RevocationKind
-from moorline.nfv import Role, SpiffeId, parse_name
-from moorline.services import http
+from moorline.ledger import standing
+from moorline.nfv import SpiffeId, parse_name
+from moorline.services import contract_decision
 from moorline.services.broker import Broker
-from moorline.services.broker_role import require_not_revoked, revocable_keys
+from moorline.services.broker_access import require_own_device
+from moorline.services.contract_decision import Wish
 from moorline.storage.broker_pairs import Claim
 from moorline.wire import schema
 from moorline.wire.http import CBOR_TYPE
@@ -110,11 +104,7 @@ def add_routes(app: FastAPI, broker: Broker) -> None:
     @app.post("/v1/device-keys")
     async def device_keys(request: Request) -> Response:
         """A device of this provider only: its keys for a function of another, sealed to the KEM key it sends."""
-        caller = http.require(request, Role.DEVICE, trust_domain=broker.settings.trust_domain)
-        serial = f"{http.peer_certificate(request).serial_number:x}"
-        _, revoked = await asyncio.to_thread(broker.revocations.find, serial)
-        if revoked is not None:
-            raise Refused("est.certificate_revoked", "the certificate shown was revoked", got=serial)
+        caller = await require_own_device(broker, request)
         return Response(await for_device(broker, caller, await request.body()), media_type=CBOR_TYPE)
 
 
@@ -152,66 +142,25 @@ async def for_device(broker: Broker, device: SpiffeId, body: bytes) -> bytes:
 
 
 async def _require_allowed(broker: Broker, wish: _Wish) -> bytes:
-    """The four questions of the module's docstring; a bundle that proves the contract."""
-    key = records.contract_key(wish.contract)
-    state = await broker.ledger.state((key,))
-    named = records.parse(ContractRecord, state.record(key))
-    _require_about(named, wish)
-    grantee = named.grantee
-    revocable = ((RevocationKind.DEVICE, grantee, wish.device.segments[0]),)
-    contract_keys = standing.contract_keys(
-        wish.contract, provider=wish.function.provider, service=wish.service, grantee=grantee
+    """The questions of the module's docstring; a bundle that proves the contract."""
+    asked = Wish(
+        device=wish.device,
+        device_provider=wish.home.provider,
+        function_provider=wish.function.provider,
+        service=wish.service,
+        contract=wish.contract,
+        profile=PROFILE,
+        post_quantum=False,
     )
     other = wish.function if wish.home.provider == broker.settings.provider else wish.home
     bundle, state = await broker.ledger.proven(
-        (*contract_keys, *standing.hsm_keys(other.provider, other.hsm), *revocable_keys(revocable))
+        (*contract_decision.wanted_keys(asked), *standing.hsm_keys(other.provider, other.hsm))
     )
-    contract = _contract(state, wish)  # 1
-    service = standing.active_service(state, wish.function.provider, wish.service)
-    if PROFILE not in service.profiles:  # 2
-        raise Refused("nopfs.not_allowed", "the service is not registered with this profile", got=wish.service)
-    owner = standing.active_provider(state, grantee)
-    if wish.device.role is not Role.DEVICE or owner.trust_domain != wish.device.trust_domain:  # 3
-        raise Refused("access.not_granted", "the contract grants nothing to this caller", got=str(wish.device))
-    require_not_revoked(state, revocable)
+    decision = contract_decision.decided(state, asked, now=broker.clock.now())
     standing.active_hsm(state, other.provider, other.hsm)
-    facts = AccessFacts(
-        device=str(wish.device),
-        device_provider=grantee,
-        device_trust_domain=wish.device.trust_domain,
-        device_name=wish.device.segments[0],
-        provider=wish.function.provider,
-        service=wish.service,
-        use_case=service.use_case,
-        profiles=service.profiles,
-        contract=wish.contract,
-        profile=PROFILE,
-        now=broker.clock.now(),
-    )
-    decision = decide_access(contract.conditions, facts)  # 4
     if not decision.allowed:
         raise Refused("access.not_granted", "the contract's conditions do not permit this device", got=decision.rule)
     return bundle
-
-
-def _contract(state: ProvenState, wish: _Wish) -> ContractRecord:
-    contract = standing.active_contract(state, wish.contract)
-    _require_about(contract, wish)
-    if PROFILE not in contract.profiles:
-        raise Refused(
-            "nopfs.not_allowed",
-            "the contract does not allow this profile",
-            expected=PROFILE,
-            got=", ".join(contract.profiles),
-            remedy="agree on a contract with --profile no-pfs, or connect with TLS",
-        )
-    return contract
-
-
-def _require_about(contract: ContractRecord, wish: _Wish) -> None:
-    found = (contract.provider, contract.service, contract.grantee)
-    if found != (wish.function.provider, wish.service, wish.home.provider):
-        raise Refused("access.other_contract", "the contract is about something else", got="/".join(found))
 
 
 def _context(broker: Broker, wish: _Wish, epoch: int, device_nonce: bytes, function_nonce: bytes) -> KeyContext:

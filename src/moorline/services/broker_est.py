@@ -26,6 +26,7 @@ from fastapi.responses import Response
 
 from moorline.errors import MoorlineError, NotAuthentic, Refused, Unavailable
 from moorline.services import (
+    broker_access,
     broker_audit_routes,
     broker_cmp,
     broker_device_keys,
@@ -101,6 +102,7 @@ def application(broker: Broker, lists: Lists, cmp: Cmp) -> FastAPI:
     broker_retire.add_routes(app, broker)
     broker_audit_routes.add_routes(app, broker)
     add_revocation_routes(app, lists)
+    broker_access.add_routes(app, broker)
     broker_device_keys.add_routes(app, broker)
     broker_cmp.add_routes(app, cmp)
 

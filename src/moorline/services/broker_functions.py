@@ -113,9 +113,7 @@ class FunctionSession:
         fields, _ = self._held()
         if operation == "device.authorise":
             asked = schema.decode(AuthoriseDeviceCall, body)
-            if asked.service != fields.service:
-                raise Refused("broker.other_service", "a function asks for its own service only", got=asked.service)
-            return schema.encode(await authorise_device(self.broker, asked))
+            return schema.encode(await authorise_device(self.broker, fields, asked))
         if operation == "device.key":
             return await broker_device_keys.for_function(self.broker, fields, body)
         if operation == "renew":

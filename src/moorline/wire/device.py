@@ -11,14 +11,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from moorline.wire.access import SignedStatement
 from moorline.wire.schema import Size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """A ledger proof bundle of the sender's own standing: provider, HSM or issuing CA, and absence of its revocation."""
+    """A ledger proof bundle of the sender's own standing: provider, HSM or issuing CA, and absence of its revocation.
+
+    `access` is the word of the sender's HSM about this connection (wire.access): a device's home HSM, a function's own.
+    """
 
     bundle: Annotated[bytes, Size(at_most=262144)]
+    access: SignedStatement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

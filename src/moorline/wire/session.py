@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Annotated
 
 from moorline.digest import tagged
+from moorline.wire.access import Connection, SignedStatement
 from moorline.wire.launch import ChannelProfile
 from moorline.wire.schema import Bytes32, Size
 
@@ -265,17 +266,24 @@ class RekeyReply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthoriseDeviceCall:
-    """operation "device.authorise": may this device use this service now? Reply body: `AuthoriseDeviceReply`."""
+    """operation "device.authorise": may this device use this service now? Reply body: `AuthoriseDeviceReply`.
 
-    service: str
-    device: str  # SPIFFE ID
-    contract: str
+    `home` is the statement of the device's home HSM about the connection, as the device sent it.
+    """
+
+    connection: Connection
+    home: SignedStatement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthoriseDeviceReply:
-    """A decision with the rule that made it; `bundle` proves what the decision rests on."""
+    """The decision: `statement` is the HSM's, for the device; `bundle` proves what it rests on.
+
+    `refused_by` is empty if both HSMs say yes; else which of them refuses (`wire.access.Side`), by which `rule`.
+    """
 
     allowed: bool
+    refused_by: str
     rule: str
+    statement: SignedStatement
     bundle: Annotated[bytes, Size(at_most=65536)]

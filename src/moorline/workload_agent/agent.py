@@ -8,7 +8,7 @@
 6. end when the broker says so (revoked, host not standing), or when it was away for too long: close every connection,
    forget the keys
 
-Each device is judged by its chain, its ledger proof and the broker's decision under a contract, again every max_age.
+Each device is judged by its chain, its ledger proof and the decisions of both HSMs under a contract, again every max_age.
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ from moorline.attesters.reports import ReportSource
 from moorline.channel import device, nopfs
 from moorline.channel.tls import PlainStream
 from moorline.errors import MoorlineError, Refused, Unavailable
-from moorline.ledger import peers, records, standing
+from moorline.ledger import access, peers, records, standing
 from moorline.nfv import Role
 from moorline.verification.chains import VerifiedChain
 from moorline.wire import guest
+from moorline.wire.access import PROFILE_TLS, Connection, Side, parse_statement
+from moorline.wire.device import Status
 from moorline.wire.nopfs import NONCE, PROFILE, FunctionKeyCall, NoPfsHello, NoPfsOffer
+from moorline.wire.session import AuthoriseDeviceCall, AuthoriseDeviceReply
 from moorline.workload_agent.broker import TIME_INTERVAL_S, BrokerLink, attest, is_verdict
 from moorline.workload_agent.function import Context, Function, load_function
 from moorline.workload_agent.launch import Launch, read_launch
@@ -174,7 +177,7 @@ class Service:
             roots=self._launch.trust.roots,
             clock=self._link.clock,
             bundle=self.own_status,
-            judge=self.judge,
+            admit=self.admit,
             answer=self.answer,
             plain=self.plain,
             max_age_s=self._max_age_s,
@@ -199,27 +202,28 @@ class Service:
             self._status = _Cached(at=now, bundle=bundle, chain=chain)
             return bundle
 
-    async def judge(self, chain: VerifiedChain, bundle: bytes) -> None:
-        """Raises unless the peer is a device in good standing that a contract lets in, by the broker's decision.
+    async def admit(self, chain: VerifiedChain, status: Status, secured: device.Secured) -> device.Word:
+        """The HSMs' word about a device in good standing: both must let it in by a contract that is configured here.
 
-        Raises Refused("workload.device_not_authorised"), `ledger.*`, and Unavailable when the broker cannot be asked.
+        Raises Refused("workload.device_not_authorised" | "access.*" | `ledger.*`), and Unavailable when the broker cannot be
+        asked.
         """
         if chain.spiffe_id.role is not Role.DEVICE:
             raise Refused("workload.device_not_authorised", "only devices are served here", got=str(chain.spiffe_id))
-        grantee = peers.device_peer(self._link.verify(bundle), chain)
-        reasons: list[str] = []
-        for contract in self._contracts:
-            reason = await self._reason_against(chain, contract, grantee)
-            if reason is None:
-                return
-            reasons.append(f"{contract}: {reason}")
-        raise Refused(
-            "workload.device_not_authorised",
-            "no contract lets this device use this service",
-            expected=f"an accepted contract of {grantee} about {self._launch.fields.service}",
-            got="; ".join(reasons) or "no contract is configured",
-            remedy="the two providers agree on a contract on the ledger",
-        )
+        grantee = peers.device_peer(self._link.verify(status.bundle), chain)
+        connection = self._connection(chain, status, secured, grantee)
+        reply = await self._link.authorise(AuthoriseDeviceCall(connection=connection, home=status.access))
+        if not reply.allowed:
+            refusal = Refused(
+                "workload.device_not_authorised",
+                f"the {reply.refused_by} HSM does not let this device use this service",
+                expected=f"contract {connection.contract} to allow it",
+                got=reply.rule,
+                remedy="the two providers agree on a contract on the ledger",
+            )
+            return device.Word(statement=reply.statement, refusal=refusal)
+        self._require_allowed_by_home(status.access, connection, reply)
+        return device.Word(statement=reply.statement)
 
     async def plain(self, stream: PlainStream) -> None:
         """One device of the profile without forward secrecy (channel.nopfs)."""
@@ -274,24 +278,54 @@ class Service:
             _LOG.exception("the application failed")
             raise Unavailable("workload.function_failed", "the application failed on this request") from None
 
-    async def _reason_against(self, chain: VerifiedChain, contract: str, grantee: str) -> str | None:
-        """None if the contract lets the device in; the broker's word counts only with the proof it rests on."""
+    def _connection(self, chain: VerifiedChain, status: Status, secured: device.Secured, grantee: str) -> Connection:
+        """The connection as this end knows it; only which contract it goes by is the device's to say."""
+        if not status.access:
+            raise Refused(
+                "access.no_home_statement",
+                "the device brings no word of its home HSM about this connection",
+                remedy="it asks its home HSM, POST /v1/access",
+            )
+        contract = parse_statement(status.access).connection.contract
+        if contract not in self._contracts:
+            raise Refused(
+                "workload.device_not_authorised",
+                "this contract is not configured here",
+                expected=", ".join(self._contracts) or "no contract is configured",
+                got=contract,
+            )
         fields = self._launch.fields
-        try:
-            reply = await self._link.authorise(str(chain.spiffe_id), contract)
-            if not reply.allowed:
-                return reply.rule
-            state = self._link.verify(reply.bundle)
-            peers.contract_between(state, contract, provider=fields.provider, service=fields.service, grantee=grantee)
-        except Refused as error:
-            return error.code
-        return None
+        return Connection(
+            device=str(chain.spiffe_id),
+            device_provider=grantee,
+            function=str(self._link.chain.spiffe_id),
+            function_provider=fields.provider,
+            service=fields.service,
+            contract=contract,
+            profile=PROFILE_TLS,
+            post_quantum=secured.post_quantum,
+            binding=secured.binding,
+        )
+
+    def _require_allowed_by_home(self, home: bytes, connection: Connection, reply: AuthoriseDeviceReply) -> None:
+        """The broker's yes counts only with the proof it rests on, and with the home HSM's yes."""
+        state = self._link.verify(reply.bundle)
+        peers.contract_between(
+            state,
+            connection.contract,
+            provider=connection.function_provider,
+            service=connection.service,
+            grantee=connection.device_provider,
+        )
+        expected = access.Expected(side=Side.HOME, connection=connection, max_age_s=self._max_age_s)
+        access.require_allowed(access.require_about(state, home, expected, now=self._link.clock.now()))
 
     async def _status_keys(self) -> tuple[str, ...]:
         fields = self._launch.fields
         await self._learn_grantees()
         # Also of the certificates before: a connection that was opened with one is judged by it as long as it lasts.
         wanted = [key for chain in self._link.chains for key in peers.instance_keys(chain)]
+        wanted += standing.hsm_keys(fields.provider, fields.hsm)
         for contract, grantee in self._grantees.items():
             wanted += standing.contract_keys(contract, provider=fields.provider, service=fields.service, grantee=grantee)
         return tuple(dict.fromkeys(wanted))

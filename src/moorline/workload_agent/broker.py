@@ -183,9 +183,8 @@ class BrokerLink:
         """What a bundle proves, to this function, now. Raises `ledger.*`."""
         return verify_bundle(bundle, self._trust, now=self.clock.now())
 
-    async def authorise(self, device: str, contract: str) -> AuthoriseDeviceReply:
-        """The broker's decision about a device under one contract, with the proof it rests on."""
-        call = AuthoriseDeviceCall(service=self._launch.fields.service, device=device, contract=contract)
+    async def authorise(self, call: AuthoriseDeviceCall) -> AuthoriseDeviceReply:
+        """The broker's decision about a connection of a device, with the proof it rests on."""
         return schema.decode(AuthoriseDeviceReply, await self._call("device.authorise", schema.encode(call)))
 
     async def device_key(self, call: FunctionKeyCall) -> FunctionKeyReply:

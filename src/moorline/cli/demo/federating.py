@@ -18,13 +18,18 @@ from moorline.cli.demo import founding
 from moorline.cli.demo.world import AUTHORITIES, CONTRACT, HSM, SERVICE, World, since
 from moorline.clock import SystemClock
 from moorline.device.connection import Wanted, connected
+from moorline.device.enrolment import roots_pem
+from moorline.device.home import HttpsHome, connection_of
 from moorline.device.store import DeviceStore
 from moorline.errors import MoorlineError, Refused, Unavailable, from_problem
 from moorline.ledger import peers
 from moorline.ledger import transactions as tx
+from moorline.ledger.client import Endpoint
 from moorline.nfv import Role
 from moorline.verification.chains import VerifiedChain, verify_chain
 from moorline.wire import cbor
+from moorline.wire.access import AccessQuestion
+from moorline.wire.device import Status
 
 RECORD: Final = "observation-1"
 _COMMAND_DEADLINE_S: Final = 30.0
@@ -142,11 +147,25 @@ async def store_and_read(world: World, name: str) -> None:
 async def visit(world: World, identity: TlsIdentity, bundle: Callable[[], Awaitable[bytes]]) -> None:
     """Store a record at alpha's function and read it, by somebody who judges nobody: whatever refuses is the function.
 
-    `bundle` is what is shown as the ledger's proof of the device's standing. Raises the function's refusal.
+    `bundle` is what is shown as the ledger's proof of the device's standing. What beta's HSM says is passed on as it is, and
+    nothing if it says nothing. Raises the function's refusal.
     """
     trust = world.consortium.trust
+    own = verify_chain(identity.chain[0], identity.chain[1:], trust.roots, SystemClock().now())
+    home = HttpsHome(
+        endpoint=Endpoint(url=f"https://{world.beta.https}", server_name=world.beta.name_of(Role.HSM, HSM)),
+        roots_pem=roots_pem(trust),
+        identity=lambda: identity,
+    )
 
-    async def judge(_chain: VerifiedChain, _bundle: bytes) -> None:
+    async def ask_home(peer: VerifiedChain, secured: channel.Secured) -> bytes:
+        asked = connection_of(own, peer, secured, provider="alpha", service=SERVICE, contract=CONTRACT)
+        try:
+            return await home.ask(AccessQuestion(connection=asked))
+        except MoorlineError:
+            return b""
+
+    async def judge(_chain: VerifiedChain, _status: Status, _secured: channel.Secured) -> None:
         return None
 
     connection = await channel.connect(
@@ -155,6 +174,7 @@ async def visit(world: World, identity: TlsIdentity, bundle: Callable[[], Awaita
         roots=trust.roots,
         clock=SystemClock(),
         bundle=bundle,
+        ask_home=ask_home,
         judge=judge,
         max_age_s=trust.max_age_s,
     )
