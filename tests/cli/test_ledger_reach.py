@@ -107,21 +107,21 @@ NOON, NIGHT = Instant(1_790_078_400), Instant(1_790_046_000)
     [
         ("hours", "d-1", "tls", NOON, True, ["ours"], "ours (permit, line 2)"),
         ("hours", "d-1", "tls", NIGHT, False, ["nights"], "nights (forbid, line 3)"),
-        ("hours", "d-1", "no-pfs", NOON, False, [], "contract.profile"),
+        ("hours", "d-1", "no-pfs", NOON, False, [], "access.profile"),
         ("hours", "lost", "tls", NOON, False, [], "ledger.revoked"),
         ("c-1", "d-1", "tls", NOON, False, [], "ledger.contract_not_active"),
     ],
 )
 def test_a_contract_says_whom_it_would_let_in_and_why(asker, contract, device, profile, at, allowed, policies, why):
     """verifies that: the answer names the policy and its line, or what on the ledger stands in the way."""
-    asked = ledger_contract._Question(device=device, profile=profile, at=at)
+    asked = ledger_contract.Question(device=device, profile=profile, post_quantum=profile != "no-pfs", at=at)
     found = ledger_contract.judged(asker, contract, asked, None)
     assert (found["allowed"], found["policies"]) == (allowed, policies)
     assert why in found["why"]
 
 
 def test_another_text_can_be_tried_before_it_is_offered(asker):
-    asked = ledger_contract._Question(device="d-1", profile="tls", at=NOON)
+    asked = ledger_contract.Question(device="d-1", profile="tls", post_quantum=True, at=NOON)
     text = 'permit(principal, action, resource) when { principal.device like "x-*" };'
     assert ledger_contract.judged(asker, "hours", asked, text)["allowed"] is False
     with pytest.raises(Exception, match="conditions.malformed"):

@@ -168,6 +168,8 @@ FACTS = AccessFacts(
     use_case="4.7",
     profiles=("tls",),
     contract="c1",
+    profile="tls",
+    post_quantum=True,
     now=NOW,
 )
 
@@ -194,6 +196,8 @@ def test_any_conditions(conditions):
         ),
         ("permit(principal, action, resource) when { resource.profiles.contains(context.profile) };", True),
         ('permit(principal, action, resource) when { context.profile == "no-pfs" };', False),
+        ("permit(principal, action, resource) when { context.post_quantum };", True),
+        ("permit(principal, action, resource) unless { context.post_quantum };", False),
         ("permit(principal, action, resource) when { context.hour == HOUR && context.weekday == WEEKDAY };", True),
         # A rule that errors next to one that permits: nobody knows what it would have said, so nobody enters.
         ("permit(principal, action, resource); forbid(principal, action, resource) when { principal.nothing };", False),

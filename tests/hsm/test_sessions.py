@@ -24,11 +24,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from moorline.audit.log import LogEntry
 from moorline.channel.driver import ClientSession, Collected, open_session
 from moorline.clock import Instant, SystemClock
 from moorline.digest import tagged_hash
 from moorline.errors import MoorlineError, Refused
+from moorline.hsm.keys import HSM_IDENTITY, TokenEcKey
 from moorline.hsm.provider import make_provider_key, sign_launcher_ticket
+from moorline.hsm.token import open_token
 from moorline.ledger import transactions as tx
 from moorline.ledger.records import PackageRule, RevocationKind
 from moorline.nfv import Role
@@ -37,10 +40,19 @@ from moorline.rats import AttestationResult, CapabilityLevel, EvidenceRoot, Find
 from moorline.services import http
 from moorline.simulators.manufacturer import create_manufacturer, open_chip
 from moorline.simulators.silicon import GuestContext, Silicon, guest_policy
+from moorline.storage.broker_store import BrokerStore
 from moorline.storage.verifier_rounds import EnrolledHost, StoredResult
 from moorline.storage.verifier_store import VerifierStore
 from moorline.verification.chains import verify_chain
 from moorline.wire import cbor, keys, launch, schema
+from moorline.wire.access import (
+    AccessStatement,
+    Connection,
+    Side,
+    sign_statement,
+    statement_digest,
+    verify_statement,
+)
 from moorline.wire.guest import LauncherLaunch
 from moorline.wire.host import HostEvidence, PcrValue, session_qualifying_data
 from moorline.wire.http import ClientIdentity
@@ -119,6 +131,25 @@ class World:
     @property
     def chip(self) -> bytes:
         return self.silicon.chip.chip_id
+
+    def home_statement(self, connection: Connection, **changes) -> bytes:
+        """What beta's HSM says of a connection: a yes, with the key in its token, whose broker does not run here."""
+        beta = self.consortium.providers["beta"]
+        made = {
+            "ledger_id": self.consortium.ceremony.trust.ledger_id,
+            "side": Side.HOME,
+            "provider": "beta",
+            "hsm": "hsm-1",
+            "connection": connection,
+            "allowed": True,
+            "rule": "policy0",
+            "issued": self.now,
+            "not_after": self.now + 30,
+            "answers": b"",
+        }
+        with open_token(beta.hsm.location) as token:
+            signer = keys.KeySigner(TokenEcKey(token, HSM_IDENTITY))
+            return sign_statement(AccessStatement(**{**made, **changes}), signer)
 
     def ticket(self, *, key=None, **changes) -> bytes:
         values = {
@@ -352,7 +383,7 @@ async def built(directory: Path, **alphas):
         )
         for contract, terms in (("c1", conditions), ("c2", forbids), ("c3", conditions)):
             await alpha.submitter.send(
-                tx.OfferAccess(contract=contract, service="records", grantee="beta", conditions=terms, profiles=("pfs",))
+                tx.OfferAccess(contract=contract, service="records", grantee="beta", conditions=terms, profiles=("tls",))
             )
             if contract != "c3":
                 await beta.submitter.send(tx.AcceptAccess(contract=contract))
@@ -502,18 +533,55 @@ async def test_a_launched_function_gets_its_identity(world):
         ("spiffe://beta.test/svc/records/x", "c1", False, "access.not_granted"),
         ("spiffe://beta.test/device/phone-1", "c2", False, "hours"),
         ("spiffe://beta.test/device/phone-1", "c3", False, "ledger.contract_not_active"),
-        ("spiffe://beta.test/device/phone-1", "c9", False, "ledger.absent"),
+        ("spiffe://beta.test/device/phone-1", "c9", False, "ledger.contract_not_active"),
     ],
 )
 async def test_devices_are_authorised_by_contract(world, device, contract, allowed, rule):
-    """verifies that: contract, both providers and the Cedar conditions decide, and anything odd is a no."""
+    """verifies that: contract, both providers and the Cedar conditions decide, and anything odd is a no, signed."""
     async with await world.function(world.fields()) as session:
-        asked = AuthoriseDeviceCall(service="records", device=device, contract=contract)
-        reply = schema.decode(AuthoriseDeviceReply, await session.call("device.authorise", schema.encode(asked)))
-        assert (reply.allowed, reply.rule) == (allowed, rule)
-        with pytest.raises(MoorlineError) as caught:
-            await session.call("device.authorise", schema.encode(replace(asked, service="other")))
-        assert caught.value.code == "broker.other_service"
+        connection = Connection(
+            device=device,
+            device_provider="beta",
+            function=session.activation.spiffe_id,
+            function_provider="alpha",
+            service="records",
+            contract=contract,
+            profile="tls",
+            post_quantum=True,
+            binding=os.urandom(32),
+        )
+
+        async def authorised(about, home):
+            asked = AuthoriseDeviceCall(connection=about, home=home)
+            return schema.decode(AuthoriseDeviceReply, await session.call("device.authorise", schema.encode(asked)))
+
+        yes = world.home_statement(connection)
+        reply = await authorised(connection, yes)
+        assert (reply.allowed, reply.rule, reply.refused_by) == (allowed, rule, "" if allowed else "function")
+        said = verify_statement(reply.statement, world.alpha.hsm.keys.identity)
+        assert (said.allowed, said.rule, said.connection) == (allowed, rule, connection)
+        assert said.answers == statement_digest(yes)
+        no = await authorised(connection, world.home_statement(connection, allowed=False, rule="not today"))
+        assert (no.allowed, no.rule, no.refused_by) == (False, "not today", "home")
+        for odd in ({"service": "other"}, {"function": "spiffe://alpha.test/svc/records/x-1"}, {"profile": "no-pfs"}):
+            about = replace(connection, **odd)
+            assert await refusal(authorised(about, world.home_statement(about))) == "broker.other_service"
+        assert await refusal(authorised(replace(connection, binding=bytes(32)), yes)) == "access.other_connection"
+    logged = [one for one in await entries(world.alpha) if one["binding"] == connection.binding.hex()]
+    assert [one["decided_by"] for one in logged][:2] == ["home beta/hsm-1", "function alpha/hsm-1"]
+
+
+async def refusal(awaitable):
+    with pytest.raises(MoorlineError) as caught:
+        await awaitable
+    return caught.value.code
+
+
+async def entries(provider):
+    """What the broker's secure log says of connections."""
+    with contextlib.closing(BrokerStore.open(f"sqlite:///{provider.settings.database}")) as store:
+        found = [schema.decode(LogEntry, data) for data in store.audit(limit=100_000)]
+    return [one.details for one in found if one.event == "access-decided"]
 
 
 async def test_a_function_nobody_launched(world):

@@ -24,7 +24,7 @@ REQUEST = {
     "principal": 'Moorline::Device::"d"',
     "action": 'Moorline::Action::"connect"',
     "resource": 'Moorline::Service::"s"',
-    "context": {"contract": "c", "profile": "tls", "now": 5, "hour": 0, "weekday": 4},
+    "context": {"contract": "c", "profile": "tls", "post_quantum": True, "now": 5, "hour": 0, "weekday": 4},
 }
 ENTITIES = [
     {
@@ -180,7 +180,9 @@ def values(draw, kind, depth):
 @st.composite
 def booleans(draw, depth):  # noqa: PLR0911 - one line a shape
     if depth <= 0:
-        return draw(st.sampled_from(["true", "false", '(principal == Moorline::Device::"d")', "(1 < 2)"]))
+        return draw(
+            st.sampled_from(["true", "false", "context.post_quantum", '(principal == Moorline::Device::"d")', "(1 < 2)"])
+        )
     kind = draw(st.sampled_from(["String", "Long", "Bool"]))
     shape = draw(st.integers(0, 7))
     if shape == 0:

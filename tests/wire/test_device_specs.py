@@ -10,7 +10,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from moorline.channel.messages import pack, unpack
 from moorline.channel.records import Direct
 from moorline.clock import Instant
-from moorline.wire import cbor, cmp, cose, pair, schema
+from moorline.errors import NotAuthentic
+from moorline.wire import access, cbor, cmp, cose, keys, pair, schema
 from moorline.wire.device import Request, Response
 from moorline.wire.nopfs import DeviceKeyRequest, Direction, KeyContext, NoPfsHello, NoPfsOffer, NoPfsRecord
 from moorline.wire.pair import PairOffer, PairStatement
@@ -30,6 +31,20 @@ def channel():
 
 def scalar(text):
     return ec.derive_private_key(int(text, 16), ec.SECP256R1())
+
+
+def test_the_access_statements_are_signed_and_the_second_answers_the_first():
+    shown = json.loads((EXAMPLES / "access-statement.json").read_text())
+    home, function = (bytes.fromhex(shown[side]) for side in ("home", "function"))
+    yes = access.verify_statement(home, keys.parse_public(bytes.fromhex(shown["home_hsm_key"])))
+    no = access.verify_statement(function, keys.parse_public(bytes.fromhex(shown["function_hsm_key"])))
+    assert (yes.side, yes.provider, yes.allowed, yes.rule, yes.answers) == ("home", "beta", True, "office-hours", b"")
+    assert (no.side, no.provider, no.allowed, no.rule) == ("function", "alpha", False, "no rule permits")
+    assert no.answers == access.statement_digest(home) == bytes.fromhex(shown["home_digest"])
+    assert yes.connection == no.connection
+    assert yes.not_after - yes.issued == 30
+    with pytest.raises(NotAuthentic):
+        access.verify_statement(home, keys.parse_public(bytes.fromhex(shown["function_hsm_key"])))
 
 
 def test_the_pair_key_is_what_both_scalars_give(agreed):

@@ -95,14 +95,12 @@ def require_allowed(found: AccessStatement) -> None:
     """Raises Refused("access.refused_by_home" | "access.refused_by_function"), with the rule that decided as `got`."""
     if found.allowed:
         return
-    refused_by_home = found.side is Side.HOME
-    raise Refused(
-        "access.refused_by_home" if refused_by_home else "access.refused_by_function",
-        f"the HSM of {found.provider} does not let this device use this service",
-        expected=f"contract {found.connection.contract} to allow it",
-        got=found.rule,
-        remedy="moor ledger contract test says what the contract asks for",
-    )
+    says = f"the HSM of {found.provider} does not let this device use this service"
+    expected = f"contract {found.connection.contract} to allow it"
+    remedy = "moor ledger contract test says what the contract asks for"
+    if found.side is Side.HOME:
+        raise Refused("access.refused_by_home", says, expected=expected, got=found.rule, remedy=remedy)
+    raise Refused("access.refused_by_function", says, expected=expected, got=found.rule, remedy=remedy)
 
 
 def _differences(found: Connection, expected: Connection) -> list[str]:
