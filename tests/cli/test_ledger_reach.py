@@ -107,7 +107,7 @@ NOON, NIGHT = Instant(1_790_078_400), Instant(1_790_046_000)
     [
         ("hours", "d-1", "tls", NOON, True, ["ours"], "ours (permit, line 2)"),
         ("hours", "d-1", "tls", NIGHT, False, ["nights"], "nights (forbid, line 3)"),
-        ("hours", "d-1", "no-pfs", NOON, False, [], "access.profile"),
+        ("hours", "d-1", "no-pfs", NOON, False, [], "nopfs.not_allowed"),
         ("hours", "lost", "tls", NOON, False, [], "ledger.revoked"),
         ("c-1", "d-1", "tls", NOON, False, [], "ledger.contract_not_active"),
     ],

@@ -93,6 +93,16 @@ async def test_a_refusal_names_whose_hsm_and_which_rule(running):
         pass
 
 
+async def test_a_contract_that_is_accepted_after_a_refusal_is_proven_to_the_next_device(running):
+    """verifies that: what the function told the refused one of its standing is not told to the one that is let in."""
+    store, kept = running.device(), running.ledger.values.pop(records.contract_key("c1"))
+    error = await refused(running.connect(store))
+    assert (error.code, error.got) == ("access.refused_by_home", "ledger.contract_not_active")
+    running.ledger.values[records.contract_key("c1")] = kept
+    async with await running.connect(store):
+        pass
+
+
 # The session's facts ----------------------------------------------------------------------------------------------------
 
 

@@ -223,6 +223,9 @@ class Service:
             )
             return device.Word(statement=reply.statement, refusal=refusal)
         self._require_allowed_by_home(status.access, connection, reply)
+        if connection.contract not in self._grantees:
+            self._grantees[connection.contract] = grantee
+            self._status = None  # it was made before this contract was there, and does not prove it
         return device.Word(statement=reply.statement)
 
     async def plain(self, stream: PlainStream) -> None:
