@@ -93,14 +93,23 @@ async def test_a_refusal_names_whose_hsm_and_which_rule(running):
         pass
 
 
-async def test_a_contract_that_is_accepted_after_a_refusal_is_proven_to_the_next_device(running):
+@pytest.mark.parametrize("before", [None, ContractStatus.OFFERED])
+async def test_a_contract_accepted_after_a_refusal_is_proven_to_the_next_device(world, before):
     """verifies that: what the function told the refused one of its standing is not told to the one that is let in."""
-    store, kept = running.device(), running.ledger.values.pop(records.contract_key("c1"))
-    error = await refused(running.connect(store))
-    assert (error.code, error.got) == ("access.refused_by_home", "ledger.contract_not_active")
-    running.ledger.values[records.contract_key("c1")] = kept
-    async with await running.connect(store):
-        pass
+    if before is None:
+        del world.ledger.values[records.contract_key("c1")]
+    else:
+        world.ledger.contract(status=before)
+    world.hand_over()
+    await world.start()
+    try:
+        error = await refused(world.connect(world.device()))
+        assert (error.code, error.got) == ("access.refused_by_home", "ledger.contract_not_active")
+        world.ledger.contract()
+        async with await world.connect(world.device()):
+            pass
+    finally:
+        await world.stop()
 
 
 # The session's facts ----------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from moorline.channel import device, nopfs
 from moorline.channel.tls import PlainStream
 from moorline.errors import MoorlineError, Refused, Unavailable
 from moorline.ledger import access, peers, records, standing
+from moorline.ledger.light_client import ProvenState
 from moorline.nfv import Role
 from moorline.verification.chains import VerifiedChain
 from moorline.wire import guest
@@ -153,6 +154,7 @@ async def _resumed(link: BrokerLink, resume: Callable[[], Awaitable[None]]) -> N
 class _Cached:
     at: float
     bundle: bytes
+    state: ProvenState
     chain: VerifiedChain
 
 
@@ -193,13 +195,13 @@ class Service:
                 return kept.bundle
             chain = self._link.chain
             try:
-                bundle, _ = await self._link.prove(await self._status_keys())
+                bundle, state = await self._link.prove(await self._status_keys())
             except Unavailable:
                 # The broker is away: the last proof serves as long as a peer would take it, and peers judge that again.
                 if kept is None or now > kept.at + self._max_age_s / 2:
                     raise
                 return kept.bundle
-            self._status = _Cached(at=now, bundle=bundle, chain=chain)
+            self._status = _Cached(at=now, bundle=bundle, state=state, chain=chain)
             return bundle
 
     async def admit(self, chain: VerifiedChain, status: Status, secured: device.Secured) -> device.Word:
@@ -223,9 +225,9 @@ class Service:
             )
             return device.Word(statement=reply.statement, refusal=refusal)
         self._require_allowed_by_home(status.access, connection, reply)
-        if connection.contract not in self._grantees:
-            self._grantees[connection.contract] = grantee
-            self._status = None  # it was made before this contract was there, and does not prove it
+        self._grantees[connection.contract] = grantee
+        if self._status is not None and not _proves_contract(self._status.state, connection):
+            self._status = None  # it was made before the contract was in force, and the device would not take it
         return device.Word(statement=reply.statement)
 
     async def plain(self, stream: PlainStream) -> None:
@@ -313,13 +315,7 @@ class Service:
     def _require_allowed_by_home(self, home: bytes, connection: Connection, reply: AuthoriseDeviceReply) -> None:
         """The broker's yes counts only with the proof it rests on, and with the home HSM's yes."""
         state = self._link.verify(reply.bundle)
-        peers.contract_between(
-            state,
-            connection.contract,
-            provider=connection.function_provider,
-            service=connection.service,
-            grantee=connection.device_provider,
-        )
+        _require_contract(state, connection)
         expected = access.Expected(side=Side.HOME, connection=connection, max_age_s=self._max_age_s)
         access.require_allowed(access.require_about(state, home, expected, now=self._link.clock.now()))
 
@@ -343,3 +339,21 @@ class Service:
             with suppress(Refused):
                 record = records.parse(records.ContractRecord, state.record(records.contract_key(contract)))
                 self._grantees[contract] = record.grantee
+
+
+def _require_contract(state: ProvenState, connection: Connection) -> None:
+    peers.contract_between(
+        state,
+        connection.contract,
+        provider=connection.function_provider,
+        service=connection.service,
+        grantee=connection.device_provider,
+    )
+
+
+def _proves_contract(state: ProvenState, connection: Connection) -> bool:
+    try:
+        _require_contract(state, connection)
+    except Refused:
+        return False
+    return True

@@ -19,7 +19,7 @@ from moorline.cli.demo.world import AUTHORITIES, CONTRACT, HSM, SERVICE, World, 
 from moorline.clock import SystemClock
 from moorline.device.connection import Wanted, connected
 from moorline.device.enrolment import roots_pem
-from moorline.device.home import HttpsHome, connection_of
+from moorline.device.home import HttpsHome
 from moorline.device.store import DeviceStore
 from moorline.errors import MoorlineError, Refused, Unavailable, from_problem
 from moorline.ledger import peers
@@ -28,7 +28,8 @@ from moorline.ledger.client import Endpoint
 from moorline.nfv import Role
 from moorline.verification.chains import VerifiedChain, verify_chain
 from moorline.wire import cbor
-from moorline.wire.access import AccessQuestion
+from moorline.wire.access import PROFILE_TLS, AccessQuestion, Connection
+from moorline.wire.certificates import parse_certificate, spiffe_id_of
 from moorline.wire.device import Status
 
 RECORD: Final = "observation-1"
@@ -151,7 +152,7 @@ async def visit(world: World, identity: TlsIdentity, bundle: Callable[[], Awaita
     nothing if it says nothing. Raises the function's refusal.
     """
     trust = world.consortium.trust
-    own = verify_chain(identity.chain[0], identity.chain[1:], trust.roots, SystemClock().now())
+    own = parse_certificate(identity.chain[0])
     home = HttpsHome(
         endpoint=Endpoint(url=f"https://{world.beta.https}", server_name=world.beta.name_of(Role.HSM, HSM)),
         roots_pem=roots_pem(trust),
@@ -159,10 +160,20 @@ async def visit(world: World, identity: TlsIdentity, bundle: Callable[[], Awaita
     )
 
     async def ask_home(peer: VerifiedChain, secured: channel.Secured) -> bytes:
-        asked = connection_of(own, peer, secured, provider="alpha", service=SERVICE, contract=CONTRACT)
+        asked = Connection(
+            device=str(spiffe_id_of(own)),
+            device_provider="beta",
+            function=str(peer.spiffe_id),
+            function_provider="alpha",
+            service=SERVICE,
+            contract=CONTRACT,
+            profile=PROFILE_TLS,
+            post_quantum=secured.post_quantum,
+            binding=secured.binding,
+        )
         try:
             return await home.ask(AccessQuestion(connection=asked))
-        except MoorlineError:
+        except MoorlineError:  # such as for a name that is not beta's
             return b""
 
     async def judge(_chain: VerifiedChain, _status: Status, _secured: channel.Secured) -> None:

@@ -117,10 +117,14 @@ SCENES: Final = (
             "instance_revoked": attacks_ledger.instance_revoked,
             "issuing_ca_not_registered": attacks_certificates.issuing_ca_not_registered,
             "certificate_outside_name_constraint": attacks_certificates.certificate_outside_name_constraint,
-            "broker_database_restored": attacks_broker.broker_database_restored,
         },
     ),
-    Scene(step="drift", act=drifting.drift),
+    Scene(
+        step="drift",
+        act=drifting.drift,
+        # Alone: it stops beta's broker for a while, and beta's devices ask that for each connection.
+        at_once={"broker_database_restored": attacks_broker.broker_database_restored},
+    ),
     Scene(step="revocation", act=federating.suspend_and_reinstate),
     Scene(step="audit", act=auditing.audit, attacks={"audit_entry_removed": attacks_broker.audit_entry_removed}),
 )
