@@ -185,6 +185,31 @@ async def test_a_server_that_is_stopped_can_be_followed_by_another_on_the_same_p
         await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_who_asks_a_service_that_stops_is_told_so_in_our_words():
+    """verifies that: a request under way when the service ends is answered 503 with a problem, so that its client asks on."""
+    app, begun, said = http.application("test"), asyncio.Event(), []
+
+    @app.get("/slow")
+    async def slow() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def send(message):
+        said.append(message)
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    scope = {"type": "http", "method": "GET", "path": "/slow", "headers": [], "query_string": b"", "http_version": "1.1"}
+    task = asyncio.ensure_future(app(scope, receive, send))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert said[0]["status"] == 503
+    assert b'"code": "http.stopping"' in said[1]["body"]
+
+
 # Peers who stall --------------------------------------------------------------------------------------------------------
 
 

@@ -163,6 +163,13 @@ class _Limits:
             exchange.refusal = Unavailable("http.deadline", "the request took too long", expected=f"<= {self._deadline_s} s")
         except Malformed as error:
             exchange.refusal = exchange.refusal or error
+        except asyncio.CancelledError:
+            # The service ends. Whoever asked is told so in our words, and asks again or asks another.
+            if exchange.status is None:
+                await _problem_response(
+                    Unavailable("http.stopping", "the service is stopping", remedy="ask again, or another")
+                )(scope, receive, send)
+            raise
         if exchange.refusal is not None and exchange.status is None:
             exchange.status = exchange.refusal.http_status
             await _problem_response(exchange.refusal)(scope, receive, send)
