@@ -2,11 +2,13 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -327,6 +329,52 @@ def stamp(time_ns):
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{nanos:09}Z"
 
 
+async def test_a_damaged_database_is_refused_and_repaired_from_the_others_on_command(network):
+    """verifies that: a flipped page keeps an authority from starting; `moor ledger repair` brings the others' state, verified;
+    it votes again, and its signer still knows what it signed."""
+    victim = network[3]
+    code, said = await moor("ledger", "repair", "--config", victim.config)
+    assert (code, "ledger.authority_running" in said) == (1, True), said
+    await victim.stop()
+    signed = (victim.directory / "signed.json").read_text()
+    file = victim.directory / "consensus.db"
+    data = bytearray(file.read_bytes())
+    page = next(at for at in range(4096, len(data), 4096) if data[at] in (10, 13))
+    data[page : page + 12] = bytes(12)
+    file.write_bytes(data)
+    await victim.start()
+    assert await asyncio.wait_for(victim.process.wait(), 30) == 2
+    assert "ledger.database_corrupt" in victim.log()
+    receipt = await submit(network, network.alpha.anchor(), 1, 2, 4)
+    code, said = await moor("ledger", "repair", "--config", victim.config)
+    assert (code, "repaired to height" in said) == (0, True), said
+    assert list(victim.directory.glob("consensus.db.damaged-*"))
+    before, after = (json.loads(one) for one in (signed, (victim.directory / "signed.json").read_text()))
+    assert (after["height"], after["round"], after["step"]) >= (before["height"], before["round"], before["step"])
+    await network.start(3)
+    await same_roots(network, at_least=receipt.height)
+    await network[4].kill()
+    receipt = await submit(network, network.alpha.anchor(), 1, 2, 3)  # a quorum needs the repaired one
+    await network.start(4)
+    await same_roots(network, at_least=receipt.height)
+
+
+async def test_what_a_power_cut_takes_from_the_database_comes_again_from_cometbft(network):
+    """verifies that: a database that is some blocks behind its CometBFT is brought up to it, and to the others' root."""
+    victim = network[2]
+    await victim.stop()
+    file, kept = victim.directory / "consensus.db", victim.directory / "kept.db"
+    shutil.copy(file, kept)
+    await network.start(2)
+    for _ in range(3):
+        receipt = await submit(network, network.alpha.anchor())
+    await same_roots(network, at_least=receipt.height)
+    await victim.stop()
+    kept.replace(file)
+    await network.start(2)
+    await same_roots(network, at_least=receipt.height)
+
+
 # Long ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -486,6 +534,36 @@ async def test_one_authority_that_breaks_the_rules_changes_nothing(tmp_path, how
             assert ({json.loads(one)["authority"] for one in named} == {"authority-4"}) is (how == "propose")
     finally:
         await network.stop()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small file system takes root")
+async def test_an_application_with_a_full_disk_stops_says_so_and_goes_on_with_room(tmp_path):
+    """verifies that: what cannot be stored is not answered: application and node end, the others go on; with room it is with
+    them again."""
+    network, small = networks.made_network(tmp_path / "ledger"), tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(small)], check=True)
+    found = settings.load(Settings, network[4].config)
+    settings.write(replace(found, database=f"sqlite:///{small}/consensus.db"), network[4].config)
+    try:
+        await network.start()
+        alpha = await Provider(network, "alpha").admitted()
+        filler = small / "filler"
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        receipt = await submit(network, alpha.anchor(), 1, 2, 3)
+        await asyncio.wait_for(network[4].process.wait(), 60)
+        assert "storage.full" in (network[4].directory / "log").read_text()
+        receipt = await submit(network, alpha.anchor(), 1, 2, 3)
+        filler.unlink()
+        await network.start(4)
+        await same_roots(network, at_least=receipt.height)
+    finally:
+        await network.stop()
+        subprocess.run(["umount", "-l", str(small)], check=False)
 
 
 @pytest.mark.long

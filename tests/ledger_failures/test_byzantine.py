@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
+
+from moorline.errors import MoorlineError
 
 from .cluster import FIRST, FOURTH, SECOND, THIRD, Cluster, addresses, consortium, moor
 
@@ -104,3 +107,33 @@ async def test_a_sequencer_that_cheats_its_senders_is_replaced_by_the_operators(
         await cluster.same(HONEST)
         if lie == "invalid":
             assert "ledger.block_invalid" in cluster.processes[FIRST].log()
+
+
+def faketime():
+    """Debian's libfaketime; it is preloaded, so it turns the clock of what asks libc: Python, and not Go (CometBFT)."""
+    return next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(faketime() is None, reason="libfaketime is not installed")
+@pytest.mark.parametrize("days", [-1, 1])
+async def test_a_clock_that_is_a_day_off_for_all_its_authority_does_changes_no_history(cluster, days):
+    """verifies that: the whole process lives a day off, certificates and all: it serves nobody and follows nobody, the others
+    go on, and with its clock set right it has their history."""
+    victim = cluster.processes[FOURTH]
+    async with cluster.running():
+        await cluster.write()
+        await cluster.same()
+        await victim.kill()
+        words = (f"LD_PRELOAD={faketime()}", f"FAKETIME={days:+}d", "FAKETIME_DONT_FAKE_MONOTONIC=1", "NO_FAKE_STAT=1")
+        victim.prefix = ["env", *words]
+        await victim.start()
+        height, _ = await cluster.write()
+        await cluster.same((FIRST, SECOND, THIRD))
+        with pytest.raises(MoorlineError):
+            await cluster.head(FOURTH)
+        victim.prefix = []
+        await victim.kill()
+        await victim.start()
+        await cluster.same()
+        assert await cluster.one_history() >= height

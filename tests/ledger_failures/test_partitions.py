@@ -42,3 +42,30 @@ async def test_partitions_heal_into_one_history(tmp_path):
             assert await cluster.one_history() > height
             assert await cluster.standing_once(data) == 1
             assert {await cluster.sequencer(name) for name in (FIRST, SECOND, THIRD, FOURTH)} == {FIRST}
+
+
+@pytest.mark.long
+async def test_a_sequencer_that_is_cut_off_is_replaced_and_follows_when_the_link_is_back(tmp_path):
+    """verifies that: alone it acknowledges nothing and the three write nothing without it; promoted, another goes on with
+    three; mended, the old one follows, and what it was told while alone stands once or not at all."""
+    with Network(4) as network:
+        where = {name: network.address(number) for number, name in enumerate(NAMES)}
+        prefixes = {name: network.prefix(number) for number, name in enumerate(NAMES)}
+        cluster = Cluster(consortium(tmp_path, where), prefixes)
+        async with cluster.running():
+            _, before = await cluster.write()
+            await cluster.same()
+            network.cut_off(0)
+            height = (await cluster.head(SECOND)).height
+            waiting = asyncio.ensure_future(cluster.write(through=SECOND))
+            await asyncio.sleep(2)
+            assert not waiting.done()
+            assert (await cluster.head(SECOND)).height == height == (await cluster.head(FOURTH)).height
+            await cluster.promote(SECOND, (SECOND, THIRD, FOURTH))
+            _, data = await waiting
+            await cluster.write(through=THIRD)
+            network.mend()
+            await cluster.same()
+            assert await cluster.one_history() > height
+            assert await cluster.standing([before, data]) == [1, 1]
+            assert {await cluster.sequencer(name) for name in NAMES} == {SECOND}

@@ -186,7 +186,7 @@ async def test_a_server_that_is_stopped_can_be_followed_by_another_on_the_same_p
 
 
 async def test_who_asks_a_service_that_stops_is_told_so_in_our_words():
-    """verifies that: a request under way when the service ends is answered 503 with a problem, so that its client asks on."""
+    """verifies that: a request under way when the service ends is answered 503 with a problem: its client asks on."""
     app, begun, said = http.application("test"), asyncio.Event(), []
 
     @app.get("/slow")

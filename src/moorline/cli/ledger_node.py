@@ -1,4 +1,4 @@
-"""`moor ledger promote`, `resume` and `repair`: what the people behind one authority of the embedded engine say and do."""
+"""`moor ledger promote`, `resume` and `repair`: what the people behind one authority say and do."""
 
 from __future__ import annotations
 
@@ -54,8 +54,9 @@ def resume(by: acting.By, *, as_json: render.AsJson = False) -> None:
 def repair(config: running.Config, *, as_json: render.AsJson = False) -> None:
     """Replace a damaged database of a stopped authority by the state that the others have, verified.
 
-    The damaged one is moved aside. What this authority signed last may be forgotten with it, so it leaves the next block to
-    the others; if it made the blocks, operators have to say again who does.
+    The damaged one is moved aside. Embedded engine: what this authority signed last may be forgotten with it, so it leaves
+    the next block to the others; if it made the blocks, operators have to say again who does. CometBFT: the node's data go
+    with the database, and all blocks come again from its peers.
     """
     import asyncio
 

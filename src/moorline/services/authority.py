@@ -37,6 +37,7 @@ from moorline.services import metrics
 from moorline.services.comet_settings import CometSettings, ValidatorToken
 from moorline.services.http import TlsIdentity, application, require, serve
 from moorline.services.process import announce_ready
+from moorline.storage import damage
 from moorline.storage.database import open_database
 from moorline.storage.ledger_store import LedgerStore
 from moorline.wire import cbor, schema
@@ -387,6 +388,7 @@ async def run(settings: Settings, log: structlog.stdlib.BoundLogger) -> None:
     if settings.cometbft is not None:
         await _run_cometbft(settings, log, keys, found)
         return
+    damage.judge(database_url(settings))
     store = LedgerStore(open_database(database_url(settings), "ledger"))
     try:
         await _run(settings, log, keys, found, store)

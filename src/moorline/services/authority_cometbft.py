@@ -36,6 +36,7 @@ from moorline.ledger.engines.cometbft.snapshots import Snapshots
 from moorline.ledger.finding import Finding
 from moorline.ledger.genesis import Genesis
 from moorline.ledger.state import State
+from moorline.storage import damage
 from moorline.storage.consensus_store import ConsensusStore, open_consensus
 from moorline.wire import cbor
 from moorline.wire.certificates import dns_name
@@ -104,8 +105,8 @@ async def run(
 ) -> None:
     """Run an authority until cancelled. `serve` is the HTTPS interface of authority.py, given routes to add."""
     assert settings.cometbft is not None, "the caller looked"
-    url = settings.database or f"sqlite:///{(settings.directory / 'consensus.db').absolute()}"
-    store = open_consensus(url)
+    damage.judge(database_url(settings))
+    store = open_consensus(database_url(settings))
     try:
         with held_keys(settings, keys) as held:
             await _Authority(settings, log, held, genesis, store).run(serve)
@@ -260,6 +261,11 @@ class _Authority:
         others = [name for name in state.authority_set() if name != self._name]
         answers = await asyncio.gather(*map(same, others), return_exceptions=True)
         return sum(answer is True for answer in answers)
+
+
+def database_url(settings: Settings) -> str:
+    """Where the database is, an SQLAlchemy URL."""
+    return settings.database or f"sqlite:///{(settings.directory / 'consensus.db').absolute()}"
 
 
 def server_name_of(genesis: Genesis, name: str) -> str:

@@ -38,19 +38,17 @@ class Repaired:
 
 async def repair(settings: Settings) -> Repaired:
     """Raises Conflict("ledger.authority_running"), Misconfigured("ledger.not_repairable"), or what the others say."""
-    url = database_url(settings)
-    if not url.startswith(_SQLITE):
-        raise Misconfigured(
-            "ledger.not_repairable",
-            "this repairs SQLite files; another database has tools of its own",
-            got=url.partition(":")[0],
-        )
     keys = ceremony.load_authority(settings.directory)
     found = genesis.parse((settings.directory / "genesis.cbor").read_bytes())
     await _stopped(settings, found)
-    file = Path(url.removeprefix(_SQLITE))
+    if settings.cometbft is not None:
+        from moorline.services import authority_cometbft_repair
+
+        return await authority_cometbft_repair.repair(settings, keys, found)
+    url = database_url(settings)
+    file = sqlite_file(url)
     terms, evidence, marks, kept = _readable(url, file)
-    moved = _aside(file)
+    moved = aside(file)
     store = LedgerStore(open_database(url, "ledger"))
     try:
         for term in terms:
@@ -85,14 +83,25 @@ async def _stopped(settings: Settings, found: genesis.Genesis) -> None:
     )
     try:
         async with client:
-            await client.get_bytes("/v1/term")
+            await client.get_bytes("/v1/ledger")
     except MoorlineError:
         return
     raise Conflict("ledger.authority_running", "this authority is running", got=settings.listen, remedy="stop it first")
 
 
-def _aside(file: Path) -> Path | None:
-    """Move the database and what SQLite keeps beside it."""
+def sqlite_file(url: str) -> Path:
+    """The file of a database. Raises Misconfigured("ledger.not_repairable") for one that is no file."""
+    if not url.startswith(_SQLITE):
+        raise Misconfigured(
+            "ledger.not_repairable",
+            "this repairs SQLite files; another database has tools of its own",
+            got=url.partition(":")[0],
+        )
+    return Path(url.removeprefix(_SQLITE))
+
+
+def aside(file: Path) -> Path | None:
+    """Move a database and what SQLite keeps beside it, or a folder, away; where to, or None if there is none."""
     if not file.exists():
         return None
     moved = file.with_name(f"{file.name}.damaged-{time.time_ns() // 1_000_000}")

@@ -165,7 +165,7 @@ class Chain:
                 "this authority's database does not lead to the state that was agreed on",
                 expected=stored.app_hash,
                 got=found.root,
-                remedy="do not repair it by hand; move the node's folder away and let it catch up from the others",
+                remedy="do not change it by hand; repair it from the others: moor ledger repair",
             )
         return found
 
