@@ -330,8 +330,8 @@ def stamp(time_ns):
 
 
 async def test_a_damaged_database_is_refused_and_repaired_from_the_others_on_command(network):
-    """verifies that: a flipped page keeps an authority from starting; `moor ledger repair` brings the others' state, verified;
-    it votes again, and its signer still knows what it signed."""
+    """verifies that: a flipped page keeps an authority from starting; `moor ledger repair` brings the others' state; it votes
+    again, and its signer still knows what it signed."""
     victim = network[3]
     code, said = await moor("ledger", "repair", "--config", victim.config)
     assert (code, "ledger.authority_running" in said) == (1, True), said
@@ -542,28 +542,37 @@ async def test_one_authority_that_breaks_the_rules_changes_nothing(tmp_path, how
 async def test_an_application_with_a_full_disk_stops_says_so_and_goes_on_with_room(tmp_path):
     """verifies that: what cannot be stored is not answered: application and node end, the others go on; with room it is with
     them again."""
-    network, small = networks.made_network(tmp_path / "ledger"), tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(small)], check=True)
+    network = networks.made_network(tmp_path / "ledger")
     found = settings.load(Settings, network[4].config)
-    settings.write(replace(found, database=f"sqlite:///{small}/consensus.db"), network[4].config)
+    with small_disk(tmp_path / "small") as small:
+        settings.write(replace(found, database=f"sqlite:///{small}/consensus.db"), network[4].config)
+        try:
+            await network.start()
+            alpha = await Provider(network, "alpha").admitted()
+            filler = small / "filler"
+            with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
+            await submit(network, alpha.anchor(), 1, 2, 3)
+            await asyncio.wait_for(network[4].process.wait(), 60)
+            assert "storage.full" in (network[4].directory / "log").read_text()
+            receipt = await submit(network, alpha.anchor(), 1, 2, 3)
+            filler.unlink()
+            await network.start(4)
+            await same_roots(network, at_least=receipt.height)
+        finally:
+            await network.stop()
+
+
+@contextlib.contextmanager
+def small_disk(where):
+    """A file system of 2 MiB."""
+    where.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(where)], check=True)
     try:
-        await network.start()
-        alpha = await Provider(network, "alpha").admitted()
-        filler = small / "filler"
-        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            while True:
-                file.write(bytes(4096))
-        receipt = await submit(network, alpha.anchor(), 1, 2, 3)
-        await asyncio.wait_for(network[4].process.wait(), 60)
-        assert "storage.full" in (network[4].directory / "log").read_text()
-        receipt = await submit(network, alpha.anchor(), 1, 2, 3)
-        filler.unlink()
-        await network.start(4)
-        await same_roots(network, at_least=receipt.height)
+        yield where
     finally:
-        await network.stop()
-        subprocess.run(["umount", "-l", str(small)], check=False)
+        subprocess.run(["umount", "-l", str(where)], check=False)
 
 
 @pytest.mark.long

@@ -1,9 +1,10 @@
 """A database that is damaged or full, in our words: a reader has to know whether to make room or to repair.
 
-SQLite finds a damaged page when it reads it, and says so. Two things it does not say: that a page it has not read yet is
-damaged (`judge` has it look, where the file is not too large for a start), and that the end of its write-ahead log is gone.
-A frame of the log whose checksum is wrong ends the log for SQLite, as the trace of a transaction that was never finished, and
-all that was committed behind it is forgotten in silence. For an authority that would be a signature it forgets.
+SQLite finds a damaged page when it reads it, and says so. Two things it does not say: that a page it has not read yet
+is damaged (`judge` has it look, where the file is not too large for a start), and that the end of its write-ahead log
+is gone. A frame of the log whose checksum is wrong ends the log for SQLite, as the trace of a transaction that was
+never finished, and all that was committed behind it is forgotten in silence. For an authority that would be a signature
+it forgets.
 """
 
 from __future__ import annotations
