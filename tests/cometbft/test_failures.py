@@ -330,8 +330,8 @@ def stamp(time_ns):
 
 
 async def test_a_damaged_database_is_refused_and_repaired_from_the_others_on_command(network):
-    """verifies that: a flipped page keeps an authority from starting; `moor ledger repair` brings the others' state; it votes
-    again, and its signer still knows what it signed."""
+    """verifies that: a flipped page keeps an authority from starting; `moor ledger repair` brings the others' state; it
+    votes again, and its signer still knows what it signed."""
     victim = network[3]
     code, said = await moor("ledger", "repair", "--config", victim.config)
     assert (code, "ledger.authority_running" in said) == (1, True), said

@@ -118,7 +118,7 @@ def faketime():
 @pytest.mark.skipif(faketime() is None, reason="libfaketime is not installed")
 @pytest.mark.parametrize("days", [-1, 1])
 async def test_a_clock_that_is_a_day_off_for_all_its_authority_does_changes_no_history(cluster, days):
-    """verifies that: the whole process lives a day off, certificates and all: it serves nobody and follows nobody; the others
+    """verifies that: the whole process lives a day off, certificates and all: it serves nobody and follows nobody; others
     go on, and with its clock right it has their history."""
     victim = cluster.processes[FOURTH]
     async with cluster.running():
