@@ -158,7 +158,20 @@ def test_the_evidence_names_who_its_page_says():
     data, trust = bytes.fromhex(EMBEDDED["evidence"]), LedgerTrust.parse(bytes.fromhex(EMBEDDED["trust"]))
     finding = evidence.verify(data, trust)
     assert (finding.kind.value, finding.height, finding.offenders, finding.forked) == ("heads", 2, ("authority-2",), False)
-    assert shown(page("ledger-evidence.md"), data) == []
+    assert shown(page("ledger-evidence.md").partition("## One thing")[0], data) == []
+
+
+def test_every_misconduct_names_who_its_page_says():
+    found = json.loads((SPEC / "examples" / "ledger-misconduct.json").read_text("utf-8"))
+    trust = LedgerTrust.parse(bytes.fromhex(found.pop("trust")))
+    offenders = {"invalid-block": "authority-1", "duplicate-vote": "authority-3", "clock-off": "authority-4"}
+    assert {kind: evidence.verify(bytes.fromhex(data), trust).offenders for kind, data in found.items()} == {
+        kind: (name,) for kind, name in offenders.items()
+    }
+    text = page("ledger-evidence.md")
+    in_force = {*shown(text, bytes.fromhex(found["duplicate-vote"]))} & {*shown(text, bytes.fromhex(EMBEDDED["evidence"]))}
+    assert in_force == set()
+    assert all(f"`{kind}`" in text for kind in found)
 
 
 def test_the_snapshot_verifies_and_its_piece_is_what_the_manifest_says():
