@@ -52,7 +52,8 @@ class Authority:
     def __init__(self, name, directory, rpc):
         self.name, self.directory, self.rpc = name, directory, rpc
         self.process = None
-        self.environment = {}
+        self.kill_at = directory / "kill"
+        """What stands in it is the step at which the application dies next (moorline.storage.steps)."""
 
     @property
     def config(self):
@@ -74,7 +75,7 @@ class Authority:
                 str(self.config),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **self.environment},
+                env={**os.environ, "PYTHONUNBUFFERED": "1", "MOOR_KILL_AT": str(self.kill_at.absolute())},
             )
         return self
 

@@ -108,16 +108,11 @@ async def test_killed_at_a_step_of_a_commit_it_comes_back_to_the_same_root(netwo
 
 async def killed_at(network, number, step):
     victim = network[number]
-    order = victim.directory / "kill"
-    await victim.stop()
-    victim.environment = {"MOOR_KILL_AT": str(order.absolute())}
-    await network.start(number)
-    order.write_text(step, "utf-8")
+    victim.kill_at.write_text(step, "utf-8")
     others = [one for one in (1, 2, 3, 4) if one != number]
     await submit(network, network.alpha.anchor(), *others)
     await asyncio.wait_for(victim.process.wait(), 30)
     assert victim.process.returncode == -9
-    victim.environment = {}
     await network.start(number)
 
 
