@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -352,6 +353,21 @@ async def test_a_damaged_database_is_refused_and_repaired_from_the_others_on_com
     receipt = await submit(network, network.alpha.anchor(), 1, 2, 3)  # a quorum needs the repaired one
     await network.start(4)
     await same_roots(network, at_least=receipt.height)
+
+
+async def test_a_trust_file_is_renewed_from_the_running_ledger(network, tmp_path):
+    """verifies that: the new file names the authorities in force as of now, and verifies a proof as the old one does."""
+    directory, new, proof = network.made.directory, tmp_path / "new.toml", tmp_path / "proof.cbor"
+    words = ("--genesis", directory / "genesis.cbor", "--renew", directory / "trust.toml", "-o", new)
+    code, said = await moor("ledger", "trust", *words)
+    assert code == 0, said
+    old, found = (tomllib.loads(one.read_text()) for one in (directory / "trust.toml", new))
+    assert old.pop("known") <= found["known"]
+    assert abs(found.pop("known").timestamp() - time.time()) < 60
+    assert old == found
+    code, said = await moor("ledger", "prove", "provider/alpha", "--genesis", directory / "genesis.cbor", "-o", proof)
+    assert code == 0, said
+    assert (await moor("ledger", "verify", proof, "--trust", new))[0] == 0
 
 
 async def test_what_a_power_cut_takes_from_the_database_comes_again_from_cometbft(network):

@@ -159,6 +159,12 @@ def test_a_change_of_the_authorities_is_carried_and_without_the_old_quorum_refus
 # Trust files -----------------------------------------------------------------------------------------------------------
 
 
+def test_an_expired_trust_file_is_said_to_be_and_how_to_get_another(shared, capsys):
+    at = str(now_of(shared) + 181 * 86_400)
+    code, said = verify(capsys, shared, bundle_of(shared, ["provider/alpha"]), at=at)
+    assert (code, "ledger.trust_expired" in said, "moor ledger trust --renew" in said) == (1, True, True), said
+
+
 def read_nothing(name):
     raise AssertionError(name)
 

@@ -204,7 +204,8 @@ def require_known(
     """
     known = trust.known_s
     if highest is not None:
-        until = [one for one in changes if anchor.parse(one.note).checkpoint.height <= highest.height]
+        verified = _following(changes, trust)
+        until = [one for one in verified if anchor.parse(one.note).checkpoint.height <= highest.height]
         seen = until[-1].authorities if until else trust.authorities
         if highest.authorities in anchor.set_digests(seen):
             known = max(known, highest.time)
@@ -246,10 +247,8 @@ def set_in_force(
     """
     authorities: Mapping[str, bytes] = trust.authorities
     quorum = trust.quorum
-    # A client provisioned after some changes starts at the last one that led to the set it knows.
-    known = [index for index, change in enumerate(changes) if dict(change.authorities) == dict(authorities)]
     height = -1
-    for change in changes[known[-1] + 1 if known else 0 :]:
+    for change in _following(changes, trust):
         changing = anchor.parse(change.note)
         checkpoint = anchor.verify(changing, authorities, quorum)
         if not same(checkpoint.ledger_id, trust.ledger_id) or not height < checkpoint.height < before:
@@ -258,6 +257,12 @@ def set_in_force(
             raise NotAuthentic("ledger.proof_invalid", "a change of the authority set is not the one that was signed")
         authorities, quorum, height = change.authorities, quorum_of(len(change.authorities)), checkpoint.height
     return authorities, quorum
+
+
+def _following(changes: tuple[proof.SetChange, ...], trust: LedgerTrust) -> tuple[proof.SetChange, ...]:
+    """Those after the last one that led to the set the trust knows: a client provisioned late needs none before."""
+    known = [index for index, change in enumerate(changes) if dict(change.authorities) == trust.authorities]
+    return changes[known[-1] + 1 if known else 0 :]
 
 
 def _proven_records(bundle: proof.Bundle, checkpoint: Checkpoint) -> dict[str, bytes | None]:
