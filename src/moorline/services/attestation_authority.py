@@ -43,7 +43,7 @@ from moorline.nfv import parse_name
 from moorline.policy import ear
 from moorline.policy.reference_values import Reference
 from moorline.rats import AttestationResult, EvidenceRoot, Tier
-from moorline.services.host_appraisal import Appraised, HostAppraisal, Terms, challenge_used, registered
+from moorline.services.host_appraisal import SKEW_S, Appraised, HostAppraisal, Terms, challenge_used, registered
 from moorline.services.verifier_queue import Entry, VerifierQueue
 from moorline.storage.verifier_events import VerdictEvent
 from moorline.storage.verifier_rounds import Change, EnrolledHost, Held, Progress, StoredResult
@@ -117,7 +117,8 @@ class AttestationAuthority:
         )
         self._queue = VerifierQueue(self._round)
         self._changed = asyncio.Event()
-        self._patience_until = Instant(parts.clock.now() + parts.terms.lease_s)
+        self._swept = parts.clock.now()
+        self._patience_until = Instant(self._swept + parts.terms.lease_s)
 
     # Enrolment ------------------------------------------------------------------------------------------------------
 
@@ -348,11 +349,20 @@ class AttestationAuthority:
         return self._parts.clock.now() >= self._patience_until
 
     async def sweep(self, watched: Callable[[str], bool] = lambda _: True) -> None:
-        """Tell of the hosts, of those to watch, that fell silent. For `patience_until` see storage.verifier_events."""
+        """Tell of the hosts, of those to watch, that fell silent. For `patience_until` see storage.verifier_events.
+
+        A clock that went back makes this verifier patient anew: hosts that attest get leases by the new time, and whoever
+        then still stands by the old one fell silent.
+        """
         parts = self._parts
+        now = parts.clock.now()
+        if now < self._swept - SKEW_S:
+            self._patience_until = Instant(now + parts.terms.lease_s)
+        self._swept = now
         if not self.patient():
             return
-        if await asyncio.to_thread(parts.store.sweep, now=parts.clock.now(), watched=watched):
+        latest = Instant(now + parts.terms.lease_s + SKEW_S)
+        if await asyncio.to_thread(parts.store.sweep, now=now, latest=latest, watched=watched):
             self.tell_readers()
 
     def tell_readers(self) -> None:

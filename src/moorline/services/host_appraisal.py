@@ -31,6 +31,8 @@ from moorline.wire import keys, schema
 
 BOOTS: Final = 1024
 """Boots that are kept as they were read: hosts that boot alike share one, and a standing host shows the same each time."""
+SKEW_S: Final = 5
+"""By how much the clocks of two processes of one verifier may differ."""
 _TEMPLATES: Final = ("ima-ng", "ima-sig")  # what distributions configure; lists of others are read the long way
 
 
@@ -94,7 +96,9 @@ class HostAppraisal:
             selection=self._terms.pcrs,
         )
         # The nonce was read from the quote: what makes it fresh is that it is open here, for this host, and is used up once.
-        if held.challenge_expires is None or held.challenge_expires < now:
+        # One that is good for longer than any is was given before the clock went back, and its quote may be that old.
+        latest = now + self._terms.challenge_s + SKEW_S
+        if held.challenge_expires is None or not now <= held.challenge_expires <= latest:
             raise challenge_used(nonce)
         return verified
 

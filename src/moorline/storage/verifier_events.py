@@ -66,9 +66,13 @@ def gained(connection: sa.Connection, host: str, expires: Instant, *, at: Instan
         connection.execute(sa.update(_STANDINGS).where(_STANDINGS.c.host == host).values(expires=expires))
 
 
-def ran_out(connection: sa.Connection, *, at: Instant) -> tuple[str, ...]:
-    """The hosts that still stand by a lease that has run out."""
-    query = sa.select(_STANDINGS.c.host).where(_STANDINGS.c.expires <= at).order_by(_STANDINGS.c.host)
+def ran_out(connection: sa.Connection, *, at: Instant, latest: Instant) -> tuple[str, ...]:
+    """The hosts that still stand by a lease that has run out, or that ends after `latest`, as none does.
+
+    The second are leases given by a clock that has gone back since, to hosts that have not attested again.
+    """
+    over = sa.or_(_STANDINGS.c.expires <= at, _STANDINGS.c.expires > latest)
+    query = sa.select(_STANDINGS.c.host).where(over).order_by(_STANDINGS.c.host)
     return tuple(row.host for row in connection.execute(query))
 
 

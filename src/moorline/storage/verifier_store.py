@@ -42,6 +42,7 @@ from moorline.storage.verifier_rounds import (
 )
 from moorline.storage.verifier_watch import Watchers
 
+_NEVER: Final = Instant((1 << 63) - 1)
 MAX_OPEN: Final = 64
 """Challenges or enrolments open for one host at a time; more push out the oldest."""
 
@@ -277,17 +278,19 @@ class VerifierStore:
         with reading(self._engine) as connection:
             return verifier_events.newest_cursor(connection)
 
-    def sweep(self, *, now: Instant, watched: Callable[[str], bool] = lambda _: True) -> tuple[str, ...]:
+    def sweep(
+        self, *, now: Instant, latest: Instant = _NEVER, watched: Callable[[str], bool] = lambda _: True
+    ) -> tuple[str, ...]:
         """Tell of the hosts whose lease ran out, or who did not answer a question, each once; their names.
 
-        `watched` says which hosts are this process's to watch.
+        `watched` says which hosts are this process's to watch; no lease of today ends after `latest`.
         """
         with reading(self._engine) as connection:
-            found = (*verifier_events.ran_out(connection, at=now), *verifier_asks.overdue(connection, at=now))
+            found = (*verifier_events.ran_out(connection, at=now, latest=latest), *verifier_asks.overdue(connection, at=now))
             if not any(map(watched, found)):
                 return ()  # the ordinary case, and no writer needs to wait for it
         with writing(self._engine) as connection:
-            silent = tuple(filter(watched, verifier_events.ran_out(connection, at=now)))
+            silent = tuple(filter(watched, verifier_events.ran_out(connection, at=now, latest=latest)))
             for host in silent:
                 verifier_events.lost(connection, host, verifier_events.RAN_OUT, at=now)
             hiding = tuple(filter(watched, verifier_asks.overdue(connection, at=now)))
