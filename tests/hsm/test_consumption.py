@@ -374,9 +374,10 @@ def test_pool_keys_are_whole_and_bound_to_their_place(pool, store, leased):
 def test_storage_keys_belong_to_one_generation(launch_keys, leased):
     """verifies that: every generation gets a storage key of its own, which no other generation or instance can open."""
     fields = fields_for(leased)
-    wrapped = launch_keys.new_storage_key(fields)
-    assert len(launch_keys.storage_key(fields, wrapped)) == 32
-    assert launch_keys.storage_key(fields, launch_keys.new_storage_key(fields)) != launch_keys.storage_key(fields, wrapped)
+    key, wrapped = launch_keys.new_storage_key(fields)
+    assert len(key) == 32
+    assert launch_keys.storage_key(fields, wrapped) == key
+    assert launch_keys.new_storage_key(fields)[0] != key
     for change in ({"tenant": "t2"}, {"instance": "r-2"}, {"service": "s2"}, {"generation": 2}):
         with pytest.raises(NotAuthentic):
             launch_keys.storage_key(fields_for(leased, **change), wrapped)

@@ -28,7 +28,7 @@ from moorline.audit.log import LogEntry
 from moorline.channel.driver import ClientSession, Collected, open_session
 from moorline.clock import Instant, SystemClock
 from moorline.digest import tagged_hash
-from moorline.errors import MoorlineError, Refused
+from moorline.errors import MoorlineError, Refused, Unavailable
 from moorline.hsm.keys import HSM_IDENTITY, TokenEcKey
 from moorline.hsm.provider import make_provider_key, sign_launcher_ticket
 from moorline.hsm.token import open_token
@@ -38,6 +38,7 @@ from moorline.nfv import Role
 from moorline.policy import ear, sec009
 from moorline.rats import AttestationResult, CapabilityLevel, EvidenceRoot, Finding, Outcome, Tier
 from moorline.services import http
+from moorline.services.broker_function_requests import LINES
 from moorline.simulators.manufacturer import create_manufacturer, open_chip
 from moorline.simulators.silicon import GuestContext, Silicon, guest_policy
 from moorline.storage.broker_store import BrokerStore
@@ -61,6 +62,8 @@ from moorline.wire.session import (
     Activation,
     AuthoriseDeviceCall,
     AuthoriseDeviceReply,
+    EntropyCall,
+    EntropyReply,
     EvidenceFormat,
     FunctionFields,
     FunctionSecrets,
@@ -69,6 +72,7 @@ from moorline.wire.session import (
     LauncherFields,
     LauncherSecrets,
     LauncherTicket,
+    LogCall,
     ProveCall,
     RekeyCall,
     RekeyReply,
@@ -460,6 +464,30 @@ async def test_a_function_gets_fresh_keys(world, kind):
         with pytest.raises(MoorlineError):
             await session.call("rekey", cbor.encode({"kind": "dsa"}))
         await session.call("renew", b"")  # of the launch key, as before
+
+
+async def test_a_function_gets_entropy_of_the_token_and_writes_into_its_log(world):
+    """verifies that: both go over the one session; the entry names who said it, and nobody drowns the log."""
+    async with await world.function(world.fields()) as session:
+        drawn = [schema.decode(EntropyReply, await session.call("entropy", b"\xa1dsize\x18@")).random for _ in range(2)]
+        assert [len(one) for one in drawn] == [64, 64]
+        assert drawn[0] != drawn[1]
+        for size in (0, 1025):
+            with pytest.raises(MoorlineError, match=r"session\.entropy_size"):
+                await session.call("entropy", schema.encode(EntropyCall(size=size)))
+        line = schema.encode(LogCall(event="started", says="as the function says"))
+        await session.call("log", line)
+        async with world.alpha.admin() as admin:
+            (entry,) = [one for one in (await admin.get_json("/v1/audit"))["entries"] if one["kind"] == "function-said"]
+        said = {"spiffe_id": session.activation.spiffe_id, "event": "started", "says": "as the function says"}
+        assert entry["body"] == said
+        for _ in range(LINES - 1):
+            await session.call("log", line)
+        with pytest.raises(Unavailable, match=r"session\.log_full"):
+            await session.call("log", line)
+        with pytest.raises(MoorlineError):
+            await session.call("log", cbor.encode({"event": "x" * 65, "says": ""}))
+        await session.call("renew", b"")
 
 
 # Functions -------------------------------------------------------------------------------------------------------------

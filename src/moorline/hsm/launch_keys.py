@@ -197,13 +197,9 @@ class LaunchKeys:
         self._store.revoke_launcher(launcher, at=now)
         return self.open_epoch(now)
 
-    def epoch_of(self, fields: LaunchFields) -> Epoch | None:
-        """The epoch that launch fields name, if this HSM ever opened it."""
-        return self._store.epoch(fields.epoch)
-
-    def leases_of(self, fields: LaunchFields) -> tuple[Lease, ...]:
-        """The leases of the launcher that launch fields name."""
-        return self._store.leases(fields.launcher, fields.epoch)
+    def epoch_and_leases(self, fields: LaunchFields) -> tuple[Epoch | None, tuple[Lease, ...]]:
+        """The epoch that launch fields name, if this HSM ever opened it, and the leases of their launcher in it."""
+        return self._store.epoch_and_leases(fields.launcher, fields.epoch)
 
     def recompute(self, fields: LaunchFields) -> bytes | None:
         """The one-time token of these fields, computed in the token; None if the epoch's key is not there (any more)."""
@@ -212,12 +208,13 @@ class LaunchKeys:
         except Misconfigured:
             return None  # never made, or destroyed when its time was over
 
-    def new_storage_key(self, fields: LaunchFields) -> bytes:
-        """A fresh sealed-storage key for one generation of an instance, wrapped.
+    def new_storage_key(self, fields: LaunchFields) -> tuple[bytes, bytes]:
+        """A fresh sealed-storage key for one generation of an instance: plain for its function, and wrapped to be kept.
 
         Nothing else leads to it, so that who deletes the wrapped key destroys the key.
         """
-        return self._token.seal(WRAPPING, self._token.random(_KEY_BYTES), _storage_place(fields))
+        key = self._token.random(_KEY_BYTES)
+        return key, self._token.seal(WRAPPING, key, _storage_place(fields))
 
     def storage_key(self, fields: LaunchFields, wrapped: bytes) -> bytes:
         """The key that was wrapped for this generation; raises NotAuthentic for another's."""

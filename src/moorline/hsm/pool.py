@@ -114,6 +114,7 @@ class KeyPool:
 
     def took(self, service: str, profile: str, count: int = 1) -> None:
         """A launch took entries itself, in its own transaction."""
+        self._known.add((service, profile))
         with self._turn:
             self._demand.setdefault((service, profile), Demand()).taken(count, self._elapsed())
 
@@ -124,7 +125,6 @@ class KeyPool:
         """
         profile = kind.value
         self.took(service, profile)
-        self._known.add((service, profile))
         taken = self._reserve(service, profile, now)
         if taken is not None:
             return taken.public, self.open(taken, service, profile)

@@ -8,6 +8,7 @@ the keys of a bundle. A certificate chain must be verified as well; a record alo
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Protocol, TypeVar
 
 from moorline.clock import Instant
@@ -287,11 +288,16 @@ def _read(state: Proven, kind: type[R], key: str) -> R | None:
 
 def _issued_by_active_ca(provider: ProviderRecord, der: bytes, at: Instant) -> None:
     """A provider that retired a key retired everything the key signed."""
+    if not any(_issued_by(der, issuer) for issuer in provider.ca_certificates_at(at)):
+        raise Refused("ledger.issuer_retired", f"{provider.name} retired the CA that signed this certificate")
+
+
+@lru_cache(maxsize=256)
+def _issued_by(der: bytes, issuer: bytes) -> bool:
+    """Of the same two certificates always the same; asked at every session."""
     certificate = parse_certificate(der)
-    for issuer_der in provider.ca_certificates_at(at):
-        try:
-            certificate.verify_directly_issued_by(parse_certificate(issuer_der))
-        except Exception:  # noqa: S112 - ValueError, TypeError or InvalidSignature: not this one; at most a few
-            continue
-        return
-    raise Refused("ledger.issuer_retired", f"{provider.name} retired the CA that signed this certificate")
+    try:
+        certificate.verify_directly_issued_by(parse_certificate(issuer))
+    except Exception:  # ValueError, TypeError or InvalidSignature: not this one
+        return False
+    return True

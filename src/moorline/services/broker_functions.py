@@ -14,14 +14,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, TypeVar
 
 from moorline.channel.driver import Claim
 from moorline.clock import Instant
 from moorline.digest import same
-from moorline.errors import Conflict, Malformed, MoorlineError, NotAuthentic, Refused
+from moorline.errors import Conflict, Malformed, MoorlineError, NotAuthentic, Refused, Unavailable
 from moorline.hsm import release
 from moorline.hsm.release import EnclaveFacts, HostFacts, Place, ReleaseDecision, ReleaseRequest, ServiceRule
 from moorline.hsm.release_policy import RecordFacts, ReleaseAction
@@ -31,7 +31,7 @@ from moorline.ledger.records import PlatformRecord, RevocationKind, ServiceRecor
 from moorline.nfv import Role, SpiffeId, parse_name
 from moorline.policy import sec009
 from moorline.rats import Assurance, CapabilityLevel
-from moorline.services import broker_device_keys
+from moorline.services import broker_device_keys, broker_function_requests
 from moorline.services.broker import Broker
 from moorline.services.broker_access import authorise_device
 from moorline.services.broker_anchor import require_judged
@@ -47,7 +47,6 @@ from moorline.services.broker_role import (
     revocable_keys,
     session_name,
 )
-from moorline.storage.broker_epochs import Epoch, Lease
 from moorline.storage.broker_launches import Launch
 from moorline.storage.broker_pool import Taken
 from moorline.verification.snp import SnpClaims
@@ -70,6 +69,15 @@ _NUMBER_END: Final = 1 << 63
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stands:
+    """How service, platform and host of a launch stand."""
+
+    service: ServiceRecord
+    platform: PlatformRecord
+    host: Standing
+
+
 @dataclass(slots=True)
 class FunctionSession:
     """One function. `taken` is set once its launch is consumed."""
@@ -86,18 +94,16 @@ class FunctionSession:
     _stood: tuple[ProvenState, Standing, Instant] | None = None
     """By what this session was last found renewable: from the same facts in the same second follows the same."""
     _kind: KeyKind = KeyKind.P256
+    _logging: broker_function_requests.LogRoom = field(default_factory=broker_function_requests.LogRoom)
 
     async def appraise(self) -> bytes:
         """Numbers are those of the module's docstring."""
         broker = self.broker
         require_judged(broker)
         fields = _named(self.claim)
-        expected = await asyncio.to_thread(broker.launch_keys.recompute, fields)
-        release.require_token(expected, self.claim.proof, self.claim.challenge_digest)  # 1
-        enclave = await asyncio.to_thread(appraise_enclave, broker, self.claim)  # 2
-        request = await self._request(fields, expected, enclave)  # 3
-        self._decide(ReleaseAction.RELEASE, request, release.decide(request))
-        secrets = await asyncio.to_thread(self._consume, fields)  # 4
+        expected, enclave = await asyncio.to_thread(self._shown, fields)  # 1, 2
+        stands = await self._stands(fields)  # 3
+        secrets = await asyncio.to_thread(self._released, fields, expected, enclave, stands)  # 3, 4
         broker.refill.set()
         self._opened(fields)
         return secrets
@@ -109,7 +115,7 @@ class FunctionSession:
         return made
 
     async def call(self, operation: str, body: bytes) -> bytes:
-        """`device.authorise` and `device.key` for its own service, and `renew`."""
+        """`device.authorise` and `device.key` for its own service, `renew` and `rekey`, `entropy` and `log`."""
         fields, _ = self._held()
         if operation == "device.authorise":
             asked = schema.decode(AuthoriseDeviceCall, body)
@@ -121,10 +127,37 @@ class FunctionSession:
         if operation == "rekey":
             self._kind = schema.decode(RekeyCall, body).kind
             return schema.encode(await self._renew(self._rekeyed))
+        if operation == "entropy":
+            return await asyncio.to_thread(broker_function_requests.entropy, self.broker, body)
+        if operation == "log":
+            asked_at = self.broker.clock.now()
+            self._logging.require_room(asked_at)
+            name = str(self._spiffe_id(fields))
+            await asyncio.to_thread(broker_function_requests.log, self.broker, name, body, asked_at)
+            return b""
         raise no_such_operation(operation)
 
-    async def _request(self, fields: LaunchFields, expected: bytes | None, enclave: Verified[SnpClaims]) -> ReleaseRequest:
-        broker, claims = self.broker, enclave.value
+    def _shown(self, fields: LaunchFields) -> tuple[bytes | None, Verified[SnpClaims]]:
+        """1 and 2: the launch token it expects, and the enclave, once both hold."""
+        broker = self.broker
+        expected = broker.launch_keys.recompute(fields)
+        release.require_token(expected, self.claim.proof, self.claim.challenge_digest)
+        enclave = appraise_enclave(broker, self.claim)
+        # Before the look at the host: a loss the broker acts on from here on stops the consumption.
+        self.verdicts_seen = broker.instances.cursor()
+        return expected, enclave
+
+    def _released(
+        self, fields: LaunchFields, expected: bytes | None, enclave: Verified[SnpClaims], stands: _Stands
+    ) -> bytes:
+        """3 and 4: decide, consume; the secrets."""
+        request = self._request(fields, expected, enclave, stands)
+        self._decide(ReleaseAction.RELEASE, request, release.decide(request))
+        return self._consume(fields)
+
+    async def _stands(self, fields: LaunchFields) -> _Stands:
+        """What ledger and attestation authority say now."""
+        broker = self.broker
         provider = broker.settings.provider
         revocable = self._revocable(fields)
         state = await broker.ledger.state(
@@ -139,15 +172,19 @@ class FunctionSession:
         service = standing.active_service(state, provider, fields.service)
         platform = standing.active_platform(state, provider, fields.host)
         require_not_revoked(state, revocable)
-        self.record = _record(service)
-        # Before the look at the host: a loss the broker acts on from here on stops the consumption.
-        self.verdicts_seen = await asyncio.to_thread(broker.instances.cursor)
         said = await broker.require_hosts().standing(fields.host)
-        epoch, leases = await asyncio.to_thread(self._epoch_and_leases, fields)
+        return _Stands(service=service, platform=platform, host=said)
+
+    def _request(
+        self, fields: LaunchFields, expected: bytes | None, enclave: Verified[SnpClaims], stands: _Stands
+    ) -> ReleaseRequest:
+        broker, claims = self.broker, enclave.value
+        self.record = _record(stands.service)
+        epoch, leases = broker.launch_keys.epoch_and_leases(fields)
         return ReleaseRequest(
             place=Place(
                 ledger_id=broker.trust.ledger_id,
-                provider=provider,
+                provider=broker.settings.provider,
                 hsm=broker.settings.hsm,
                 simulated_allowed=broker.trust.simulated_allowed,
             ),
@@ -164,8 +201,8 @@ class FunctionSession:
             ),
             epoch=epoch,
             leases=leases,
-            service=_rule(service),
-            host=_host_facts(said, service, platform),
+            service=_rule(stands.service),
+            host=_host_facts(stands.host, stands.service, stands.platform),
             now=broker.clock.now(),
         )
 
@@ -173,9 +210,6 @@ class FunctionSession:
         assert self.record is not None
         self.broker.decisions.decide(action, request, floor, self.record, session=session_name(self.claim))
         self.asked = request
-
-    def _epoch_and_leases(self, fields: LaunchFields) -> tuple[Epoch | None, tuple[Lease, ...]]:
-        return self.broker.launch_keys.epoch_of(fields), self.broker.launch_keys.leases_of(fields)
 
     def _revocable(self, fields: LaunchFields) -> tuple[Revocable, ...]:
         provider = self.broker.settings.provider
@@ -187,33 +221,39 @@ class FunctionSession:
         )
 
     def _consume(self, fields: LaunchFields) -> bytes:
+        broker, profile = self.broker, fields.profile.value
+        storage, wrapped = broker.launch_keys.new_storage_key(fields)
+        try:
+            taken = self._taken(fields, wrapped)
+        except Unavailable as empty:
+            if empty.code != "launch.pool_empty":
+                raise
+            broker.pool.refill(fields.service, profile)
+            taken = self._taken(fields, wrapped)
+        broker.pool.took(fields.service, profile)
+        private_key = broker.pool.open(taken, fields.service, profile)
+        if taken.again:
+            storage = broker.launch_keys.storage_key(fields, taken.storage)
+        self.fields, self.taken = fields, taken
+        return schema.encode(FunctionSecrets(private_key=private_key, storage_key=storage, generation=fields.generation))
+
+    def _taken(self, fields: LaunchFields, storage: bytes) -> Taken:
+        """The launch, used up, with this wrapped storage key for its generation."""
         broker = self.broker
-        profile = fields.profile.value
-        broker.pool.refill(fields.service, profile)
         now = broker.clock.now()
-        taken = broker.launch_keys.guarded(
+        return broker.launch_keys.guarded(
             lambda: broker.store.consume(
                 self._launch(fields),
                 advance=broker.launch_keys.advance_in,
                 not_after=Instant(fields.not_after),
                 at=now,
-                storage=broker.launch_keys.new_storage_key(fields),
+                storage=storage,
                 commitment=launch.commitment(fields),
                 verdicts_seen=self.verdicts_seen,
                 host_result=self._host_result(),
                 nonce=self.claim.nonce,
             ),
             now,
-        )
-        broker.pool.took(fields.service, profile)
-        private_key = broker.pool.open(taken, fields.service, profile)
-        self.fields, self.taken = fields, taken
-        return schema.encode(
-            FunctionSecrets(
-                private_key=private_key,
-                storage_key=broker.launch_keys.storage_key(fields, taken.storage),
-                generation=fields.generation,
-            )
         )
 
     def _host_result(self) -> bytes:
@@ -360,7 +400,8 @@ class ResumedSession(FunctionSession):
         await asyncio.to_thread(broker.instances.require_live, fields.instance, fields.generation)  # 4
         await self._require_renewable(fields)  # 5
         try:
-            request = await self._request(fields, None, enclave)
+            stands = await self._stands(fields)
+            request = await asyncio.to_thread(self._request, fields, None, enclave, stands)
             self._decide(ReleaseAction.RESUME, request, release.decide_resumption(request))
         except Refused as refusal:
             raise _as_renewal(refusal) from None

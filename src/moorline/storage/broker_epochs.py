@@ -6,6 +6,7 @@ transaction begins or ends here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,6 +27,21 @@ _LEASES: Final = sa.table(
     "leases", *(sa.column(name) for name in ("launcher", "epoch", "first", "count", "not_after", "void"))
 )
 _NEWEST: Final = sa.select(_EPOCHS).order_by(_EPOCHS.c.epoch.desc()).limit(1)
+_FIND: Final = sa.select(_EPOCHS).where(_EPOCHS.c.epoch == sa.bindparam("number"))
+_LEASES_OF: Final = sa.select(_LEASES).where(_LEASES.c.launcher == sa.bindparam("by"), _LEASES.c.epoch == sa.bindparam("in"))
+_STANDING: Final = (
+    sa.select(_LEASES.c.launcher, _LEASES.c.epoch, _LEASES.c.first, _LEASES.c.count)
+    .select_from(_LEASES.join(_EPOCHS, _EPOCHS.c.epoch == _LEASES.c.epoch))
+    .join(_LAUNCHERS, _LAUNCHERS.c.launcher == _LEASES.c.launcher)
+    .where(
+        _LEASES.c.launcher.in_(sa.bindparam("launchers", expanding=True)),
+        _LEASES.c.epoch.in_(sa.bindparam("epochs", expanding=True)),
+        _LEASES.c.not_after >= sa.bindparam("now"),
+        _LEASES.c.void == sa.false(),
+        _EPOCHS.c.accept_until >= sa.bindparam("now"),
+        _LAUNCHERS.c.revoked.is_(None),
+    )
+)
 _LEASED: Final = (
     sa.select(sa.func.count())
     .select_from(_LEASES.join(_EPOCHS, _EPOCHS.c.epoch == _LEASES.c.epoch))
@@ -98,7 +114,7 @@ def void_leases(c: sa.Connection, launcher: bytes | None = None) -> None:
 
 def find(c: sa.Connection, number: int) -> Epoch | None:
     """An epoch by number."""
-    row = c.execute(sa.select(_EPOCHS).where(_EPOCHS.c.epoch == number)).mappings().one_or_none()
+    row = c.execute(_FIND, {"number": number}).mappings().one_or_none()
     return None if row is None else Epoch(**row)
 
 
@@ -158,8 +174,25 @@ def grant_lease(
 
 def leases(c: sa.Connection, launcher: bytes, epoch: int) -> tuple[Lease, ...]:
     """All leases of a launcher in an epoch."""
-    query = sa.select(_LEASES).where(_LEASES.c.launcher == launcher, _LEASES.c.epoch == epoch)
-    return tuple(Lease(**{**row, "void": bool(row["void"])}) for row in c.execute(query).mappings())
+    rows = c.execute(_LEASES_OF, {"by": launcher, "in": epoch}).mappings()
+    return tuple(Lease(**{**row, "void": bool(row["void"])}) for row in rows)
+
+
+def leased_all(c: sa.Connection, numbers: Sequence[tuple[bytes, int, int]], at: Instant) -> set[tuple[bytes, int, int]]:
+    """Those of these (launcher, epoch, sequence) of which `leased` is true."""
+    asked = {
+        "now": at,
+        "launchers": sorted({launcher for launcher, _, _ in numbers}),
+        "epochs": sorted({epoch for _, epoch, _ in numbers}),
+    }
+    standing = [tuple(row) for row in c.execute(_STANDING, asked)]
+    return {
+        (launcher, epoch, number)
+        for launcher, epoch, number in numbers
+        if any(
+            (launcher, epoch) == (by, within) and first <= number < first + count for by, within, first, count in standing
+        )
+    }
 
 
 def leased(c: sa.Connection, *, launcher: bytes, epoch: int, sequence: int, at: Instant) -> bool:

@@ -10,7 +10,7 @@ Whatever ends a generation leaves a revocation to be made: an intention, durable
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -61,6 +61,12 @@ _LET_GO: Final = sa.delete(HOLDERS).where(
     HOLDERS.c.instance == sa.bindparam("of"), HOLDERS.c.generation == sa.bindparam("number")
 )
 _HOLDERS_OF_THESE: Final = sa.select(HOLDERS).where(HOLDERS.c.instance.in_(sa.bindparam("these", expanding=True)))
+_KNOWN_OF_THESE: Final = (
+    sa.select(GENERATIONS.c.instance).where(GENERATIONS.c.instance.in_(sa.bindparam("these", expanding=True))).distinct()
+)
+_LOSSES_OF_THESE: Final = sa.select(HOST_LOSSES.c.host, HOST_LOSSES.c.cursor).where(
+    HOST_LOSSES.c.host.in_(sa.bindparam("these", expanding=True))
+)
 _LOSE: Final = (
     sa.update(GENERATIONS)
     .where(GENERATIONS.c.host == sa.bindparam("on"), GENERATIONS.c.state == LIVE)
@@ -119,6 +125,29 @@ def begin(c: sa.Connection, made: Generation, *, storage: bytes) -> None:
     c.execute(_BEGIN, {name: getattr(made, name) for name in Generation.__dataclass_fields__})
     if storage:
         c.execute(_KEEP_KEY, {"instance": made.instance, "generation": made.generation, "wrapped": storage})
+
+
+def begin_all(c: sa.Connection, made: Sequence[tuple[Generation, bytes, bytes]]) -> None:
+    """New live generations, each with its wrapped storage key and the nonce of its session; either may be empty."""
+    fields = Generation.__dataclass_fields__
+    c.execute(_BEGIN, [{name: getattr(one, name) for name in fields} for one, _, _ in made])
+    names = [({"instance": one.instance, "generation": one.generation}, key, nonce) for one, key, nonce in made]
+    kept = [{**name, "wrapped": key} for name, key, _ in names if key]
+    if kept:
+        c.execute(_KEEP_KEY, kept)
+    held = [{**name, "nonce": nonce} for name, _, nonce in names if nonce]
+    if held:
+        c.execute(_HOLD, held)
+
+
+def known(c: sa.Connection, instances: Collection[str]) -> set[str]:
+    """Those of these instances of which there is a generation, launched or retired."""
+    return set(c.execute(_KNOWN_OF_THESE, {"these": sorted(instances)}).scalars())
+
+
+def losses(c: sa.Connection, hosts: Collection[str]) -> dict[str, int]:
+    """The cursor of the last loss that this broker acted on, for each of these hosts that had one."""
+    return {row.host: row.cursor for row in c.execute(_LOSSES_OF_THESE, {"these": sorted(hosts)})}
 
 
 def hold(c: sa.Connection, instance: str, generation: int, nonce: bytes) -> None:

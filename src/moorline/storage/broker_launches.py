@@ -6,7 +6,7 @@ Consumption marks the launch and both key digests, takes the pool entry, begins 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from moorline.storage import broker_generations as generations
 from moorline.storage import broker_pool as pool
 from moorline.storage.broker_certificates import Issued
 from moorline.storage.broker_generations import Generation
-from moorline.storage.broker_pool import Taken
+from moorline.storage.broker_pool import PoolEntry, Taken
 
 CONSUMED: Final = "consumed"
 CONFIRMED: Final = "confirmed"
@@ -29,7 +29,7 @@ CONFIRMED: Final = "confirmed"
 Advance = Callable[[sa.Connection], object]
 """Moves the token's counter and this database's record of it, in the transaction it is given."""
 
-_LAUNCHES: Final = sa.table(
+LAUNCHES: Final = sa.table(
     "launches",
     *(sa.column(name) for name in ("launcher", "epoch", "sequence", "kem_digest", "signing_digest", "session")),
     *(sa.column(name) for name in ("service", "profile", "tenant", "instance", "generation", "host")),
@@ -37,19 +37,22 @@ _LAUNCHES: Final = sa.table(
 )
 _INSTANCES: Final = sa.table("instances", *(sa.column(name) for name in ("instance", "service", "generation")))
 _SAME: Final = (
-    _LAUNCHES.c.launcher == sa.bindparam("by"),
-    _LAUNCHES.c.epoch == sa.bindparam("in"),
-    _LAUNCHES.c.sequence == sa.bindparam("number"),
+    LAUNCHES.c.launcher == sa.bindparam("by"),
+    LAUNCHES.c.epoch == sa.bindparam("in"),
+    LAUNCHES.c.sequence == sa.bindparam("number"),
 )
-_SAME_SIGNER: Final = (*_SAME, _LAUNCHES.c.signing_digest == sa.bindparam("signing"))
-_FIND: Final = sa.select(_LAUNCHES).where(*_SAME)
-_FIND_SIGNER: Final = sa.select(_LAUNCHES).where(*_SAME_SIGNER)
-_OF_KEYS: Final = sa.select(_LAUNCHES.c.session).where(
-    sa.or_(_LAUNCHES.c.kem_digest == sa.bindparam("kem"), _LAUNCHES.c.signing_digest == sa.bindparam("signing"))
+_SAME_SIGNER: Final = (*_SAME, LAUNCHES.c.signing_digest == sa.bindparam("signing"))
+_FIND: Final = sa.select(LAUNCHES).where(*_SAME)
+_FIND_SIGNER: Final = sa.select(LAUNCHES).where(*_SAME_SIGNER)
+_OF_KEYS: Final = sa.select(LAUNCHES.c.session).where(
+    sa.or_(LAUNCHES.c.kem_digest == sa.bindparam("kem"), LAUNCHES.c.signing_digest == sa.bindparam("signing"))
 )
-_KEEP: Final = sa.insert(_LAUNCHES)
-_CONFIRM: Final = sa.update(_LAUNCHES).where(*_SAME_SIGNER).values(state=CONFIRMED, wrapped=None)
+_KEEP: Final = sa.insert(LAUNCHES)
+_CONFIRM: Final = sa.update(LAUNCHES).where(*_SAME_SIGNER).values(state=CONFIRMED, wrapped=None)
 _FIND_INSTANCE: Final = sa.select(_INSTANCES).where(_INSTANCES.c.instance == sa.bindparam("of"))
+_INSTANCES_OF_THESE: Final = sa.select(_INSTANCES.c.instance).where(
+    _INSTANCES.c.instance.in_(sa.bindparam("these", expanding=True))
+)
 _FORGET_INSTANCE: Final = sa.delete(_INSTANCES).where(_INSTANCES.c.instance == sa.bindparam("of"))
 _KEEP_INSTANCE: Final = sa.insert(_INSTANCES)
 
@@ -97,7 +100,7 @@ class Fresh:
 
 def latest(c: sa.Connection, limit: int) -> tuple[LaunchRow, ...]:
     """The latest launches."""
-    query = sa.select(_LAUNCHES).order_by(_LAUNCHES.c.at.desc()).limit(limit)
+    query = sa.select(LAUNCHES).order_by(LAUNCHES.c.at.desc()).limit(limit)
     return tuple(_row(row) for row in c.execute(query).mappings())
 
 
@@ -115,8 +118,60 @@ def newest_generation(c: sa.Connection, instance: str) -> int | None:
 
 def forget_key(c: sa.Connection, instance: str, generation: int) -> bool:
     """Drop the private key of a launch that was never confirmed; True if there was one."""
-    where = (_LAUNCHES.c.instance == instance, _LAUNCHES.c.generation == generation, _LAUNCHES.c.wrapped.is_not(None))
-    return c.execute(sa.update(_LAUNCHES).where(*where).values(wrapped=None)).rowcount > 0
+    where = (LAUNCHES.c.instance == instance, LAUNCHES.c.generation == generation, LAUNCHES.c.wrapped.is_not(None))
+    return c.execute(sa.update(LAUNCHES).where(*where).values(wrapped=None)).rowcount > 0
+
+
+def known_instances(c: sa.Connection, instances: Collection[str]) -> set[str]:
+    """Those of these that were launched before."""
+    return set(c.execute(_INSTANCES_OF_THESE, {"these": sorted(instances)}).scalars())
+
+
+def keep(c: sa.Connection, taken: Sequence[tuple[Launch, PoolEntry, Instant]]) -> None:
+    """Launches with the pool entries they took, and their instances' newest generations."""
+    named = Launch.__dataclass_fields__
+    rows = [
+        {
+            **{name: getattr(launch, name) for name in named},
+            "public": entry.public,
+            "wrapped": entry.wrapped,
+            "state": CONSUMED,
+            "at": at,
+        }
+        for launch, entry, at in taken
+    ]
+    c.execute(_KEEP, rows)
+    standing = [{name: row[name] for name in ("instance", "service", "generation")} for row in rows]
+    c.execute(_KEEP_INSTANCE, standing)
+
+
+def entry(launch: Launch, fresh: Fresh) -> dict[str, object]:
+    """What the secure log says of a consumption."""
+    return {
+        "launcher": launch.launcher,
+        "epoch": launch.epoch,
+        "sequence": launch.sequence,
+        "instance": launch.instance,
+        "host": launch.host,
+        "session": launch.session,
+        "channel": launch.profile,
+        "host_result": fresh.host_result,
+    }
+
+
+def generation_of(launch: Launch, fresh: Fresh, at: Instant) -> Generation:
+    """The generation that a launch begins."""
+    return Generation(
+        instance=launch.instance,
+        generation=launch.generation,
+        service=launch.service,
+        host=launch.host,
+        state=generations.LIVE,
+        code="",
+        commitment=fresh.commitment,
+        destroyed="",
+        at=at,
+    )
 
 
 def consume(c: sa.Connection, launch: Launch, at: Instant, fresh: Fresh) -> Taken | MoorlineError:
@@ -138,19 +193,16 @@ def consume(c: sa.Connection, launch: Launch, at: Instant, fresh: Fresh) -> Take
     if overtaken is not None:
         return overtaken
     # 6. Take, mark, log.
-    entry = pool.take_one(c, launch.service, launch.profile)
-    if entry is None:
+    taken = pool.take_one(c, launch.service, launch.profile)
+    if taken is None:
         return Unavailable("launch.pool_empty", "no key pair is ready for this service", remedy="ask again shortly")
     if before is not None:
         fresh.advance(c)  # a generation change: a database from before it is behind the token's counter
         c.execute(_FORGET_INSTANCE, {"of": launch.instance})
-    values = {name: getattr(launch, name) for name in Launch.__dataclass_fields__}
-    c.execute(_KEEP, {**values, "public": entry.public, "wrapped": entry.wrapped, "state": CONSUMED, "at": at})
-    standing = {"instance": launch.instance, "service": launch.service, "generation": launch.generation}
-    c.execute(_KEEP_INSTANCE, standing)
-    facts.append(c, at, "launch-consumed", {**_entry(launch), "host_result": fresh.host_result})
+    keep(c, [(launch, taken, at)])
+    facts.append(c, at, "launch-consumed", entry(launch, fresh))
     _begin_generation(c, launch, at, fresh)
-    return Taken(public=entry.public, wrapped=entry.wrapped, again=False, storage=fresh.storage)
+    return Taken(public=taken.public, wrapped=taken.wrapped, again=False, storage=fresh.storage)
 
 
 def confirm(c: sa.Connection, launch: Launch, issued: Issued, at: Instant) -> Issued:
@@ -179,18 +231,6 @@ def _row(row: Any) -> LaunchRow:  # noqa: ANN401 - a row of `launches`
 def _named(launch: Launch) -> dict[str, object]:
     """The parameters of _SAME."""
     return {"by": launch.launcher, "in": launch.epoch, "number": launch.sequence}
-
-
-def _entry(launch: Launch) -> dict[str, object]:
-    return {
-        "launcher": launch.launcher,
-        "epoch": launch.epoch,
-        "sequence": launch.sequence,
-        "instance": launch.instance,
-        "host": launch.host,
-        "session": launch.session,
-        "channel": launch.profile,
-    }
 
 
 def _over(c: sa.Connection, launch: Launch, at: Instant, not_after: Instant) -> Refused | None:
@@ -231,20 +271,7 @@ def _begin_generation(c: sa.Connection, launch: Launch, at: Instant, fresh: Fres
         generations.end(c, earlier, state=generations.SUPERSEDED, code="renewal.generation_behind", at=at)
         body = {"instance": earlier.instance, "generation": earlier.generation, "code": "renewal.generation_behind"}
         facts.append(c, at, "instance-halted", {**body, "host": earlier.host})
-    made = Generation(
-        instance=launch.instance,
-        generation=launch.generation,
-        service=launch.service,
-        host=launch.host,
-        state=generations.LIVE,
-        code="",
-        commitment=fresh.commitment,
-        destroyed="",
-        at=at,
-    )
-    generations.begin(c, made, storage=fresh.storage)
-    if fresh.nonce:
-        generations.hold(c, launch.instance, launch.generation, fresh.nonce)
+    generations.begin_all(c, [(generation_of(launch, fresh, at), fresh.storage, fresh.nonce)])
 
 
 def _again(c: sa.Connection, launch: Launch, row: Any, at: Instant, nonce: bytes) -> Taken | MoorlineError:  # noqa: ANN401 - a row

@@ -67,13 +67,20 @@ def take_one(c: sa.Connection, service: str, profile: str) -> PoolEntry | None:
     return PoolEntry(public=row.public, wrapped=row.wrapped)
 
 
-def take(c: sa.Connection, service: str, profile: str, *, count: int, at: Instant) -> tuple[Taken, ...]:
-    """Up to `count` entries, gone from here, with an audit entry."""
+def take_some(c: sa.Connection, service: str, profile: str, count: int) -> tuple[PoolEntry, ...]:
+    """Up to `count` of the oldest entries, gone from here."""
     rows = c.execute(_READY, {"of": service, "for": profile, "most": count}).all()
     if rows:
         c.execute(_TAKE_UP_TO, {"of": service, "for": profile, "last": rows[-1].entry})
-        facts.append(c, at, "pool-taken", {"service": service, "profile": profile, "count": len(rows)})
-    return tuple(Taken(public=row.public, wrapped=row.wrapped, again=False) for row in rows)
+    return tuple(PoolEntry(public=row.public, wrapped=row.wrapped) for row in rows)
+
+
+def take(c: sa.Connection, service: str, profile: str, *, count: int, at: Instant) -> tuple[Taken, ...]:
+    """Up to `count` entries, gone from here, with an audit entry."""
+    entries = take_some(c, service, profile, count)
+    if entries:
+        facts.append(c, at, "pool-taken", {"service": service, "profile": profile, "count": len(entries)})
+    return tuple(Taken(public=one.public, wrapped=one.wrapped, again=False) for one in entries)
 
 
 def empty(c: sa.Connection) -> None:

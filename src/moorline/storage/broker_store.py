@@ -25,6 +25,7 @@ from moorline.errors import MoorlineError, Refused
 from moorline.storage import audit_store, checkpoint_store
 from moorline.storage import broker_bundles as bundles
 from moorline.storage import broker_certificates as certificates
+from moorline.storage import broker_consumption as consumption
 from moorline.storage import broker_epochs as epochs
 from moorline.storage import broker_facts as facts
 from moorline.storage import broker_launches as launches
@@ -37,7 +38,7 @@ from moorline.storage.broker_launches import Advance, Fresh, Launch, LaunchRow
 from moorline.storage.broker_pool import PoolEntry, Taken
 from moorline.storage.checkpoint_store import SignedCheckpoint
 from moorline.storage.database import open_database
-from moorline.storage.group import GroupCommit
+from moorline.storage.group import GroupCommit, Together
 from moorline.storage.steps import reached
 from moorline.storage.transactions import reading, retried, writing
 
@@ -65,6 +66,8 @@ class BrokerStore:
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
         self._group = GroupCommit(engine)
+        self._consuming = Together(one=consumption.consume, many=consumption.consume_plain)
+        self._confirming = Together(one=consumption.confirm, many=consumption.confirm_plain)
 
     @classmethod
     def open(cls, url: str) -> BrokerStore:
@@ -206,6 +209,11 @@ class BrokerStore:
         with self.reading() as c:
             return epochs.leases(c, launcher, epoch)
 
+    def epoch_and_leases(self, launcher: bytes, epoch: int) -> tuple[Epoch | None, tuple[Lease, ...]]:
+        """An epoch by number, and all leases of a launcher in it, as of one moment."""
+        with self.reading() as c:
+            return epochs.find(c, epoch), epochs.leases(c, launcher, epoch)
+
     # -- pool and launches ------------------------------------------------------------------------------------------
 
     def add_to_pool(self, service: str, profile: str, entries: list[PoolEntry]) -> None:
@@ -267,7 +275,7 @@ class BrokerStore:
             host_result=host_result,
             nonce=nonce,
         )
-        outcome = self._group.write(lambda c: launches.consume(c, launch, at, fresh))
+        outcome = self._group.together(self._consuming, consumption.Consumption(launch, at, fresh))
         if isinstance(outcome, MoorlineError):
             raise outcome
         reached("broker.launch.consumed")
@@ -279,7 +287,7 @@ class BrokerStore:
         Raises Conflict("launch.not_consumed") if this session does not hold the launch, Refused (`renewal.*`) if the
         generation was ended meanwhile.
         """
-        kept = self._group.write(lambda c: launches.confirm(c, launch, issued, at))
+        kept = self._group.together(self._confirming, consumption.Confirmation(launch, issued, at))
         reached("broker.launch.confirmed")
         return kept
 

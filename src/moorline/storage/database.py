@@ -107,6 +107,8 @@ def _engine(url: str, store: str) -> sqlalchemy.Engine:
         max_overflow=24,
         pool_timeout=_SOCKET_S,
     )
+    # Several rows of one table in one message: pg8000 sends a message a row otherwise, and waits for each answer.
+    engine.dialect.use_insertmanyvalues_wo_returning = True
     event.listen(engine, "connect", _strict)
     event.listen(engine, "handle_error", _translated)
     return engine

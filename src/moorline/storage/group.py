@@ -12,7 +12,8 @@ next. There is no thread of its own; the first who waits leads.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar, cast
 
 import sqlalchemy as sa
@@ -20,17 +21,31 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from moorline.storage.transactions import again, writing
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 GROUP_MAX: Final = 64
 """Pieces in one transaction: a bound on what a failing commit makes all of them do again."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Together(Generic[A, T]):
+    """A kind of work that several can have done in a few statements. `many` may leave any to `one`: None for it.
+
+    `many` refuses nobody: whatever it raises, all of them are done by `one`, each for itself.
+    """
+
+    one: Callable[[sa.Connection, A], T]
+    many: Callable[[sa.Connection, Sequence[A]], Sequence[T | None]]
+
+
 class _Piece(Generic[T]):
     """Somebody's work, and what came of it."""
 
-    def __init__(self, work: Callable[[sa.Connection], T]) -> None:
-        self.work = work
+    def __init__(
+        self, work: Callable[[sa.Connection], T], kind: Together[Any, T] | None = None, item: object = None
+    ) -> None:
+        self.work, self.kind, self.item = work, kind, item
         self.woken = threading.Event()
         self.over = False
         self.result: T | None = None
@@ -60,7 +75,13 @@ class GroupCommit:
 
         Raises what `work` raises, with nothing of it done, and as `transactions.writing`.
         """
-        piece = _Piece(work)
+        return self._write(_Piece(work))
+
+    def together(self, kind: Together[A, T], item: A) -> T:
+        """As `write` of `kind.one` on this item, or of `kind.many` on those that are in one group. Raises as `kind.one`."""
+        return self._write(_Piece(lambda c: kind.one(c, item), kind, item))
+
+    def _write(self, piece: _Piece[T]) -> T:
         with self._turn:
             self._waiting.append(piece)
             leads, self._busy = not self._busy, True
@@ -92,8 +113,34 @@ class GroupCommit:
             if len(group) == 1:
                 group[0].run(connection)
                 return
-            for piece in group:
+            for piece in _left(group, connection):
                 _in_savepoint(piece, connection)
+
+
+def _left(group: list[_Piece[Any]], connection: sa.Connection) -> list[_Piece[Any]]:
+    """The pieces that must be done one by one, once those that can be were done together."""
+    of_kind: dict[Together[Any, Any], list[_Piece[Any]]] = {}
+    for piece in group:
+        if piece.kind is not None:
+            of_kind.setdefault(piece.kind, []).append(piece)
+    done: set[int] = set()
+    for kind, pieces in of_kind.items():
+        if len(pieces) > 1:
+            done |= _done_together(kind, pieces, connection)
+    return [piece for piece in group if id(piece) not in done]
+
+
+def _done_together(kind: Together[Any, Any], pieces: list[_Piece[Any]], connection: sa.Connection) -> set[int]:
+    all_of_them: _Piece[Sequence[Any]] = _Piece(lambda c: kind.many(c, [piece.item for piece in pieces]))
+    _in_savepoint(all_of_them, connection)
+    if all_of_them.error is not None:
+        return set()
+    done = set()
+    for piece, result in zip(pieces, all_of_them.outcome(), strict=True):
+        if result is not None:
+            piece.result, piece.error = result, None
+            done.add(id(piece))
+    return done
 
 
 def _in_savepoint(piece: _Piece[Any], connection: sa.Connection) -> None:

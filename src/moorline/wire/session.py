@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from moorline.digest import tagged
 from moorline.wire.access import Connection, SignedStatement
@@ -262,6 +262,31 @@ class RekeyReply:
 
     private_key: Annotated[bytes, Size(at_most=4096)]
     activation: Activation
+
+
+ENTROPY_MAX: Final = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntropyCall:
+    """operation "entropy": 1 to ENTROPY_MAX random bytes of the HSM's generator. Reply body: `EntropyReply`."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntropyReply:
+    """What was asked for; to be mixed with the function's own."""
+
+    random: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogCall:
+    """operation "log": a line of the function's in the HSM's secure log, in the name of its session. Reply body: empty."""
+
+    event: Annotated[str, Size(at_most=64)]
+    says: Annotated[str, Size(at_most=1024)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

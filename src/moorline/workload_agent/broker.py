@@ -33,9 +33,12 @@ from moorline.wire.session import (
     AuthoriseDeviceCall,
     AuthoriseDeviceReply,
     Challenge,
+    EntropyCall,
+    EntropyReply,
     EvidenceFormat,
     FunctionFields,
     FunctionSecrets,
+    LogCall,
     ProveCall,
     SessionRole,
     resume_message,
@@ -182,6 +185,17 @@ class BrokerLink:
     def verify(self, bundle: bytes) -> ProvenState:
         """What a bundle proves, to this function, now. Raises `ledger.*`."""
         return verify_bundle(bundle, self._trust, now=self.clock.now())
+
+    async def entropy(self, size: int) -> bytes:
+        """Random bytes of the HSM's generator, to be mixed with one's own. Raises what the broker reports."""
+        reply = schema.decode(EntropyReply, await self._call("entropy", schema.encode(EntropyCall(size=size))))
+        if len(reply.random) != size:
+            raise Malformed("session.entropy_size", "another number of bytes came", expected=size, got=len(reply.random))
+        return reply.random
+
+    async def log(self, event: str, says: str) -> None:
+        """A line in the HSM's secure log, in this function's name; durable when this returns."""
+        await self._call("log", schema.encode(LogCall(event=event, says=says)))
 
     async def authorise(self, call: AuthoriseDeviceCall) -> AuthoriseDeviceReply:
         """The broker's decision about a connection of a device, with the proof it rests on."""

@@ -1,0 +1,183 @@
+"""Launches consumed and confirmed together leave what they would have left one by one, whatever is among them."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import threading
+
+import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from moorline.audit import log
+from moorline.clock import Instant
+from moorline.errors import MoorlineError
+from moorline.storage import broker_consumption as together
+from moorline.storage import broker_generations as generations
+from moorline.storage.broker_certificates import Issued
+from moorline.storage.broker_consumption import Confirmation, Consumption
+from moorline.storage.broker_facts import AUDIT_DOMAIN
+from moorline.storage.broker_instances import InstanceStore
+from moorline.storage.broker_launches import Fresh, Launch
+from moorline.storage.broker_pool import PoolEntry
+from moorline.storage.broker_store import BrokerStore
+from moorline.storage.verifier_events import LOST, VerdictEvent
+
+NOW = Instant(1_800_000_000)
+LATER = Instant(NOW + 1000)
+LAUNCHER = b"L" * 32
+TABLES = (
+    *("facts", "pool", "launches", "instances", "alarms", "certificates", "audit", "generations", "storage_keys"),
+    *("revocations", "session_holders", "host_losses"),
+)
+
+
+def advanced(c):
+    BrokerStore.set_fact_in(c, "counter", BrokerStore.fact_in(c, "counter") + 1)
+
+
+def filled(url="sqlite://", pairs=6):
+    store = BrokerStore.open(url)
+    store.admit_launcher(launcher=LAUNCHER, ticket=b"t", measurement=b"m", chip=b"c", session="l", at=NOW)
+    store.open_epoch(epoch=1, opened=NOW, not_after=LATER, grace_s=0, wrapped=b"")
+    store.grant_lease(launcher=LAUNCHER, epoch=1, count=40, not_after=LATER, counter=1, at=NOW)
+    for service in ("records", "other"):
+        made = [PoolEntry(public=b"%s-%d" % (service.encode(), n), wrapped=b"w%d" % n) for n in range(pairs)]
+        store.add_to_pool(service, "tls", made)
+    InstanceStore(store).act_on_loss(
+        VerdictEvent(cursor=7, host="h2", at=NOW, kind=LOST, code="host.drift", result_expires=NOW), at=NOW
+    )
+    return store
+
+
+def digest(of):
+    return hashlib.sha256(str(of).encode()).digest()
+
+
+@st.composite
+def asked(draw):
+    """A launch out of so few numbers, keys, instances and hosts that they collide in every way."""
+    instance = f"i-{draw(st.integers(1, 6))}"
+    launch = Launch(
+        launcher=draw(st.sampled_from([LAUNCHER, LAUNCHER, LAUNCHER, b"S" * 32])),
+        epoch=draw(st.sampled_from([1, 1, 1, 2])),
+        sequence=draw(st.sampled_from([*range(8), 41])),
+        kem_digest=digest(("kem", draw(st.integers(0, 9)))),
+        signing_digest=digest(("signing", draw(st.integers(0, 9)))),
+        session=f"session {draw(st.integers(0, 99))}",
+        service=draw(st.sampled_from(["records", "records", "other"])),
+        profile="tls",
+        tenant="t",
+        instance=instance,
+        generation=draw(st.integers(1, 2)),
+        host=draw(st.sampled_from(["h1", "h1", "h2"])),
+    )
+    fresh = Fresh(
+        storage=draw(st.sampled_from([b"", b"wrapped"])),
+        commitment=b"commitment",
+        verdicts_seen=draw(st.sampled_from([0, 7])),
+        not_after=draw(st.sampled_from([LATER, LATER, Instant(NOW - 1)])),
+        advance=advanced,
+        host_result=b"result",
+        nonce=draw(st.sampled_from([b"", b"n" * 32])),
+    )
+    return Consumption(launch, NOW, fresh)
+
+
+def content(store):
+    with store.reading() as c:
+        return {name: sorted(map(repr, c.execute(sa.text(f"SELECT * FROM {name}")).all())) for name in TABLES}
+
+
+def said(outcome):
+    return outcome.code if isinstance(outcome, MoorlineError) else outcome
+
+
+def confirmed(c, one):
+    try:
+        return together.confirm(c, one)
+    except MoorlineError as error:
+        return error
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(first=st.lists(asked(), max_size=3), wanted=st.lists(asked(), min_size=2, max_size=8), data=st.data())
+def test_together_is_as_one_by_one(first, wanted, data):
+    """verifies that: the same launches give the same answers and the same database, row for row and log entry for entry."""
+    quick, slow = filled(), filled()
+    for store in (quick, slow):
+        with store.transaction() as c:
+            for one in first:
+                together.consume(c, one)
+    with quick.transaction() as c:
+        plain = together.consume_plain(c, wanted)
+        left = [one for one, taken in zip(wanted, plain, strict=True) if taken is None]
+        outcomes = [taken for taken in plain if taken is not None] + [together.consume(c, one) for one in left]
+    order = [one for one, taken in zip(wanted, plain, strict=True) if taken is not None] + left
+    with slow.transaction() as c:
+        expected = [together.consume(c, one) for one in order]
+    assert [said(one) for one in outcomes] == [said(one) for one in expected]
+    assert content(quick) == content(slow)
+
+    signed = [
+        Confirmation(
+            one.launch,
+            Issued(serial=f"{n:x}", spiffe_id=f"id-{one.launch.instance}", key_digest=b"", not_after=LATER, der=b"der"),
+            NOW,
+        )
+        for n, one in enumerate(data.draw(st.lists(st.sampled_from(wanted), min_size=1, max_size=8)))
+    ]
+    with quick.transaction() as c:
+        plain = together.confirm_plain(c, signed)
+        left = [one for one, kept in zip(signed, plain, strict=True) if kept is None]
+        outcomes = [kept for kept in plain if kept is not None] + [confirmed(c, one) for one in left]
+    order = [one for one, kept in zip(signed, plain, strict=True) if kept is not None] + left
+    with slow.transaction() as c:
+        expected = [confirmed(c, one) for one in order]
+    assert [said(one) for one in outcomes] == [said(one) for one in expected]
+    assert content(quick) == content(slow)
+    log.verify(quick.audit(), domain=AUDIT_DOMAIN)
+    for store in (quick, slow):
+        store.close()
+
+
+def test_those_that_come_together_share_their_statements(database_url):
+    """verifies that: threads that launch at one time are consumed in far fewer statements than a dozen each."""
+    store = filled(database_url, pairs=64)
+    with store.transaction() as c:
+        BrokerStore.grant_lease_in(c, launcher=LAUNCHER, epoch=1, count=100, not_after=LATER, counter=2, at=NOW)
+    counted, numbers = itertools.count(), itertools.count()
+    sa.event.listen(store._engine, "before_cursor_execute", lambda *_: next(counted))
+    start, answers = threading.Barrier(16), []
+
+    def one():
+        number = next(numbers)
+        launch = Launch(
+            launcher=LAUNCHER,
+            epoch=1,
+            sequence=number,
+            kem_digest=digest(("kem", number)),
+            signing_digest=digest(("signing", number)),
+            session=f"s-{number}",
+            service="records",
+            profile="tls",
+            tenant="t",
+            instance=f"new-{number}",
+            generation=1,
+            host="h1",
+        )
+        start.wait()
+        answers.append(store.consume(launch, advance=advanced, not_after=LATER, at=NOW, nonce=b"n", storage=b"w"))
+
+    threads = [threading.Thread(target=one) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({one.public for one in answers}) == 16
+    assert next(counted) < 16 * 8
+    with store.reading() as c:
+        assert len(generations.known(c, [f"new-{n}" for n in range(16)])) == 16
+    log.verify(store.audit(), domain=AUDIT_DOMAIN)
+    store.close()
