@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import sys
 
 from test_service import PKI, trust
 
@@ -54,6 +55,23 @@ class Served:
             for one in (task, looking):
                 one.cancel()
             await asyncio.gather(task, looking, return_exceptions=True)
+
+    async def moor(self, directory, *words):
+        """`moor ...` as operator ann of this verifier's domain, asking it: exit code, output, errors."""
+        identity = self.pki.identity(f"spiffe://{self.domain}/operator/ann")
+        (directory / "ann.pem").write_bytes(identity.certificate_chain_pem)
+        (directory / "ann.key").write_bytes(identity.private_key_pem)
+        (directory / "r.pem").write_bytes(self.pki.roots_pem)
+        named = 'roots = "r.pem"\ncertificate_chain = "ann.pem"\nprivate_key = "ann.key"\n'
+        (directory / "operator.toml").write_text(named, "utf-8")
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "moorline.cli", *words),
+            *("--at", f"https://{self.address}|{self.name}", "--as", str(directory / "operator.toml")),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await child.communicate()
+        return child.returncode, out.decode(), err.decode()
 
     def client(self, uri=None, *, timeout_s=20.0):
         """A client of this verifier that believes nobody else; with `uri`, as somebody."""

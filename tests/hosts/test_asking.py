@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 import sys
@@ -188,7 +189,7 @@ def _ask():
 
 
 @pytest.mark.story
-async def test_an_operator_asks_and_the_host_answers_at_once(world, running):
+async def test_an_operator_asks_and_the_host_answers_at_once(world, running, tmp_path):
     """verifies that: a host with a period of an hour attests within seconds of the question; results show their age, and
     who wants a younger one than there is, is told; strangers and hosts may not ask."""
     served = Served(world)
@@ -208,7 +209,11 @@ async def test_an_operator_asks_and_the_host_answers_at_once(world, running):
                     answer = await ann.post_json("/v1/hosts/h1/ask", question)
                     assert (answer["host"], answer["age_s"] <= 1) == ("h1", True)
                     assert (await asyncio.wait_for(verdicts.get(), 20)).ear == answer["ear"]
+                    code, out, _ = await served.moor(tmp_path, "host", "suspect", "h1", "--reason", "odd packets")
+                    assert (code, "affirming" in out) == (0, True)
                     firmware.execute(machine.tpm, machine.logs, "/tmp/.x/miner", b"miner")
+                    code, out, _ = await served.moor(tmp_path, "host", "suspect", "h1", "--reason", "odd", "--json")
+                    assert (code, json.loads(out)["code"]) == (1, "host.file_not_in_reference_values")
                     answer = await ann.post_json("/v1/hosts/h1/ask", question | {"reason": "change_of_use"})
                     assert (answer["status"], answer["code"]) == ("contraindicated", "host.file_not_in_reference_values")
                     for bad in ({}, {"reason": "period"}, {"reason": "suspicion", "wait_s": 21}, question | {"x": 1}):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moorline.cli import render, running, verifier_events
+from moorline.cli import render, running, verifier_events, verifier_reload
 
 if TYPE_CHECKING:
     from moorline.services.verifier import VerifierSettings
@@ -95,4 +95,5 @@ def _settings(config: Path) -> VerifierSettings:
 
 
 app.command()(verifier_events.events)
+app.command()(verifier_reload.reload)
 running.register(app, check=_settings)

@@ -354,13 +354,14 @@ def _files(files: FileStanding | None, policy: HostPolicy) -> Iterable[Finding]:
         if isinstance(demand, NotRequired):
             yield _not_asked(code, "executables", demand)
             continue
-        if files is None or not files.entries:
+        if files is None or _nothing_measured(files):
             yield Finding(
                 code="host.ima_missing",
                 outcome=Outcome.NOT_MET,
                 claim="executables",
-                says="there is no IMA list, or an empty one",
-                expected="at least boot_aggregate",
+                says="there is no IMA list, or one that measured no file: no IMA policy was active",
+                expected="boot_aggregate and at least one file",
+                got="no list" if files is None else f"{files.entries} entries",
                 remedy="boot with ima_policy=tcb",
             )
             return
@@ -381,6 +382,11 @@ def _files(files: FileStanding | None, policy: HostPolicy) -> Iterable[Finding]:
                 got=f"{count}" if first is None else f"{count}, first {first.path} {first.digest.hex()}",
                 remedy="list the file, or reboot the host without it" if is_unlisted else "reboot the host",
             )
+
+
+def _nothing_measured(files: FileStanding) -> bool:
+    """A kernel writes boot_aggregate by itself; whatever policy measures files measures the first program it starts."""
+    return files.entries <= 1 and not files.unlisted and not files.violations
 
 
 def _location(facts: HostFacts, policy: HostPolicy, now: Instant) -> Iterable[Finding]:
@@ -472,7 +478,7 @@ def _capabilities(
         shown_levels.extend(_from_command_line(facts.boot))
     if "host.secure_boot_on" in met:
         shown_levels.append(("boot.secure.enforced", Assurance.MEASURED, None))
-    if facts.files is not None and facts.files.entries:
+    if facts.files is not None and not _nothing_measured(facts.files):
         shown_levels.append(("ima.measurement", Assurance.MEASURED, None))
     if {"host.file_in_reference_values", "host.ima_regular"} <= met:
         shown_levels.append(("integrity.runtime", Assurance.MEASURED, None))

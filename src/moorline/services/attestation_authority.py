@@ -25,6 +25,7 @@ standing result ends by itself when its lease does. A failure after it is the ho
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -106,19 +107,21 @@ class AttestationAuthority:
     """One verifier. State is in its store, so that it survives a restart."""
 
     def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-        self._appraisal = HostAppraisal(
-            verifier=parts.verifier,
-            terms=parts.terms,
-            reference=parts.reference,
-            signers=parts.signers,
-            simulated_allowed=parts.simulated_allowed,
-            boot_log=parts.store.boot_log,
-        )
+        self._parts, self._appraisal = parts, _appraisal(parts)
         self._queue = VerifierQueue(self._round)
         self._changed = asyncio.Event()
         self._swept = parts.clock.now()
         self._patience_until = Instant(self._swept + parts.terms.lease_s)
+
+    @property
+    def reference(self) -> Reference:
+        """The reference values this authority judges by now."""
+        return self._parts.reference
+
+    def judge_by(self, reference: Reference) -> None:
+        """Judge by these reference values from the next host on; a host is judged by the ones or the others, never both."""
+        parts = dataclasses.replace(self._parts, reference=reference)
+        self._parts, self._appraisal = parts, _appraisal(parts)
 
     # Enrolment ------------------------------------------------------------------------------------------------------
 
@@ -406,6 +409,17 @@ class AttestationAuthority:
         ephemeral = ec.generate_private_key(key.curve) if isinstance(key, ec.EllipticCurvePublicKey) else None
         seed = self._parts.random(len(ek.name) - 2)  # a name is two bytes of algorithm and its digest
         return tpm_identity.make_credential(ek, ak_name, secret, seed=seed, ephemeral=ephemeral)
+
+
+def _appraisal(parts: Parts) -> HostAppraisal:
+    return HostAppraisal(
+        verifier=parts.verifier,
+        terms=parts.terms,
+        reference=parts.reference,
+        signers=parts.signers,
+        simulated_allowed=parts.simulated_allowed,
+        boot_log=parts.store.boot_log,
+    )
 
 
 def _stored(host: str, result: AttestationResult, token: str, code: str | None) -> StoredResult:

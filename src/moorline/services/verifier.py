@@ -40,7 +40,6 @@ from moorline.ledger.light_client import LedgerTrust, verify_bundle
 from moorline.ledger.records import PlatformRecord, RevocationKind
 from moorline.nfv import Role, SpiffeId, parse_name
 from moorline.policy import host as policy_host
-from moorline.policy import reference_values
 from moorline.rats import EvidenceRoot
 from moorline.services import (
     http,
@@ -50,6 +49,7 @@ from moorline.services import (
     verifier_asking,
     verifier_events,
     verifier_push,
+    verifier_references,
     verifier_results,
     verifier_watch,
 )
@@ -59,6 +59,7 @@ from moorline.services.process import announce_ready, serve_all
 from moorline.services.service_audit import ServiceLog
 from moorline.services.verifier_asking import Asking
 from moorline.services.verifier_push import Pushing, ReceiverSettings
+from moorline.services.verifier_references import References, Sources
 from moorline.services.verifier_results import READERS
 from moorline.services.verifier_signer import BrokerSigner
 from moorline.services.verifier_watch import Watch
@@ -121,7 +122,7 @@ class VerifierSettings:
     anchors: tuple[str, ...]
     """The sets of anchors that count: "vendor", and "simulated" where the genesis allows simulation."""
     reference_values: tuple[Path, ...]
-    """Signed sets of reference values (moor verifier sign-reference-values)."""
+    """Signed sets of reference values (moor verifier sign-reference-values), or folders of them; changes are read."""
     reference_signers: tuple[Path, ...]
     """Public keys or certificates that may sign reference values and location tags."""
     database_url: str | None = None
@@ -261,7 +262,19 @@ def revocation_reader(configured: VerifierSettings) -> Callable[[], Revocation]:
         waived[EvidenceRoot(root)] = reason
     path = configured.tpm_collateral
     store = None if path is None else open_collateral(path, create=False)
-    return lambda: Revocation(crls=() if store is None else tpm_crls(store), not_required=waived)
+
+    def read() -> Revocation:
+        try:
+            return Revocation(crls=() if store is None else tpm_crls(store), not_required=waived)
+        except Malformed as error:  # this verifier's own store, and not what a host sent
+            raise Misconfigured(
+                "verifier.collateral_damaged",
+                "the collateral store holds what nobody put there",
+                got=f"{path}: {error.code}",
+                remedy="import the lists again (moor collateral import)",
+            ) from None
+
+    return read
 
 
 def application(
@@ -473,7 +486,11 @@ async def run(configured: VerifierSettings, *, announce: Callable[..., None] = a
             store, verifier_asking.Terms(answer_s=configured.challenge_s, pull_every_s=configured.pull_every_s), clock
         )
         verifier_results.add_asking(app, authority, asking, trust_domain=configured.trust_domain, clock=clock)
+        held = sources(configured, store, clock)
+        references = References(held, (await asyncio.to_thread(held.read))[1], authority)
+        verifier_references.add_routes(app, references, trust_domain=configured.trust_domain)
         watching = (
+            references.keep(),
             watch.keep(),
             verifier_watch.sweep(authority, watch),
             verifier_watch.follow(authority),
@@ -550,9 +567,7 @@ def compose(
             "verifier.not_required", "not_required names no field of the policy", expected=sorted(known), got=sorted(unknown)
         )
     signers = tuple(_public_key(path) for path in configured.reference_signers)
-    sets = [reference_values.parse_verified(_read(path), signers, now=clock.now()) for path in configured.reference_values]
-    for one in sets:
-        store.accept_serial(one.name, one.serial)
+    reference, _ = sources(configured, store, clock).read()
     return AttestationAuthority(
         Parts(
             verifier=str(verifier),
@@ -566,7 +581,7 @@ def compose(
             anchors=anchors.tpm,
             revocation=revocation_reader(configured),
             simulated_allowed=anchors.simulated_allowed,
-            reference=reference_values.merge(sets),
+            reference=reference,
             signers=signers,
             platforms=platforms,
             sign=sign,
@@ -575,6 +590,12 @@ def compose(
             random=secrets.token_bytes,
         )
     )
+
+
+def sources(configured: VerifierSettings, store: VerifierStore, clock: Clock) -> Sources:
+    """Where the reference values of these settings are."""
+    signers = tuple(_public_key(path) for path in configured.reference_signers)
+    return Sources(paths=configured.reference_values, signers=signers, store=store, clock=clock)
 
 
 def require_identity(configured: VerifierSettings, chain_pem: bytes) -> SpiffeId:
