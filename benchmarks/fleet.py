@@ -34,7 +34,7 @@ from host_poll import Machine, authority_with, enrol, firmware_values
 
 from moorline.clock import Instant, SystemClock, Validity
 from moorline.nfv import SpiffeId
-from moorline.services import http, verifier
+from moorline.services import http, http_connection, verifier
 from moorline.storage.verifier_store import VerifierStore
 from moorline.verification.anchors import production_anchors
 from moorline.wire import certificates, keys, schema
@@ -68,7 +68,7 @@ async def serve(directory: Path) -> None:
         identity=shown,
         client_roots_pem=(directory / "roots.pem").read_bytes(),
         ready=lambda address: print(json.dumps({"address": address}), flush=True),
-        connections=http.Connections(room=65536, idle_s=verifier.HOST_IDLE_S),
+        connections=http_connection.Connections(room=65536, idle_s=verifier.HOST_IDLE_S),
     )
 
 

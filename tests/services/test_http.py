@@ -3,50 +3,20 @@
 import asyncio
 import socket
 import ssl
+import sys
+from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi import Request
 
-from moorline.clock import Instant, SystemClock, Validity
 from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused, Unavailable
-from moorline.nfv import Role, SpiffeId
-from moorline.services import http
-from moorline.wire import certificates as profile
-from moorline.wire.http import ClientIdentity, HttpClient
+from moorline.nfv import Role
+from moorline.services import http, http_connection
+from moorline.wire.http import HttpClient
 
-NOW = SystemClock().now()
-LIFE = Validity(not_before=Instant(NOW - 60), not_after=Instant(NOW + 3000))
+sys.path.insert(0, str(Path(__file__).parent))
 
-
-class Pki:
-    def __init__(self) -> None:
-        self.key = ec.generate_private_key(ec.SECP256R1())
-        self.root = profile.root_certificate(self.key, name="root", validity=LIFE, serial=1)
-        self.roots_pem = self.root.public_bytes(serialization.Encoding.PEM)
-
-    def identity(self, uri: str) -> tuple[bytes, bytes]:
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate = profile.leaf_certificate(
-            key.public_key(),
-            spiffe_id=SpiffeId.parse(uri),
-            issuer=profile.Issuer(certificate=self.root, key=self.key),
-            validity=LIFE,
-            serial=2,
-        )
-        pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        return certificate.public_bytes(serialization.Encoding.PEM), pem
-
-    def client(self, uri: str) -> ClientIdentity:
-        chain, key = self.identity(uri)
-        return ClientIdentity(certificate_chain_pem=chain, private_key_pem=key)
-
-
-PKI = Pki()
-SERVER = "spiffe://alpha.test/verifier/v1"
-NAME = "v1.verifier.alpha.test"
-
+from http_pki import NAME, PKI, SERVER, Pki
 
 ROOM = 8
 
@@ -226,7 +196,7 @@ async def raw(address: str, first: bytes = b""):
 
 @pytest.mark.parametrize("first", [b"", b"GET /slo", b"GET /raw HTTP/1.1\r\nhost: x\r\nx-endless: "])
 async def test_who_does_not_ask_in_time_is_told_and_hung_up_on(address, monkeypatch, first):
-    monkeypatch.setattr(http, "HEADERS_S", 0.2)
+    monkeypatch.setattr(http_connection, "HEADERS_S", 0.2)
     reader, writer = await raw(address, first)
     answer = await reader.read()
     assert answer.startswith(b"HTTP/1.1 408 ")

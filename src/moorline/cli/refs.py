@@ -2,6 +2,7 @@
 
 moor refs from-packages *.deb --set base --release 12.8 --until 2027-06-01 -o base.json
 moor refs from-packages openssl_3.deb --changed --onto base.json --release 12.8+1 --overlap-days 14 -o base-2.json
+moor refs from-boot --event-log LOG --set boot --serial 1 --until 2027-06-01 -o boot.bin      # what a golden host booted
 moor evidence sign-references base-2.json --key K --out base-2.cose      # for `moor evidence appraise --refs`
 moor refs values base-2.json -o values.bin                               # for `moor verifier sign-reference-values`
 """
@@ -29,6 +30,7 @@ app = typer.Typer(no_args_is_help=True)
 _DAY_S: Final = 86400
 _BANKS: Final = {"sha1": 0x04, "sha256": 0x0B, "sha384": 0x0C, "sha512": 0x0D}
 _MAX_DEB: Final = 1 << 30
+_BOOT_LOG: Final = Path("/sys/kernel/security/tpm0/binary_bios_measurements")
 
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write it; never over a file.")]
 SetName = Annotated[str | None, typer.Option("--set", metavar="NAME", help="Name of a new set.")]
@@ -120,6 +122,45 @@ def from_host(  # noqa: PLR0913 - each is an option of its own
             files = {path: (digest,) for path, digest in debian.host_files(root.resolve(), tuple(below or ()), algorithm)}
     made = _next(onto, set_name, release_name, files, since, until, overlap_days, changed=changed)
     _written(made, output, as_json=as_json, packages=0, verified=False)
+
+
+@app.command("from-boot")
+def from_boot(
+    *,
+    set_name: Annotated[str, typer.Option("--set", metavar="NAME", help="Name of the set.")],
+    serial: Annotated[int, typer.Option(min=1, help="Rises with each set of this name.")],
+    until: Until,
+    output: Output,
+    event_log: Annotated[
+        Path, typer.Option(metavar="FILE", help="The golden host's boot log; default this machine's, which takes root.")
+    ] = _BOOT_LOG,
+    since: From = None,
+    algorithm: Hash = "sha256",
+    as_json: render.AsJson = False,
+) -> None:
+    """Take what a golden host booted (its boot log) as what is accepted. It is believed as it is."""
+    from moorline.evidence.eventlog import parse_event_log
+    from moorline.policy import reference_values
+    from moorline.verification.eventlog import Component, replay, verify_boot
+    from moorline.wire import schema
+
+    bank = _bank(algorithm)
+    parsed = parse_event_log(render.read(event_log))
+    replayed = replay(parsed, bank)
+    state = verify_boot(parsed, bank=bank, quoted=replayed, pcrs=sorted(replayed))
+    made = reference_values.values_of(
+        state,
+        name=set_name,
+        serial=serial,
+        not_before=SystemClock().now() if since is None else _instant(since),
+        not_after=_instant(until),
+        files={},
+    )
+    render.new_file(output, schema.encode(made))
+    booted = {f"{component}": str(len(state.of(component))) for component in Component}
+    then = [f"moor verifier sign-reference-values {output} --key KEY -o {output}.cose"]
+    shown = {"secure_boot": str(state.secure_boot), "options": state.command_line or "known by its digest only"}
+    render.files([output], as_json=as_json, then=then, **booted, **shown)
 
 
 @app.command()

@@ -41,6 +41,7 @@ from moorline.services.broker_cmp import Cmp
 from moorline.services.broker_est_access import Attempts, Door
 from moorline.services.broker_revocation import Lists
 from moorline.services.broker_revocation import add_routes as add_revocation_routes
+from moorline.services.http_connection import Receive, Scope, Send
 from moorline.wire import est
 from moorline.wire.http import PROBLEM_TYPE
 
@@ -128,7 +129,7 @@ class _Label:
     def __init__(self, app: http.Application, *, label: str) -> None:
         self._app, self._below = app, f"{_EST}/{label}/"
 
-    async def __call__(self, scope: http.Scope, receive: http.Receive, send: http.Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
         if path.startswith(self._below):
             scope = {**scope, "path": f"{_EST}/{path.removeprefix(self._below)}"}

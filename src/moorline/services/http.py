@@ -1,9 +1,7 @@
 """HTTP as all services speak it: TLS 1.3, client certificates in sight, bodies capped, every error a typed problem.
 
-uvicorn does not hand the client certificate to the application (FINDINGS.md, TLS), so its HTTP protocol class is extended
-here by one thing: the verified peer's certificate goes into the ASGI scope. This is due for removal when uvicorn fills the
-ASGI `tls` extension itself. Routes deny by default: a route that says nothing about its caller is public on
-purpose and is listed in docs/reference/endpoints.md, where a test compares.
+Routes deny by default: a route that says nothing about its caller is public on purpose and is listed in
+docs/reference/endpoints.md, where a test compares. What is special about a connection is in services.http_connection.
 """
 
 from __future__ import annotations
@@ -24,23 +22,24 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
 from starlette.exceptions import HTTPException
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused, Unavailable
 from moorline.nfv import Role, SpiffeId
+from moorline.services.http_connection import (
+    PEER,
+    REQUEST_DEADLINE_S,
+    Connection,
+    Connections,
+    Receive,
+    Scope,
+    Send,
+    problem,
+)
+from moorline.services.http_short import ShortWay
 from moorline.wire import certificates
 from moorline.wire.http import PROBLEM_TYPE, server_context
 
 BODY_CAP: Final = 1 << 20
-REQUEST_DEADLINE_S: Final = 30.0
-IDLE_S: Final = 15
-HEADERS_S: Final = 10.0
-ROOM: Final = 256
-_LAST_WORD_S: Final = 1.0
-_PEER: Final = "moorline.peer"
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
@@ -52,86 +51,7 @@ class TlsIdentity:
     key_pem: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Connections:
-    """How many connections may be open, and how many seconds one may ask nothing."""
-
-    room: int = ROOM
-    idle_s: int = IDLE_S
-
-
 DEFAULT_CONNECTIONS: Final = Connections()
-
-
-class _PeerProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1 protocol that remembers the DER of the client certificate TLS verified, and waits for nobody long.
-
-    Whoever connects and does not ask in time is told so and hung up on. When `room` connections are open, the one that has
-    asked nothing for longest makes room for the next, so that silent peers, however many, shut nobody out.
-    """
-
-    room: int = ROOM
-    idle_s: float = IDLE_S
-    _waiting_since: float = 0.0
-    _patience: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._wait(HEADERS_S)
-        self._make_room()
-        tls = transport.get_extra_info("ssl_object")
-        peer_der = tls.getpeercert(binary_form=True) if tls is not None else None
-        inner = self.app
-
-        async def with_peer(scope: Scope, receive: Receive, send: Send) -> None:
-            scope[_PEER] = peer_der
-            await inner(scope, receive, send)
-
-        self.app = with_peer
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._wait(None)
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if not self._waits():
-            self._wait(None)
-
-    def on_response_complete(self) -> None:
-        self._wait(self.idle_s + HEADERS_S)
-        super().on_response_complete()
-        if not self._waits():  # the next request was there already
-            self._wait(None)
-
-    def send_400_response(self, msg: str) -> None:
-        self._last_word(Malformed("http.request_malformed", msg))
-
-    def _waits(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
-
-    def _wait(self, seconds: float | None) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-        self._waiting_since = self.loop.time()
-        self._patience = None if seconds is None else self.loop.call_later(seconds, self._too_late)
-
-    def _too_late(self) -> None:
-        self._last_word(Unavailable("http.deadline", "the request did not come in time"), status=408)
-
-    def _last_word(self, error: MoorlineError, *, status: int | None = None) -> None:
-        body = json.dumps({"type": "about:blank", "title": error.says, **error.as_problem()}).encode()
-        head = f"HTTP/1.1 {status or error.http_status} \r\ncontent-type: {PROBLEM_TYPE}\r\ncontent-length: {len(body)}\r\n"
-        if not self.transport.is_closing():
-            self.transport.write(head.encode("ascii") + b"connection: close\r\n\r\n" + body)
-            self.transport.close()
-            self.loop.call_later(_LAST_WORD_S, self.transport.abort)  # also if the peer reads nothing
-
-    def _make_room(self) -> None:
-        if len(self.connections) >= self.room:
-            waiting = [one for one in self.connections if isinstance(one, _PeerProtocol) and one._waits()]  # noqa: SLF001
-            if waiting:
-                min(waiting, key=lambda one: one._waiting_since).transport.abort()  # noqa: SLF001 - of the same class
 
 
 class _Limits:
@@ -217,11 +137,13 @@ def application(
     deadline_s: float = REQUEST_DEADLINE_S,
     streams: Mapping[str, float] = MappingProxyType({}),
     ready: Callable[[], str | None] = lambda: None,
+    short: ShortWay | None = None,
 ) -> FastAPI:
     """An application with problem+json errors, limits, `/healthz` and `/metrics`.
 
     `ready` returns None when the service can do its work, else why not; /healthz then answers 503 with that reason.
-    `streams` are paths whose answer goes on, with seconds that each may take in place of `deadline_s`.
+    `streams` are paths whose answer goes on, with seconds that each may take in place of `deadline_s`. `short` answers some
+    of the routes when they are asked in the plainest way (services.http_short).
     """
     app = FastAPI(title=title, openapi_url=None, docs_url=None, redoc_url=None)
     registry = CollectorRegistry()
@@ -249,13 +171,14 @@ def application(
     async def metrics() -> Response:
         return PlainTextResponse(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
+    app.state.short, app.state.answered = short, requests
     app.add_middleware(_Limits, body_cap=body_cap, deadline_s=deadline_s, streams=streams, answered=requests)
     return app
 
 
 def peer_der(request: Request) -> bytes | None:
     """The client certificate (DER) that TLS verified against the listener's roots, or None."""
-    der = request.scope.get(_PEER)
+    der = request.scope.get(PEER)
     return der if isinstance(der, bytes) else None
 
 
@@ -269,7 +192,7 @@ def peer_certificate(request: Request) -> x509.Certificate:
 
 def peer(request: Request) -> SpiffeId | None:
     """The SPIFFE ID of the client certificate that TLS verified, or None if the client showed none."""
-    der = request.scope.get(_PEER)
+    der = request.scope.get(PEER)
     return None if der is None else certificates.spiffe_id_of(certificates.parse_certificate(der))
 
 
@@ -313,7 +236,7 @@ async def serve(
     """
     config = uvicorn.Config(
         app,
-        http=type("_Protocol", (_PeerProtocol,), {"room": connections.room, "idle_s": connections.idle_s}),
+        http=_protocol(app, connections),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -346,6 +269,11 @@ async def serve(
         for connection in list(server.server_state.connections):
             connection.shutdown()
         sock.close()
+
+
+def _protocol(app: FastAPI, connections: Connections) -> type[Connection]:
+    chosen = {"room": connections.room, "idle_s": connections.idle_s, "short": getattr(app.state, "short", None)}
+    return type("_Protocol", (Connection,), {**chosen, "answered": getattr(app.state, "answered", None)})
 
 
 class _Server(uvicorn.Server):
@@ -394,6 +322,5 @@ def _as_moorline(error: Exception) -> MoorlineError:
 
 
 def _problem_response(error: MoorlineError) -> Response:
-    problem = {"type": "about:blank", "status": error.http_status, "title": error.says, **error.as_problem()}
     headers = {"retry-after": str(max(1, round(error.retry_after_s)))} if isinstance(error, Unavailable) else {}
-    return Response(json.dumps(problem), status_code=error.http_status, media_type=PROBLEM_TYPE, headers=headers)
+    return Response(problem(error), status_code=error.http_status, media_type=PROBLEM_TYPE, headers=headers)

@@ -43,6 +43,7 @@ from moorline.policy import host as policy_host
 from moorline.rats import EvidenceRoot
 from moorline.services import (
     http,
+    http_connection,
     metrics,
     service_audit,
     settings,
@@ -55,6 +56,7 @@ from moorline.services import (
 )
 from moorline.services.attestation_authority import AttestationAuthority, Parts, PlatformLookup, Sign
 from moorline.services.host_appraisal import Terms
+from moorline.services.http_short import Answering, ShortWay
 from moorline.services.process import announce_ready, serve_all
 from moorline.services.service_audit import ServiceLog
 from moorline.services.verifier_asking import Asking
@@ -81,6 +83,7 @@ _HIGHEST: Final = "highest-checkpoint"
 _IN_ONE_PROOF: Final = 16
 """Hosts whose records are proven together: an authority answers for 64 keys at once."""
 _SPKI: Final = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+_HOSTS, _EVIDENCE = "/v1/hosts/", "/evidence"
 _ALL_BOOT: Final = tuple(range(11))
 IDENTITY_REREAD_S: Final = 1200.0
 """The certificate on disk is read again this often: it lives an hour at most, and whoever renews it replaces the files."""
@@ -287,10 +290,11 @@ def application(
 ) -> FastAPI:
     """The verifier's interface. `may_ask` are those of other trust domains who may read results about hosts."""
     streams = {
-        verifier_events.STREAM_PATH: verifier_events.STREAM_S + http.REQUEST_DEADLINE_S,
-        verifier_results.WAIT_PATH: verifier_asking.HELD_S + http.REQUEST_DEADLINE_S,
+        verifier_events.STREAM_PATH: verifier_events.STREAM_S + http_connection.REQUEST_DEADLINE_S,
+        verifier_results.WAIT_PATH: verifier_asking.HELD_S + http_connection.REQUEST_DEADLINE_S,
     }
-    app = http.application("attestation authority", body_cap=wire.MAX_EVIDENCE, streams=streams)
+    short = ShortWay(functools.partial(_standing_poll, authority), CBOR_TYPE)
+    app = http.application("attestation authority", body_cap=wire.MAX_EVIDENCE, streams=streams, short=short)
     metrics.of_verifier(app, authority.overview)
 
     @app.post("/v1/hosts/{host}/enrol")
@@ -338,6 +342,18 @@ def application(
     verifier_results.add_routes(app, authority, trust_domain=trust_domain, clock=clock, may_ask=may_ask)
     verifier_events.add_routes(app, authority, trust_domain=trust_domain)
     return app
+
+
+def _standing_poll(authority: AttestationAuthority, target: str) -> Answering | None:
+    """The route of hosts that stand, which is nearly all that a verifier is asked."""
+    name = target.removeprefix(_HOSTS).removesuffix(_EVIDENCE)
+    if target != f"{_HOSTS}{name}{_EVIDENCE}" or "/" in name:
+        return None
+
+    async def answer(body: bytes) -> bytes:
+        return schema.encode(await authority.appraise(parse_name(name, "host"), wire.decode_evidence(body)))
+
+    return answer
 
 
 def appraise_evidence(body: dict[str, Any], anchors: Anchors, *, now: Instant) -> dict[str, object]:
@@ -541,7 +557,7 @@ async def _serve(configured: VerifierSettings, app: FastAPI, roots_pem: bytes, a
                     identity=shown,
                     client_roots_pem=roots_pem,
                     ready=ready,
-                    connections=http.Connections(room=configured.connections, idle_s=HOST_IDLE_S),
+                    connections=http_connection.Connections(room=configured.connections, idle_s=HOST_IDLE_S),
                 )
 
 

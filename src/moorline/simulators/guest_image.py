@@ -215,7 +215,7 @@ def sources() -> list[Source]:
         found[path] = Source(path=path, origin=origin, content=b"", executable=executable)
     found[START] = Source(path=START, origin=None, content=_START_SCRIPT, executable=False)
     binaries = [source.origin for source in found.values() if source.origin is not None and _is_elf(source.origin)]
-    for library in _libraries(tuple(sorted(binaries))):
+    for library in libraries(tuple(sorted(binaries))):
         path = str(library).lstrip("/")
         found.setdefault(path, Source(path=path, origin=library, content=b"", executable=library.name.startswith("ld-")))
     return list(found.values())
@@ -242,7 +242,7 @@ def _packages() -> list[tuple[str, Path, bool]]:
         for file in _below(own, frozenset(("__pycache__",)))
         if file.relative_to(own).parts[0] not in ROOMS_LEFT_OUT
     ]
-    for name in _closure(DISTRIBUTIONS):
+    for name in closure(DISTRIBUTIONS):
         for entry in importlib.metadata.files(name) or ():
             if ".." in entry.parts or entry.parts[0].endswith((".dist-info", ".pth")) or not _wanted(entry.name):
                 continue
@@ -262,7 +262,7 @@ def _wanted(name: str) -> bool:
     return name.endswith((".py", ".so", ".der")) or ".so." in name
 
 
-def _closure(names: tuple[str, ...]) -> list[str]:
+def closure(names: tuple[str, ...]) -> list[str]:
     """The distributions `names` and everything they require here, by their installed metadata, without extras."""
     known: dict[str, None] = {}
     waiting = list(names)
@@ -303,7 +303,7 @@ def _is_elf(path: Path) -> bool:
 
 
 @cache
-def _libraries(binaries: tuple[Path, ...]) -> tuple[Path, ...]:
+def libraries(binaries: tuple[Path, ...]) -> tuple[Path, ...]:
     """The shared libraries these binaries load, and the loader, as the system's own loader resolves them."""
     found: set[Path] = set()
     output = subprocess.run(["ldd", *map(str, binaries)], capture_output=True, text=True, check=False).stdout  # noqa: S607
