@@ -265,7 +265,9 @@ async def test_a_real_boot_attests_and_each_change_to_it_is_refused(site):
         running, refused = await site.boots(partition, root, secure_boot=secure_boot)
         await running.off()
         assert refused.status is Tier.CONTRAINDICATED
-        assert refusals(refused) - {"host.boot_event_not_in_reference_values"} == expected
+        assert expected <= refusals(refused)
+        if secure_boot:  # without it, firmware and stub take another way, and measure other things as well
+            assert refusals(refused) - {"host.boot_event_not_in_reference_values"} == expected
 
     running, again = await site.boots(good, root)
     await running.off()
