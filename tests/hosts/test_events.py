@@ -43,7 +43,7 @@ def progress():
 def advance(store, host, *, withdraw, at):
     """A round in which one host answered its challenge and lost its verdict."""
     nonce = os.urandom(32)
-    store.open_challenge(host, nonce, Instant(at + 30))
+    store.open_challenges({host: nonce}, Instant(at + 30))
     change = Change(
         host=host,
         nonce=nonce,

@@ -211,7 +211,7 @@ def test_the_verifiers_store(database_url):
     with pytest.raises(Conflict, match="enrol.other_host"):
         store.require_free("h2", b"k")
     for number in range(70):
-        store.open_challenge("h1", bytes([number]) * 32, Instant(NOW + number))
+        store.open_challenges({"h1": bytes([number]) * 32}, Instant(NOW + number))
     assert store.look({"h1": bytes(32)})["h1"].challenge_expires is None  # 64 are kept, and the oldest was pushed out
     assert store.look({"h2": bytes(32)}) == {}
     progress = Progress(

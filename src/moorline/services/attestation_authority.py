@@ -91,11 +91,14 @@ class Parts:
     random: Callable[[int], bytes]
 
 
+_Entry = Entry[wire.HostEvidence, wire.HostVerdict]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Judged:
     """Evidence that is the host's own: its appraisal, or the problem found on the way; `code` is why it does not stand."""
 
-    entry: Entry
+    entry: _Entry
     nonce: bytes
     before: Progress | None
     appraised: Appraised | None
@@ -109,6 +112,7 @@ class AttestationAuthority:
     def __init__(self, parts: Parts) -> None:
         self._parts, self._appraisal = parts, _appraisal(parts)
         self._queue = VerifierQueue(self._round)
+        self._asking = VerifierQueue(self._give)
         self._changed = asyncio.Event()
         self._swept = parts.clock.now()
         self._patience_until = Instant(self._swept + parts.terms.lease_s)
@@ -177,14 +181,34 @@ class AttestationAuthority:
 
     # Attestation ----------------------------------------------------------------------------------------------------
 
+    async def ask(self, name: str) -> wire.HostChallenge:
+        """A fresh nonce, and what is already held of this host's logs; those who ask at one time are given theirs together.
+
+        Raises Refused("host.not_enrolled").
+        """
+        return await self._asking.join(parse_name(name, "host"), None)
+
     def challenge(self, name: str) -> wire.HostChallenge:
-        """A fresh nonce, and what is already held of this host's logs. Raises Refused("host.not_enrolled")."""
+        """The same for one host at once. Raises Refused("host.not_enrolled")."""
+        given = self._given((parse_name(name, "host"),))[name]
+        if isinstance(given, MoorlineError):
+            raise given
+        return given
+
+    async def _give(self, entries: list[Entry[None, wire.HostChallenge]]) -> None:
+        given = await asyncio.to_thread(self._given, tuple(entry.host for entry in entries))
+        for entry in entries:
+            entry.tell(given[entry.host])
+
+    def _given(self, names: tuple[str, ...]) -> dict[str, wire.HostChallenge | MoorlineError]:
         parts = self._parts
-        self.enrolled(name)
-        nonce = parts.random(_NONCE)
+        nonces = {name: parts.random(_NONCE) for name in names}
         expires = Instant(parts.clock.now() + parts.terms.challenge_s)
-        parts.store.open_challenge(name, nonce, expires)
-        return self._challenge(nonce, expires, parts.store.progress(name))
+        held = parts.store.open_challenges(nonces, expires)
+        return {
+            name: self._challenge(nonce, expires, held[name].progress) if name in held else _not_enrolled(name)
+            for name, nonce in nonces.items()
+        }
 
     def _challenge(self, nonce: bytes, expires: Instant, held: Progress | None) -> wire.HostChallenge:
         parts = self._parts
@@ -205,7 +229,7 @@ class AttestationAuthority:
         """The signed verdict about a host, and its next challenge. Numbers are those of the module's docstring."""
         return await self._queue.join(parse_name(name, "host"), evidence)
 
-    async def _round(self, entries: list[Entry]) -> None:
+    async def _round(self, entries: list[_Entry]) -> None:
         """Appraise, sign and write down a round, then answer it."""
         parts = self._parts
         asked = _asked(entries)
@@ -234,20 +258,20 @@ class AttestationAuthority:
             one.entry.tell(self._answer(one, change, settled, refusal, next_expires))
 
     def _appraised(
-        self, entry: Entry, nonce: bytes, held: Held | None, platforms: Mapping[str, PlatformRecord | MoorlineError]
+        self, entry: _Entry, nonce: bytes, held: Held | None, platforms: Mapping[str, PlatformRecord | MoorlineError]
     ) -> _Judged | MoorlineError:
         if held is None:
-            return Refused("host.not_enrolled", "no such host is enrolled", got=entry.host, remedy="enrol the host first")
+            return _not_enrolled(entry.host)
         now = self._parts.clock.now()
         try:
-            quote = self._appraisal.prove(held, entry.evidence, nonce=nonce, now=now)  # 1
+            quote = self._appraisal.prove(held, entry.asked, nonce=nonce, now=now)  # 1
         except MoorlineError as error:
             return error
         try:
             platform = platforms[entry.host]
             if isinstance(platform, MoorlineError):
                 raise platform
-            appraised = self._appraisal.judge(held, entry.evidence, quote, platform, nonce=nonce, now=now)  # 2 to 6
+            appraised = self._appraisal.judge(held, entry.asked, quote, platform, nonce=nonce, now=now)  # 2 to 6
         except Unavailable as error:
             return error  # nothing was found out about the host
         except MoorlineError as error:
@@ -434,12 +458,16 @@ def _stored(host: str, result: AttestationResult, token: str, code: str | None) 
     )
 
 
-def _asked(entries: list[Entry]) -> dict[str, bytes]:
+def _asked(entries: list[_Entry]) -> dict[str, bytes]:
     """The nonce that each host's quote says it answers; who sent no quote is told so."""
     asked: dict[str, bytes] = {}
     for entry in entries:
         try:
-            asked[entry.host] = parse_quote(entry.evidence.quoted).extra_data
+            asked[entry.host] = parse_quote(entry.asked.quoted).extra_data
         except MoorlineError as error:
             entry.tell(error)
     return asked
+
+
+def _not_enrolled(name: str) -> Refused:
+    return Refused("host.not_enrolled", "no such host is enrolled", got=name, remedy="enrol the host first")

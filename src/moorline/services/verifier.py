@@ -83,7 +83,7 @@ _HIGHEST: Final = "highest-checkpoint"
 _IN_ONE_PROOF: Final = 16
 """Hosts whose records are proven together: an authority answers for 64 keys at once."""
 _SPKI: Final = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-_HOSTS, _EVIDENCE = "/v1/hosts/", "/evidence"
+_HOSTS: Final = "/v1/hosts/"
 _ALL_BOOT: Final = tuple(range(11))
 IDENTITY_REREAD_S: Final = 1200.0
 """The certificate on disk is read again this often: it lives an hour at most, and whoever renews it replaces the files."""
@@ -293,7 +293,7 @@ def application(
         verifier_events.STREAM_PATH: verifier_events.STREAM_S + http_connection.REQUEST_DEADLINE_S,
         verifier_results.WAIT_PATH: verifier_asking.HELD_S + http_connection.REQUEST_DEADLINE_S,
     }
-    short = ShortWay(functools.partial(_standing_poll, authority), CBOR_TYPE)
+    short = ShortWay(functools.partial(_short_way, authority), CBOR_TYPE)
     app = http.application("attestation authority", body_cap=wire.MAX_EVIDENCE, streams=streams, short=short)
     metrics.of_verifier(app, authority.overview)
 
@@ -309,10 +309,7 @@ def application(
 
     @app.post("/v1/hosts/{host}/challenge")
     async def challenge(request: Request, host: str) -> Response:
-        asked = schema.decode(wire.ChallengeRequest, await request.body())
-        if asked.host != host:
-            raise Malformed("host.name_mismatch", "path and message name different hosts", expected=host, got=asked.host)
-        return _cbor(authority.challenge(parse_name(host, "host")))
+        return _cbor(await _challenge(authority, host, await request.body()))
 
     @app.post("/v1/hosts/{host}/evidence")
     async def evidence(request: Request, host: str) -> Response:
@@ -344,16 +341,26 @@ def application(
     return app
 
 
-def _standing_poll(authority: AttestationAuthority, target: str) -> Answering | None:
-    """The route of hosts that stand, which is nearly all that a verifier is asked."""
-    name = target.removeprefix(_HOSTS).removesuffix(_EVIDENCE)
-    if target != f"{_HOSTS}{name}{_EVIDENCE}" or "/" in name:
+def _short_way(authority: AttestationAuthority, target: str) -> Answering | None:
+    """The two routes of hosts that stand, which are nearly all that a verifier is asked."""
+    name, _, verb = target.removeprefix(_HOSTS).partition("/")
+    if not target.startswith(_HOSTS):
         return None
 
-    async def answer(body: bytes) -> bytes:
+    async def evidence(body: bytes) -> bytes:
         return schema.encode(await authority.appraise(parse_name(name, "host"), wire.decode_evidence(body)))
 
-    return answer
+    async def challenge(body: bytes) -> bytes:
+        return schema.encode(await _challenge(authority, name, body))
+
+    return {"evidence": evidence, "challenge": challenge}.get(verb)
+
+
+async def _challenge(authority: AttestationAuthority, host: str, body: bytes) -> wire.HostChallenge:
+    asked = schema.decode(wire.ChallengeRequest, body)
+    if asked.host != host:
+        raise Malformed("host.name_mismatch", "path and message name different hosts", expected=host, got=asked.host)
+    return await authority.ask(host)
 
 
 def appraise_evidence(body: dict[str, Any], anchors: Anchors, *, now: Instant) -> dict[str, object]:

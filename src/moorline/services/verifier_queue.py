@@ -1,9 +1,9 @@
-"""Evidence that waits for its round.
+"""Evidence, or requests for challenges, that wait for their round.
 
 Whatever came while one round was under way is the next, so that a verifier under load reads and writes its database for many
 hosts at once, and one that is not answers each host at once.
 
-A host is in a round once: a second piece of its evidence waits for the next, in the order in which it came.
+A host is in a round once: what else it sent waits for the next, in the order in which it came.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from moorline.errors import MoorlineError, Unavailable
-from moorline.wire import host as wire
+
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
 
 MOST: Final = 128
 """Hosts in one round at most: what one transaction holds, and how long the process does nothing else."""
@@ -22,14 +24,14 @@ MAX_WAITING: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One host's evidence, and whoever waits for what becomes of it."""
+class Entry(Generic[Asked, Answer]):
+    """What one host sent, and whoever waits for what becomes of it."""
 
     host: str
-    evidence: wire.HostEvidence
-    answer: asyncio.Future[wire.HostVerdict]
+    asked: Asked
+    answer: asyncio.Future[Answer]
 
-    def tell(self, said: wire.HostVerdict | MoorlineError) -> None:
+    def tell(self, said: Answer | MoorlineError) -> None:
         """Answer whoever waits; who gave up is not told."""
         if self.answer.done():
             return
@@ -39,21 +41,22 @@ class Entry:
             self.answer.set_result(said)
 
 
-class VerifierQueue:
+class VerifierQueue(Generic[Asked, Answer]):
     """Rounds, one after the other. `settle` takes one and tells every entry of it; what it raises is told to all."""
 
-    def __init__(self, settle: Callable[[list[Entry]], Awaitable[None]]) -> None:
+    def __init__(self, settle: Callable[[list[Entry[Asked, Answer]]], Awaitable[None]]) -> None:
         self._settle = settle
-        self._waiting: list[Entry] = []
+        self._waiting: list[Entry[Asked, Answer]] = []
         self._running: asyncio.Task[None] | None = None
 
-    async def join(self, host: str, evidence: wire.HostEvidence) -> wire.HostVerdict:
-        """The verdict on this evidence. Raises what became of it, and Unavailable("verifier.busy")."""
+    async def join(self, host: str, asked: Asked) -> Answer:
+        """What becomes of this. Raises what became of it, and Unavailable("verifier.busy")."""
         if len(self._waiting) >= MAX_WAITING:
             raise Unavailable(
                 "verifier.busy", "too many hosts attest at once", expected=f"<= {MAX_WAITING}", remedy="come back later"
             )
-        entry = Entry(host, evidence, asyncio.get_running_loop().create_future())
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        entry = Entry(host, asked, answer)
         self._waiting.append(entry)
         if self._running is None or self._running.done():
             self._running = asyncio.ensure_future(self._run())
@@ -76,9 +79,9 @@ class VerifierQueue:
                 for entry in round_:
                     entry.answer.cancel()  # nothing if it was told; this process is being stopped if not
 
-    def _next(self) -> list[Entry]:
-        taken: dict[str, Entry] = {}
-        left: list[Entry] = []
+    def _next(self) -> list[Entry[Asked, Answer]]:
+        taken: dict[str, Entry[Asked, Answer]] = {}
+        left: list[Entry[Asked, Answer]] = []
         for entry in self._waiting:
             if len(taken) < MOST and entry.host not in taken:
                 taken[entry.host] = entry

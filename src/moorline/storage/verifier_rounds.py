@@ -123,6 +123,22 @@ def look(connection: sa.Connection, asked: Mapping[str, bytes]) -> dict[str, Hel
     }
 
 
+def open_challenges(
+    connection: sa.Connection, nonces: Mapping[str, bytes], expires: Instant, *, most: int
+) -> dict[str, Held]:
+    """Remember a nonce for each of these hosts that is enrolled, until it is taken, expires, or `most` follow."""
+    held = look(connection, nonces)
+    if not held:
+        return held
+    place = sa.func.row_number().over(partition_by=CHALLENGES.c.host, order_by=CHALLENGES.c.expires.desc())
+    ranked = sa.select(CHALLENGES.c.nonce, place.label("place")).where(CHALLENGES.c.host.in_(list(held))).subquery()
+    old = sa.select(ranked.c.nonce).where(ranked.c.place >= most)
+    connection.execute(sa.delete(CHALLENGES).where(CHALLENGES.c.nonce.in_(old)))
+    values = [{"nonce": nonces[host], "host": host, "expires": expires} for host in held]
+    connection.execute(sa.insert(CHALLENGES), values)
+    return held
+
+
 def settle(
     connection: sa.Connection, changes: Sequence[Change], *, at: Instant, next_expires: Instant, patience_until: Instant
 ) -> frozenset[str]:

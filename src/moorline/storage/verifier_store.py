@@ -26,7 +26,6 @@ from moorline.storage.verifier_asks import Ask
 from moorline.storage.verifier_deliveries import Deliveries
 from moorline.storage.verifier_events import VerdictEvent
 from moorline.storage.verifier_rounds import (
-    CHALLENGES,
     HOSTS,
     PROGRESS,
     RESULTS,
@@ -159,13 +158,12 @@ class VerifierStore:
 
     # Challenges -----------------------------------------------------------------------------------------------------
 
-    def open_challenge(self, host: str, nonce: bytes, expires: Instant) -> None:
-        """Remember a nonce until it is taken, expires, or too many follow."""
+    def open_challenges(self, nonces: Mapping[str, bytes], expires: Instant) -> dict[str, Held]:
+        """Open a challenge for each enrolled host of `nonces`, in one durable transaction; what is known of these hosts."""
         with writing(self._engine) as connection:
-            self._prune(connection, CHALLENGES, CHALLENGES.c.nonce, host)
-            ask = verifier_asks.newest(connection, [host]).get(host, 0)
-            connection.execute(sa.insert(CHALLENGES).values(nonce=nonce, host=host, expires=expires, ask=ask))
+            held = verifier_rounds.open_challenges(connection, nonces, expires, most=MAX_OPEN)
         reached("verifier.challenge.opened")
+        return held
 
     # Questions ------------------------------------------------------------------------------------------------------
 
