@@ -17,10 +17,11 @@ from moorline.clock import Instant, Validity
 from moorline.errors import Conflict, Misconfigured, NotAuthentic, Refused, Unavailable
 from moorline.evidence.tpm_quote import ClockInfo
 from moorline.rats import EvidenceRoot
-from moorline.storage import transactions
+from moorline.storage import consensus_store, transactions
 from moorline.storage.broker_store import BrokerStore
 from moorline.storage.collateral_sqlite import SqliteStore
 from moorline.storage.collateral_store import Put, StoredItem
+from moorline.storage.consensus_store import Misbehaviour, StoredHead, open_consensus
 from moorline.storage.database import open_database
 from moorline.storage.ledger_store import (
     LedgerStore,
@@ -347,6 +348,49 @@ def test_the_ledgers_store(database_url):
     store.clear_state([0])
     assert store.records() == []
     store.close()
+
+
+def test_the_consensus_store(database_url):
+    """verifies that: blocks, state, headers and evidence, and a restored state in the place of all; waiting for a disk is
+    left to CometBFT for blocks, and not for what CometBFT does not have."""
+    store = open_consensus(database_url)
+    assert (store.head(), store.records(), store.last_anchor(), store.next_body(0)) == (None, {}, None, None)
+    block = StoredHead(height=1, time_ms=NOW, app_hash=b"root", body=b"body")
+    wrong = Misbehaviour(height=1, address=b"a", kind="duplicate-vote", authority="a4", seen_at=1)
+    store.commit(
+        block,
+        writes={"k": b"v", "l": b"w"},
+        nonces={b"n": 2},
+        transactions=[b"t0", b"t1"],
+        authorities=b"set",
+        misbehaviour=[wrong, wrong],
+    )
+    assert (store.head(), store.block(2), store.next_body(0)) == (block, None, 1)
+    assert (store.records(), store.nonces()) == ({"k": b"v", "l": b"w"}, {b"n": 2})
+    assert (store.transaction(b"t1"), store.transaction(b"?")) == ((1, 1), None)
+    assert (store.set_changes(), store.misbehaviour()) == ([(1, b"set")], [wrong])
+    for anchor in (b"first", b"again"):
+        store.keep_anchor(1, anchor)
+    assert (store.anchor(1), store.last_anchor()) == (b"again", (1, b"again"))
+    found = consensus_store.StoredEvidence(id="e", kind="clock-off", height=1, seen_at=1, body=b"b")
+    for _ in range(2):
+        store.keep_evidence(found)
+    assert store.evidence() == [found]
+    later = StoredHead(height=2, time_ms=NOW, app_hash=b"r2", body=b"b2")
+    store.commit(later, writes={"k": b"x"}, nonces={}, transactions=[], authorities=None)
+    assert (store.records(), store.nonces()) == ({"k": b"x", "l": b"w"}, {})
+    with pytest.raises(IntegrityError):
+        store.commit(later, writes={"k": b"y"}, nonces={}, transactions=[], authorities=None)
+    assert store.records()["k"] == b"x"
+    taken = StoredHead(height=9, time_ms=NOW, app_hash=b"r9", body=None)
+    store.restore(taken, records={"z": b"9"}, nonces={b"m": 20}, set_changes=[(3, b"s")], anchors={9: b"h9"})
+    assert (store.head(), store.block(1), store.next_body(0)) == (taken, None, None)
+    assert (store.records(), store.nonces(), store.set_changes()) == ({"z": b"9"}, {b"m": 20}, [(3, b"s")])
+    assert (store.anchor(9), store.evidence(), store.damaged_pages()) == (b"h9", [found], [])
+    store.close()
+    again = open_consensus(database_url)
+    assert again.head() == taken
+    again.close()
 
 
 def test_the_collateral_store(database_url):
