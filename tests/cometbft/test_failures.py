@@ -355,6 +355,11 @@ async def test_a_damaged_database_is_refused_and_repaired_from_the_others_on_com
     await same_roots(network, at_least=receipt.height)
 
 
+async def test_nobody_is_promoted_where_consensus_decides(network):
+    code, said = await moor("ledger", "promote", "authority-2", "--by", network[1].directory)
+    assert (code, "ledger.consensus_decides" in said) == (1, True), said
+
+
 async def test_a_trust_file_is_renewed_from_the_running_ledger(network, tmp_path):
     """verifies that: the new file names the authorities in force as of now, and verifies a proof as the old one does."""
     directory, new, proof = network.made.directory, tmp_path / "new.toml", tmp_path / "proof.cbor"

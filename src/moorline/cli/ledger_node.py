@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moorline.cli import acting, render, running
+from moorline.errors import Refused
 
 if TYPE_CHECKING:
     from moorline.services.authority import Settings
@@ -81,6 +82,12 @@ def _told(by: Path, path: str, body: bytes) -> bytes:
     from moorline.wire.http import ClientIdentity, HttpClient
 
     settings = _settings(by / "authority.toml")
+    if settings.cometbft is not None:
+        raise Refused(
+            "ledger.consensus_decides",
+            "under CometBFT everybody proposes in turn: nobody is promoted, and nothing halts by a word",
+            got=settings.name,
+        )
     keys = ceremony.load_authority(by.absolute())
     found = genesis.parse(render.read(by / "genesis.cbor"))
     chain, key = ceremony.tls_identity(keys, found.consortium_domain, now=SystemClock().now())
