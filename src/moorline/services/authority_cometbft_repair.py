@@ -14,8 +14,6 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-import structlog
-
 from moorline.errors import MoorlineError, Unavailable
 from moorline.ledger import ceremony
 from moorline.ledger.ceremony import AuthorityKeys
@@ -25,6 +23,7 @@ from moorline.ledger.genesis import Genesis
 from moorline.services import authority_cometbft
 from moorline.services.authority import Settings
 from moorline.services.authority_repair import Repaired, aside, sqlite_file
+from moorline.services.process import configure_logs
 from moorline.storage.consensus_store import open_consensus
 from moorline.wire import cbor
 from moorline.wire.http import HttpClient
@@ -56,7 +55,7 @@ async def repair(settings: Settings, keys: AuthorityKeys, found: Genesis) -> Rep
     async def caught_up(node: CometNode, _engine: Consensus, _routes: Callable[[FastAPI], None]) -> None:
         await _reached(node, wanted)
 
-    await authority_cometbft.run(settings, structlog.get_logger(), keys, found, caught_up)  # 2
+    await authority_cometbft.run(settings, configure_logs("authority"), keys, found, caught_up)  # 2
     store = open_consensus(url)
     try:
         height = Chain(genesis=found, store=store).state.height  # 3
