@@ -6,7 +6,7 @@ import pytest
 
 from .cluster import FIRST, FOURTH, Cluster, addresses, consortium, moor
 
-pytestmark = [pytest.mark.story, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.story, pytest.mark.long, pytest.mark.timeout(300)]
 
 
 async def test_four_authorities_keep_their_ledger_in_postgresql(tmp_path, postgres):
