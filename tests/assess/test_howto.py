@@ -52,6 +52,7 @@ def reader():
     [
         "assess-a-host",
         "update-packages-without-alarms",
+        "write-a-policy",
         pytest.param("enrol-a-fleet", marks=pytest.mark.long),  # most of its commands are the walkthrough's
     ],
 )

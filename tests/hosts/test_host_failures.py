@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import hashlib
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,7 @@ async def test_a_tpm_without_the_bank_that_is_asked_for_cannot_attest(world, mak
     """verifies that: a host whose SHA-256 bank was switched off has nothing to quote, and its lease runs out."""
     simulated = SimulatedTpm.manufacture(tmp_path / "t", maker)
     with simulated:
+        world.clock.at = int(time.time()) + 2  # its certificate begins now
         machine = Booted(world, simulated, "h1")
         authority = world.authority()
         agent = machine.agent(authority)

@@ -91,7 +91,9 @@ def show_reference_values(
 def _settings(config: Path) -> VerifierSettings:
     from moorline.services import settings, verifier
 
-    return settings.load(verifier.VerifierSettings, config, service="verifier")
+    configured = settings.load(verifier.VerifierSettings, config, service="verifier")
+    verifier.require_policy(configured)
+    return configured
 
 
 app.command()(verifier_events.events)

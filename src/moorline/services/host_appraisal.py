@@ -226,7 +226,7 @@ class HostAppraisal:
                 "the reference values are not valid at this time",
                 expected=f"{self._reference.valid.not_before} to {self._reference.valid.not_after}",
                 got=now,
-                remedy="configure the newest sets and restart the verifier",
+                remedy="put the newest sets in place",
             )
         appraisal = host.Appraisal(
             verifier=self._verifier,

@@ -40,6 +40,7 @@ from moorline.ledger.light_client import LedgerTrust, verify_bundle
 from moorline.ledger.records import PlatformRecord, RevocationKind
 from moorline.nfv import Role, SpiffeId, parse_name
 from moorline.policy import host as policy_host
+from moorline.policy.match import NotRequired
 from moorline.rats import EvidenceRoot
 from moorline.services import (
     http,
@@ -583,12 +584,7 @@ def compose(
         raise Misconfigured(
             "verifier.pcrs", "the PCRs to quote are ascending and hold 0 to 10 at least", got=configured.pcrs
         )
-    known = {one.name for one in dataclasses.fields(policy_host.HostPolicy)}
-    unknown = set(configured.not_required) - known
-    if unknown:
-        raise Misconfigured(
-            "verifier.not_required", "not_required names no field of the policy", expected=sorted(known), got=sorted(unknown)
-        )
+    require_policy(configured)
     signers = tuple(_public_key(path) for path in configured.reference_signers)
     reference, _ = sources(configured, store, clock).read()
     return AttestationAuthority(
@@ -613,6 +609,18 @@ def compose(
             random=secrets.token_bytes,
         )
     )
+
+
+def require_policy(configured: VerifierSettings) -> None:
+    """Raises Misconfigured("verifier.not_required" | "policy.no_reason") for what is no field, or has no reason."""
+    known = {one.name for one in dataclasses.fields(policy_host.HostPolicy)}
+    unknown = set(configured.not_required) - known
+    if unknown:
+        raise Misconfigured(
+            "verifier.not_required", "not_required names no field of the policy", expected=sorted(known), got=sorted(unknown)
+        )
+    for reason in configured.not_required.values():
+        NotRequired(reason)
 
 
 def sources(configured: VerifierSettings, store: VerifierStore, clock: Clock) -> Sources:
