@@ -9,6 +9,7 @@ The rules, in the words of ledger.engines:
   R4  a sequencer may give up a block that it did not sign itself, and signs last;
   R5  a word for term 1 says what the authority has adopted and what it signed above that; with the words of a quorum the new
       sequencer takes the highest head, and proposes again the block above it that most of them signed, if there is one.
+  R6  in the transaction that commits a block a sequencer may propose the next (docs/adr/0020): one step does both.
 One authority is Byzantine: it signs everything, proposes everything, and says anything in its word. Messages are lost and
 overtake one another without limit: whatever was sent may be acted on at any time, or never.
 
@@ -56,6 +57,8 @@ class Rules:
     forgets_held: bool = False  # M3: a new sequencer proposes anew whatever was signed before
     new_set_signs: bool = False  # M4: a block is committed by a quorum of the set after it
     few_words: bool = False  # M5: f+1 words are enough
+    ahead: bool = False  # M6: signs and proposes on top of what it signed itself, committed or not
+    together: bool = True  # R6
 
     @property
     def actors(self) -> tuple[int, ...]:
@@ -124,11 +127,18 @@ def steps(rules: Rules, state: State) -> Iterator[State]:
                 yield _with(state, who, signed=state.signed[who] | {(term, block)})
         for block in {one for _, one in state.proposed}:
             if block.parent == state.heads[who] and committed(rules, state, block):
-                yield _with(state, who, heads=block)
+                adopted = _with(state, who, heads=block)
+                yield adopted
+                if rules.together and who in (0, 1):
+                    yield from (after for after in _proposals(rules, adopted) if _on_top(adopted, after, block))
         if rules.promotes and state.words[who] is None:
             yield _with(state, who, words=(state.heads[who], _held(state, who)))
     if rules.promotes and state.taken is None:
         yield from _taken_over(rules, state)
+
+
+def _on_top(before: State, after: State, block: Block) -> bool:
+    return any(one.parent == block for _, one in after.proposed - before.proposed)
 
 
 def _proposals(rules: Rules, state: State) -> Iterator[State]:
@@ -144,7 +154,10 @@ def _proposals(rules: Rules, state: State) -> Iterator[State]:
 
 
 def _honestly(rules: Rules, state: State, term: int, sequencer: int, block: Block) -> bool:
-    if state.heads[sequencer] != block.parent or (term == 0 and state.words[sequencer] is not None):
+    own = [one for _, one in state.signed[sequencer]] if rules.ahead else []
+    if state.heads[sequencer] != block.parent and block.parent not in own:
+        return False
+    if term == 0 and state.words[sequencer] is not None:
         return False
     if term == 1 and state.taken is not None and not rules.forgets_held:
         head, above = state.taken
@@ -154,7 +167,10 @@ def _honestly(rules: Rules, state: State, term: int, sequencer: int, block: Bloc
 
 
 def _may_sign(rules: Rules, state: State, who: int, term: int, block: Block) -> bool:
-    if block.parent is None or block.parent != state.heads[who] or who not in rules.set_after(block.parent):
+    if block.parent is None or who not in rules.set_after(block.parent):
+        return False
+    own = [one for _, one in state.signed[who]] if rules.ahead else []
+    if block.parent != state.heads[who] and block.parent not in own:
         return False
     if who == term:  # the sequencer signs last: when with its own there is a quorum
         members = rules.set_after(block.parent)
@@ -309,6 +325,9 @@ MUTATIONS = {
         byzantine=0, heights=1, signs_again=True, forgets_held=True
     ),
     "one signature a height and term, few words": Rules(byzantine=0, heights=1, signs_again=True, few_words=True),
+    "blocks are signed on top of what is not committed": Rules(
+        byzantine=0, heights=2, promotes=False, after_x=SHRUNK, ahead=True
+    ),
     "the new set signs its own change": Rules(byzantine=0, heights=1, promotes=False, after_x=SHRUNK, new_set_signs=True),
 }
 

@@ -1,5 +1,7 @@
 """The model of quorum, set change and promotion is searched entirely, and it catches rules that are wrong."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +18,12 @@ def test_the_rules_hold_in_every_state_there_is(name):
     found = search(AS_IT_IS[name])
     assert found.broken is None, "\n".join(map(str, found.way))
     assert found.states > 500
+
+
+@pytest.mark.parametrize("name", [name for name in AS_IT_IS if AS_IT_IS[name].heights == 2])
+def test_to_commit_and_propose_in_one_step_leads_nowhere_that_two_steps_do_not(name):
+    """verifies that: what a sequencer writes together could as well be written one after the other (docs/adr/0020)."""
+    assert search(AS_IT_IS[name]).states == search(replace(AS_IT_IS[name], together=False)).states
 
 
 @pytest.mark.long

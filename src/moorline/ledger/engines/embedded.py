@@ -6,7 +6,9 @@ A block's life, each step durable before the next begins:
   2. a cosigner judges it, executes it again, records that it signs it and at what time, signs, answers (engines.cosigner);
   3. the sequencer collects the answers; with its own the quorum is reached, and it signs LAST: the record of that is the
      commit, since its signature leaves this process only afterwards;
-  4. it commits block, state and note in one transaction, and only then acknowledges any transaction in it;
+  4. it commits block, state and note in one transaction, and only then acknowledges any transaction in it; if more waits
+     already, the next block is recorded as proposed (1) by that very transaction, so that under load the disk is waited for
+     once a block (docs/adr/0020);
   5. it tells the others, who commit likewise; who misses that catches up.
 
 An authority signs one block a height, for good: the height is a primary key of what it intends to sign. The sequencer signs
