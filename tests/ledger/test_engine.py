@@ -19,8 +19,9 @@ from moorline.ledger.blocks import Block
 from moorline.ledger.checkpoint import Note
 from moorline.ledger.engines import embedded
 from moorline.ledger.engines.cosigner import Cosigner
-from moorline.ledger.engines.embedded import Proposal, Sequencer
+from moorline.ledger.engines.embedded import Sequencer
 from moorline.ledger.engines.node import Committed, Node
+from moorline.ledger.engines.proposal import Proposal
 from moorline.ledger.light_client import verify_bundle
 from moorline.ledger.transactions import SenderKind
 from moorline.storage.database import open_database

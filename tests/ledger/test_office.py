@@ -10,9 +10,10 @@ from moorline.errors import Conflict, MoorlineError, NotAuthentic, Refused, Unav
 from moorline.ledger import blocks, evidence, snapshot, terms, transactions
 from moorline.ledger.checkpoint import Note
 from moorline.ledger.engines import cosigner, embedded, office, taking_over
-from moorline.ledger.engines.embedded import Proposal, Sequencer
+from moorline.ledger.engines.embedded import Sequencer
 from moorline.ledger.engines.node import Committed, Node
 from moorline.ledger.engines.office import Office
+from moorline.ledger.engines.proposal import Proposal
 from moorline.ledger.light_client import verify_bundle
 from moorline.storage.database import open_database
 from moorline.storage.ledger_store import LedgerStore

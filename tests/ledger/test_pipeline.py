@@ -12,8 +12,9 @@ from moorline.ledger import blocks, transactions
 from moorline.ledger import state as machine
 from moorline.ledger.checkpoint import Note
 from moorline.ledger.engines import intake, lookahead
-from moorline.ledger.engines.embedded import Proposal, Sequencer
+from moorline.ledger.engines.embedded import Sequencer
 from moorline.ledger.engines.node import Committed
+from moorline.ledger.engines.proposal import Proposal
 from moorline.ledger.engines.verifiers import Verifiers
 from moorline.storage.database import open_database
 from moorline.storage.ledger_store import LedgerStore, StateWrites, StoredBlock, StoredProposal

@@ -33,7 +33,7 @@ def promote(
     For when the sequencer is gone, or is not to be trusted. From this word on the authority signs nothing of the sequencer
     before. Nothing that was acknowledged is lost, and the old sequencer follows the new one when it comes back.
     """
-    from moorline.services.authority import Promotion
+    from moorline.services.authority_routes import Promotion
     from moorline.wire import cbor, schema
 
     said = schema.encode(Promotion(sequencer=authority, again=again))
@@ -78,7 +78,7 @@ def _told(by: Path, path: str, body: bytes) -> bytes:
 
     from moorline.clock import SystemClock
     from moorline.ledger import ceremony, genesis
-    from moorline.services.authority import server_name
+    from moorline.services.authority_peers import server_name
     from moorline.wire.http import ClientIdentity, HttpClient
 
     settings = _settings(by / "authority.toml")

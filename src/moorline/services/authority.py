@@ -1,7 +1,6 @@
-"""The process of one authority: its chain, the engine's part it plays, and an HTTPS interface.
+"""The process of one authority: its chain, the engine's part it plays, and an HTTPS interface (services.authority_routes).
 
-Public routes: a transaction authenticates itself, and answers carry proofs. Routes between authorities take the client
-certificate of the sequencer. The TLS key lives in memory, is certified for an hour under the authority's CA key, and is made
+The TLS key lives in memory, is certified for an hour under the authority's CA key, and is made
 anew before that is over.
 """
 
@@ -10,51 +9,39 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
-from fastapi import FastAPI, Query, Request
-from fastapi import Path as PathParameter
-from fastapi.responses import Response
+from fastapi import FastAPI
 
 from moorline.clock import Clock, Instant, SystemClock
-from moorline.errors import Malformed, Misconfigured, MoorlineError, Refused
-from moorline.ledger import blocks, ceremony, genesis, records
+from moorline.errors import Misconfigured, MoorlineError
+from moorline.ledger import ceremony, genesis
 from moorline.ledger.ceremony import AuthorityKeys
 from moorline.ledger.engines.cosigner import Cosigner
-from moorline.ledger.engines.embedded import Peer, Proposal, Sequencer
-from moorline.ledger.engines.node import Node, encode_status
+from moorline.ledger.engines.embedded import Sequencer
+from moorline.ledger.engines.node import Node
 from moorline.ledger.engines.node_state import AT_ONCE
 from moorline.ledger.engines.office import Candidate, Office
 from moorline.ledger.engines.verifiers import Verifiers
 from moorline.ledger.genesis import Genesis
 from moorline.ledger.tree import SUBTREE_BITS
-from moorline.nfv import Role
-from moorline.services import metrics
+from moorline.services.authority_peers import TLS_RENEWAL_S, Peers
+from moorline.services.authority_routes import authority_app
 from moorline.services.comet_settings import CometSettings, ValidatorToken
-from moorline.services.http import TlsIdentity, application, require, serve
+from moorline.services.http import TlsIdentity, serve
 from moorline.services.process import announce_ready
 from moorline.storage import damage
 from moorline.storage.database import open_database
 from moorline.storage.ledger_store import LedgerStore
-from moorline.wire import cbor, schema
-from moorline.wire.certificates import dns_name
-from moorline.wire.http import CBOR_TYPE, ClientIdentity, HttpClient
 
 if TYPE_CHECKING:
     from moorline.ledger.engines.cometbft.node import CometNode, Consensus
 
-TLS_RENEWAL_S: Final = 1800
-PEER_TIMEOUT_S: Final = 3.0
-SUBMIT_TIMEOUT_S: Final = 20.0
-MAX_HEIGHT: Final = (1 << 53) - 1
-MAX_EVIDENCE: Final = 100
 SCRUB_PAUSE_S: Final = 0.002
-# What the sequencer may send a cosigner; everybody else sends transactions.
-BODY_CAP: Final = 2 * blocks.MAX_BLOCK_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,113 +62,6 @@ class Settings:
     """For the CometBFT engine: where the validator's key is; the checkpoint key in `directory` if left out."""
     snapshot_after: int = 2000
     """With an empty database: how many blocks behind it takes a snapshot from the others instead of executing all blocks."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Promotion:
-    """What an operator says: this authority is to sequence; `again`, in a new term, if it does already."""
-
-    sequencer: str
-    again: bool
-
-
-class HttpPeer:
-    """Another authority over HTTPS with this one's certificate; a client is made anew before its certificate ends."""
-
-    def __init__(self, address: str, *, server_name: str, roots_pem: bytes, identity: Callable[[], TlsIdentity]) -> None:
-        self.address = address
-        self._server_name, self._roots_pem, self._identity = server_name, roots_pem, identity
-        self._clients: dict[float, HttpClient] = {}
-        self._closing: set[asyncio.Future[None]] = set()
-        self._made = 0.0
-
-    async def cosign(self, proposal: bytes) -> str:
-        """Its signature line for an encoded proposal."""
-        answer = await self._client(PEER_TIMEOUT_S).post_cbor("/v1/cosign", proposal)
-        return answer.decode("utf-8", errors="replace")
-
-    async def announce(self, committed: bytes) -> None:
-        """Tell it of a committed block."""
-        await self._client(PEER_TIMEOUT_S).post_cbor("/v1/blocks", committed)
-
-    async def block(self, height: int) -> bytes:
-        """Its committed block at a height."""
-        return await self._client(PEER_TIMEOUT_S).get_bytes(f"/v1/blocks/{height}")
-
-    async def note(self) -> bytes:
-        """The note of its head."""
-        return await self._client(PEER_TIMEOUT_S).get_bytes("/v1/checkpoint")
-
-    async def submit(self, transaction: bytes) -> bytes:
-        """Hand it a transaction."""
-        return await self._client(SUBMIT_TIMEOUT_S).post_cbor("/v1/transactions?forwarded=true", transaction)
-
-    async def manifest(self) -> bytes:
-        """The manifest of its head."""
-        return await self._client(SUBMIT_TIMEOUT_S).get_bytes("/v1/snapshot")
-
-    async def chunk(self, first: int) -> bytes:
-        """Records of its state from a subtree on."""
-        return await self._client(SUBMIT_TIMEOUT_S).get_bytes(f"/v1/snapshot/{first}")
-
-    async def standing(self) -> bytes:
-        """Whom it follows."""
-        return await self._client(PEER_TIMEOUT_S).get_bytes("/v1/term")
-
-    async def promise(self, request: bytes) -> bytes:
-        """Its operator's word and what it holds."""
-        return await self._client(SUBMIT_TIMEOUT_S).post_cbor("/v1/words", request)
-
-    def _client(self, timeout_s: float) -> HttpClient:
-        if self._clients and time.monotonic() - self._made > TLS_RENEWAL_S:
-            for client in self._clients.values():
-                closing = asyncio.ensure_future(_close_later(client))
-                self._closing.add(closing)
-                closing.add_done_callback(self._closing.discard)
-            self._clients.clear()
-        if timeout_s not in self._clients:
-            shown = self._identity()
-            self._clients[timeout_s] = HttpClient(
-                f"https://{self.address}",
-                server_name=self._server_name,
-                roots_pem=self._roots_pem,
-                identity=ClientIdentity(certificate_chain_pem=shown.chain_pem, private_key_pem=shown.key_pem),
-                timeout_s=timeout_s,
-            )
-            self._made = time.monotonic()
-        return self._clients[timeout_s]
-
-
-async def _close_later(client: HttpClient) -> None:
-    """Close when no request can be in flight any more."""
-    await asyncio.sleep(SUBMIT_TIMEOUT_S)
-    await client.aclose()
-
-
-class Peers(Mapping[str, Peer]):
-    """The other authorities in force, at the addresses the ledger has for them: admission and retirement show at once."""
-
-    def __init__(self, node: Node, identity: Callable[[], TlsIdentity]) -> None:
-        self._node, self._identity = node, identity
-        self._known: dict[str, HttpPeer] = {}
-
-    def __getitem__(self, name: str) -> Peer:
-        record = records.parse(records.AuthorityRecord, self._node.head.state.records[records.authority_key(name)])
-        known = self._known.get(name)
-        if known is None or known.address != record.address:
-            known = self._known[name] = HttpPeer(
-                record.address,
-                server_name=server_name(self._node.genesis, name),
-                roots_pem=ceremony.pem_of(self._node.genesis.roots),
-                identity=self._identity,
-            )
-        return known
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in self._node.authorities() if name != self._node.name)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
 
 
 class LoggingSequencer(Sequencer):
@@ -229,156 +109,6 @@ class LoggingOffice(Office):
     def _candidate(self) -> Candidate:
         structlog.get_logger().info("gathering words", term=self.node.conduct.word.term)
         return LoggingCandidate(self.node, self._peers)
-
-
-def server_name(found: Genesis, name: str) -> str:
-    """The DNS name of an authority's TLS certificate."""
-    return dns_name(ceremony.authority_id(found.consortium_domain, name))
-
-
-def authority_app(node: Node | CometNode, engine: Office | Consensus) -> FastAPI:
-    """The HTTPS interface of an authority (docs/reference/endpoints.md)."""
-
-    def why_not() -> str | None:
-        if isinstance(node, Node) and node.conduct.halted():
-            return f"the ledger forked at height {node.conduct.halted()}"
-        return None if node.note is not None else "no block has been signed yet"
-
-    app = application("moorline authority", body_cap=BODY_CAP, ready=why_not)
-    metrics.of_authority(app, node)
-    _public_routes(app, node, engine)
-    if isinstance(engine, Office):
-        _embedded_routes(app, engine.node)
-        _authority_routes(app, engine.node, engine)
-        _own_routes(app, engine.node, engine)
-    return app
-
-
-def _public_routes(app: FastAPI, node: Node | CometNode, engine: Office | Consensus) -> None:
-    @app.post("/v1/transactions")
-    async def submit(
-        request: Request, *, forwarded: Annotated[bool, Query(description="By an authority that does not sequence.")] = False
-    ) -> Response:
-        """Public: a transaction is signed by its sender. Answers with the receipt once a quorum signed."""
-        data = await request.body()
-        return _cbor(await (engine.submit(data, forwarded=forwarded) if isinstance(engine, Office) else engine.submit(data)))
-
-    @app.get("/v1/proof")
-    async def prove(
-        key: Annotated[list[str], Query(max_length=64)],
-        known: Annotated[str | None, Query(pattern="^[0-9a-f]{64}$")] = None,
-    ) -> Response:
-        """Public: a proof bundle for the keys named, which proves itself.
-
-        `known` is the digest of an authority set: changes before it are left out.
-        """
-        return _cbor(node.prove(key, known=None if known is None else bytes.fromhex(known)))
-
-    @app.get("/v1/checkpoint")
-    async def checkpoint() -> Response:
-        """Public: the newest checkpoint, a signed note."""
-        return Response(node.signed_note(), media_type="text/plain; charset=utf-8")
-
-    @app.get("/v1/blocks/{height}")
-    async def block(height: Annotated[int, PathParameter(ge=0, le=MAX_HEIGHT)]) -> Response:
-        """Public: a block and its signed note."""
-        return _cbor(node.committed(height))
-
-    @app.get("/v1/ledger")
-    async def ledger() -> Response:
-        """Public: the genesis, who sequences, and how far this authority is."""
-        return _cbor(encode_status(node))
-
-
-def _embedded_routes(app: FastAPI, node: Node) -> None:
-    @app.get("/v1/term")
-    async def term() -> Response:
-        """Public: who sequences in which term, by whose word, as this authority knows it."""
-        return _cbor(node.conduct.standing())
-
-    @app.get("/v1/evidence")
-    async def evidence() -> Response:
-        """Public: evidence that authorities lied, as far as this authority has it; each proves itself."""
-        return _cbor(cbor.encode([one.body for one in node.store.evidence()[-MAX_EVIDENCE:]]))
-
-    @app.get("/v1/snapshot")
-    async def manifest() -> Response:
-        """Public: the manifest of a snapshot of the head, which proves itself."""
-        return _cbor(node.manifest())
-
-    @app.get("/v1/snapshot/{first}")
-    async def chunk(first: Annotated[int, PathParameter(ge=0, lt=1 << SUBTREE_BITS)]) -> Response:
-        """Public: records of the state from a subtree on; a manifest says what they have to be."""
-        return _cbor(node.chunk(first))
-
-
-def _authority_routes(app: FastAPI, node: Node, office: Office) -> None:
-    domain = node.genesis.consortium_domain
-
-    def authority(request: Request) -> str:
-        name: str = require(request, Role.AUTHORITY, trust_domain=domain).segments[-1]
-        if name not in node.authorities():
-            raise Refused("ledger.authority_unknown", "the caller is no authority in force", got=name)
-        return name
-
-    @app.post("/v1/cosign")
-    async def cosign(request: Request) -> Response:
-        """The sequencer only: a signature line for a block it proposes under its seal."""
-        caller = authority(request)
-        if caller != node.conduct.following.sequencer and node.conduct.following.term == node.conduct.word.term:
-            await _asked_who_sequences(node, caller, await request.body())
-        return Response(await office.cosign(await request.body()), media_type="text/plain; charset=utf-8")
-
-    @app.post("/v1/blocks")
-    async def announce(request: Request) -> Response:
-        """Authorities only: a block that a quorum signed."""
-        authority(request)
-        await office.announce(await request.body())
-        return _cbor(b"")
-
-    @app.post("/v1/words")
-    async def words(request: Request) -> Response:
-        """Authorities only: the word of this authority's operator on who sequences, with what it holds, if it was given."""
-        authority(request)
-        return _cbor(node.promise(await request.body()))
-
-
-async def _asked_who_sequences(node: Node, caller: str, body: bytes) -> None:
-    """Whoever is not the sequencer known here may be that of a later term: its proposal then carries the certificate."""
-    try:
-        found = schema.decode(Proposal, body, max_bytes=BODY_CAP)
-    except Malformed:
-        found = None  # who may not propose is told that, whatever it sent
-    if found is None or found.seal.name != caller or found.certificate is None:
-        following = node.conduct.following
-        raise Refused(
-            "ledger.not_sequencer",
-            "only the sequencer proposes blocks",
-            expected=f"{following.sequencer} in term {following.term}",
-            got=caller,
-        )
-
-
-def _own_routes(app: FastAPI, node: Node, office: Office) -> None:
-    def own(request: Request) -> None:
-        caller = require(request, Role.AUTHORITY, trust_domain=node.genesis.consortium_domain)
-        if caller.segments != (node.name,):
-            raise Refused("ledger.operator_only", "only this authority's own operator decides this", got=caller.segments[-1])
-
-    @app.post("/v1/operator/promote")
-    async def promote(request: Request) -> Response:
-        """The authority's own key only: its operator's word on who sequences; the term it is for."""
-        own(request)
-        said = schema.decode(Promotion, await request.body())
-        term = await office.promote(said.sequencer, again=said.again)
-        return _cbor(cbor.encode({"term": term, "sequencer": said.sequencer}))
-
-    @app.post("/v1/operator/resume")
-    async def resume(request: Request) -> Response:
-        """The authority's own key only: go on after a fork that halted it, because the consortium decided so."""
-        own(request)
-        node.conduct.halt(0)
-        return _cbor(b"")
 
 
 async def run(settings: Settings, log: structlog.stdlib.BoundLogger) -> None:
@@ -515,7 +245,3 @@ def database_url(settings: Settings) -> str:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _cbor(body: bytes) -> Response:
-    return Response(body, media_type=CBOR_TYPE)

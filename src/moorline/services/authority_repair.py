@@ -19,7 +19,8 @@ from moorline.errors import Conflict, Misconfigured, MoorlineError
 from moorline.ledger import ceremony, checkpoint, genesis
 from moorline.ledger.engines.cosigner import Cosigner
 from moorline.ledger.engines.node import Node
-from moorline.services.authority import Peers, Settings, database_url, own_keys, server_name, tls_identity
+from moorline.services.authority import Settings, database_url, own_keys, tls_identity
+from moorline.services.authority_peers import Peers, server_name
 from moorline.storage.database import open_database
 from moorline.storage.ledger_store import LedgerStore, StoredEvidence, StoredTerm
 from moorline.wire.http import HttpClient

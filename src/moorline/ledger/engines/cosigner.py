@@ -21,9 +21,9 @@ from moorline.ledger import blocks, checkpoint
 from moorline.ledger.blocks import Block, Head
 from moorline.ledger.checkpoint import Checkpoint, Note, tolerated_faults
 from moorline.ledger.engines import accusing, taking_over
-from moorline.ledger.engines.embedded import MAX_SKEW_MS, Peer, Proposal, verified_seal
 from moorline.ledger.engines.lookahead import FEW, verify_beside
 from moorline.ledger.engines.node import Committed, Node
+from moorline.ledger.engines.proposal import MAX_SKEW_MS, Peer, Proposal, verified_seal
 from moorline.ledger.engines.verifiers import Verifiers
 from moorline.storage.ledger_store import StoredSignature
 from moorline.storage.steps import reached

@@ -27,87 +27,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Final, Protocol
+from typing import Final
 
 from moorline.errors import MoorlineError, Refused, Unavailable
-from moorline.ledger import blocks, checkpoint, seals
-from moorline.ledger.blocks import Block, Head
+from moorline.ledger import blocks, checkpoint
+from moorline.ledger.blocks import Head
 from moorline.ledger.checkpoint import Checkpoint, Note, NoteSignature, quorum_of
 from moorline.ledger.engines import intake
 from moorline.ledger.engines.candidate import Candidate, Round
 from moorline.ledger.engines.intake import Deadlines, Intake, Waiting
 from moorline.ledger.engines.lookahead import Lookahead
 from moorline.ledger.engines.node import Committed, Node
+from moorline.ledger.engines.proposal import Peer, Proposal
 from moorline.ledger.engines.verifiers import Verifiers
 from moorline.ledger.seals import Seal
 from moorline.ledger.state import Applied, Rejected
 from moorline.ledger.transactions import MAX_TRANSACTION_BYTES
 from moorline.storage.steps import reached
 from moorline.wire import schema
-from moorline.wire.schema import Size
 
-MAX_SKEW_MS: Final = 5000
 FRESH_MS: Final = 3500
-"""How long a block that nobody signed is proposed again before a new one takes its place; less than MAX_SKEW_MS."""
+"""How long a block that nobody signed is proposed again before a new one takes its place; less than proposal.MAX_SKEW_MS."""
 RETRY_S: Final = 0.25
 SUBMIT_DEADLINE_S: Final = 15.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Proposal:
-    """What a sequencer shows. `previous` lets a cosigner commit the block before, should it have missed that.
-
-    `cosignatures` are lines of others on this very block, for who sees it late. `seal` is the proposer's; `first` its
-    maker's, where that was the sequencer of an earlier term. `certificate` is that of the seal's term; term 0 has none.
-    """
-
-    block: bytes
-    previous: Committed | None
-    cosignatures: tuple[Annotated[str, Size(at_most=512)], ...]
-    seal: Seal
-    first: Seal | None
-    certificate: Annotated[bytes, Size(at_most=64 * 1024)] | None
-
-
-class Peer(Protocol):
-    """Another authority, wherever it runs. Every method raises MoorlineError when there is no answer or a refusal."""
-
-    async def cosign(self, proposal: bytes) -> str:
-        """Its signature line for an encoded `Proposal`."""
-        ...
-
-    async def announce(self, committed: bytes) -> None:
-        """Tell it of a committed block."""
-        ...
-
-    async def block(self, height: int) -> bytes:
-        """Its encoded `Committed` at a height."""
-        ...
-
-    async def note(self) -> bytes:
-        """The note of its head."""
-        ...
-
-    async def submit(self, transaction: bytes) -> bytes:
-        """Hand it a transaction; the receipt."""
-        ...
-
-    async def manifest(self) -> bytes:
-        """The encoded `snapshot.Manifest` of its head."""
-        ...
-
-    async def chunk(self, first: int) -> bytes:
-        """An encoded `snapshot.Chunk` from a subtree on."""
-        ...
-
-    async def standing(self) -> bytes:
-        """Its encoded `terms.Standing`."""
-        ...
-
-    async def promise(self, request: bytes) -> bytes:
-        """Its encoded `terms.Promise` for an encoded `terms.Request`, if its operator gave that word."""
-        ...
 
 
 class Sequencer:
@@ -446,11 +388,3 @@ def _follow(first: asyncio.Future[bytes], again: asyncio.Future[bytes]) -> None:
 def _quorum_only(signatures: tuple[NoteSignature, ...], quorum: int) -> tuple[NoteSignature, ...]:
     """The maker's line and a quorum of cosignatures: more would only make proofs longer."""
     return (signatures[0], *signatures[1 : 1 + quorum])
-
-
-def verified_seal(proposal: Proposal, block: Block, node: Node) -> str:
-    """The name of the block's maker, once both seals are known to hold. Raises NotAuthentic("ledger.seal_invalid")."""
-    for one in (proposal.seal, proposal.first):
-        if one is not None:
-            seals.verify(one, block.header, ledger_id=node.genesis.ledger_id, authorities=node.authorities())
-    return (proposal.first or proposal.seal).name

@@ -23,8 +23,9 @@ from moorline.errors import MoorlineError, Refused, Unavailable
 from moorline.ledger import blocks, checkpoint, seals, terms
 from moorline.ledger.checkpoint import Note, quorum_of
 from moorline.ledger.engines.cosigner import MAX_COMMITTED_BYTES, SNAPSHOT_AFTER, Cosigner
-from moorline.ledger.engines.embedded import Peer, Proposal, Sequencer
+from moorline.ledger.engines.embedded import Sequencer
 from moorline.ledger.engines.node import Committed, Node
+from moorline.ledger.engines.proposal import Peer, Proposal
 from moorline.ledger.engines.verifiers import Verifiers
 from moorline.ledger.seals import Seal
 from moorline.ledger.terms import Promise

@@ -13,8 +13,8 @@ from typing import Final
 
 from moorline.errors import MoorlineError, NotAuthentic, Unavailable
 from moorline.ledger import blocks, checkpoint, light_client, records, snapshot, transactions
-from moorline.ledger.engines.embedded import Peer
 from moorline.ledger.engines.node import AuthoritySet, Committed, Node
+from moorline.ledger.engines.proposal import Peer
 from moorline.ledger.parameters import PARAMETERS
 from moorline.ledger.snapshot import Verified
 from moorline.ledger.transactions import nonce_id_of
