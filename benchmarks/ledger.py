@@ -1,7 +1,8 @@
 """The ledger's embedded engine: transactions a second, latency, proofs, growth, start-up; each against what it needs at least.
 
     ./dev bench ledger                              all of it, states of 10^3 and 2*10^4 keys
-    python benchmarks/ledger.py --size 1000000      also with a million revocations and 10,000 providers (ten minutes)
+    python benchmarks/ledger.py --size 1000000 --folder F    a million revocations and 10,000 providers: makes them in F, real
+                                                    transactions all of them, or measures what it finds there
 
 Targets (issue of the ledger): 5,000 tx/s in batches of 100 with fsync; a proof of one key in 4 KiB, verified in 1 ms.
 Databases are SQLite files with synchronous=FULL below the temporary directory. "Others elsewhere" charges the sequencer with
@@ -17,19 +18,24 @@ import argparse
 import asyncio
 import contextlib
 import hashlib
+import multiprocessing
+import os
+import pickle
 import resource
 import secrets
 import statistics
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_der_private_key
 
 from moorline.clock import Instant
 from moorline.ledger import blocks, ceremony, checkpoint, light_client, transactions
@@ -52,7 +58,7 @@ BATCH = 100
 MEASURED = 6_000
 SINGLE = 180
 IN_FLIGHT = 3
-PROVIDERS = 10_000
+PROVIDERS = int(os.environ.get("MOOR_BENCH_PROVIDERS", "10000"))
 
 
 @dataclass
@@ -85,17 +91,8 @@ class World:
         return transactions.sign(payload, signer)
 
     def revocations(self, count: int, height: int, start: int = 0) -> list[bytes]:
-        signer = keys.KeySigner(self.provider)
-        return [
-            self.signed(
-                SenderKind.PROVIDER,
-                "alpha",
-                transactions.Revoke(kind=RevocationKind.DEVICE, id=f"d{start + n:x}"),
-                signer,
-                height,
-            )
-            for n in range(count)
-        ]
+        private = self.provider.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+        return signed_revocations(self.made.genesis.ledger_id, private, count, height, start)
 
 
 class Elsewhere:
@@ -225,13 +222,41 @@ class Chain:
     def grow(self, count: int, start: int, label: str) -> float:
         """So many more records, by real transactions in full blocks; seconds it took without signing them."""
         spent, done = 0.0, 0
-        while done < count:
-            batch = self.world.revocations(min(1000, count - done), self.node.head.state.height, start + done)
-            spent += timed(lambda batch=batch: self.block(batch))
-            done += len(batch)
-            if sys.stderr.isatty():
-                print(f"\r   {label}: {done:,} of {count:,}", end="", file=sys.stderr)
+        world, first = self.world, self.node.head.state.height
+        private = world.provider.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as signing:
+            asked: deque = deque()
+            for at in range(0, count, 1000):
+                of = (world.made.genesis.ledger_id, private, min(1000, count - at), first + at // 1000, start + at)
+                asked.append((of, signing.submit(signed_revocations, *of) if at < 4000 else None))
+            while asked:
+                (of, batch) = asked.popleft()
+                if len(asked) > 3 and asked[3][1] is None:
+                    asked[3] = (asked[3][0], signing.submit(signed_revocations, *asked[3][0]))
+                found = batch.result()
+                spent += timed(lambda found=found: self.block(found))
+                done += len(found)
+                if sys.stderr.isatty():
+                    print(f"\r   {label}: {done:,} of {count:,}", end="", file=sys.stderr)
         return spent
+
+
+def signed_revocations(ledger_id: bytes, private: bytes, count: int, height: int, start: int) -> list[bytes]:
+    """So many revocations by provider alpha, signed; in a process of its own while blocks are made of others."""
+    signer = keys.KeySigner(load_der_private_key(private, None))
+    return [
+        transactions.sign(
+            transactions.make(
+                transactions.Revoke(kind=RevocationKind.DEVICE, id=f"d{start + number:x}"),
+                sender=Sender(kind=SenderKind.PROVIDER, name="alpha"),
+                ledger_id=ledger_id,
+                nonce=secrets.token_bytes(32),
+                valid_until=height + 190,
+            ),
+            signer,
+        )
+        for number in range(count)
+    ]
 
 
 def bare_verifications(world: World) -> float:
@@ -392,7 +417,8 @@ def catching_up(world: World, node: Node, file: str) -> None:
     again.store.close()
 
 
-def report(sizes: list[int]) -> None:
+def report(size: int) -> None:
+    """Small states and all four authorities, then one of this size."""
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
         world = made_world(folder)
@@ -400,27 +426,62 @@ def report(sizes: list[int]) -> None:
         chain = Chain(world, node)
         chain.admit()
         done = 0
-        for size in sizes:
-            spent = chain.grow(size - done, done, f"{size:,} keys")
+        for keys_ in (1_000, size):
+            spent = chain.grow(keys_ - done, done, f"{keys_:,} keys")
+            rate_ = (keys_ - done) / spent
             print(
-                f"\n-- {size:,} revocations ({(size - done) / spent:,.0f} tx/s while growing, blocks of 1,000, fsync; {memory_mib()} MiB)"
+                f"\n-- {keys_:,} revocations ({rate_:,.0f} tx/s while growing, blocks of 1,000, fsync; {memory_mib()} MiB)"
             )
-            done = size
-            if size >= 1_000_000:
-                spent = timed(lambda: chain.providers(PROVIDERS))
-                print(f"   {PROVIDERS:,} providers admitted in {spent:.0f} s, their certificates made; {memory_mib()} MiB")
-            proving(world, node, f"{size:,}")
+            done = keys_
+            proving(world, node, f"{keys_:,}")
             sequencing(world, node)
         catching_up(world, node, "empty")
         print("\n-- all four here")
         all_four(folder / "four")
 
 
+def at_scale(folder: Path, size: int) -> None:
+    """Make a state of this size and 10,000 providers in `folder`; or, if it is there, measure it."""
+    kept = folder / "world.pickle"
+    if not kept.exists():
+        world = made_world(folder)
+        node = world.node(NAMES[0])
+        chain = Chain(world, node)
+        chain.admit()
+        spent = timed(lambda: chain.providers(PROVIDERS))
+        print(f"   {PROVIDERS:,} providers admitted, their certificates made: {spent:.0f} s", flush=True)
+        spent, cpu = chain.grow(size, 0, f"{size:,} keys"), time.process_time()
+        print(
+            f"   {size:,} revocations: {size / spent:,.0f} tx/s, blocks of 1,000, fsync; {cpu / size * 1e6:.0f} us of CPU each"
+        )
+        private = world.provider.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+        kept.write_bytes(pickle.dumps((world.made, private)))
+        node.store.close()
+        return
+    made, private = pickle.loads(kept.read_bytes())
+    loaded = {name: ceremony.load_authority(made.directory / "authorities" / name) for name in NAMES}
+    world = World(made, loaded, load_der_private_key(private, None), folder)
+    began, before = time.perf_counter(), memory_mib()
+    node = world.node(NAMES[0])
+    spent, count = time.perf_counter() - began, len(node.head.state.tree)
+    print(f"\n-- {count:,} keys, height {node.head.state.height:,}: opened in {spent:.2f} s, {memory_mib() - before:+,} MiB")
+    proving(world, node, f"{count:,}")
+    sequencing(world, node)
+    (folder / "empty.db").unlink(missing_ok=True)
+    catching_up(world, node, "empty")
+
+
 def main() -> None:
-    report([1_000, 20_000])
+    report(20_000)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=1_000_000, help="the largest state, in revocations")
-    report([1_000, parser.parse_args().size])
+    parser.add_argument("--size", type=int, default=20_000, help="the largest state, in revocations")
+    parser.add_argument("--folder", type=Path, help="make or measure a large state there")
+    found = parser.parse_args()
+    if found.folder is None:
+        report(found.size)
+    else:
+        found.folder.mkdir(exist_ok=True)
+        at_scale(found.folder, found.size)

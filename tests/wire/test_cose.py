@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moorline.errors import Malformed, MoorlineError, NotAuthentic
-from moorline.wire import cose, keys
+from moorline.wire import cbor, cose, keys
 
 KEYS = {
     "P-256": ec.generate_private_key(ec.SECP256R1()),
@@ -62,3 +62,22 @@ def test_a_key_that_is_not_p256_p384_or_ed25519_is_not_used_here():
     der = keys.public_bytes(rsa.generate_private_key(65537, 2048).public_key())
     with pytest.raises(Malformed, match="key.unsupported"):
         keys.parse_public(der)
+
+
+@settings(max_examples=400)
+@given(
+    payload=st.integers(0, 700),
+    at=st.integers(0, 900),
+    cut=st.integers(0, 2),
+    put=st.binary(max_size=2),
+    name=st.sampled_from(sorted(KEYS)),
+)
+def test_a_message_that_is_split_by_its_lengths_is_split_as_cbor_is(payload, at, cut, put, name):
+    """verifies that: whatever is read the short way is CBOR in its one encoding, with these very parts."""
+    message = cose.sign("intent", bytes(payload), keys.KeySigner(KEYS[name]))
+    changed = message[:at] + put + message[at + cut :]
+    for one in (message, changed):
+        parts = cose._split(one)
+        if parts is not None and one.startswith(b"\xd2"):
+            assert cbor.decode(one[1:]) == [parts[0], {}, parts[1], parts[2]]
+    assert payload < 24 or cose._split(message) is not None

@@ -84,8 +84,8 @@ class Draft:
 
     def parameter(self, name: str) -> int | None:
         """A parameter's value."""
-        record = self.read(ParameterRecord, records.parameter_key(name))
-        return None if record is None else record.value
+        value = self.get(records.parameter_key(name))
+        return None if value is None else records.parse(ParameterRecord, value).value
 
     def limit(self, name: str) -> int:
         """A parameter of `ledger.parameters`, as it was set or as it is at the start."""

@@ -126,7 +126,7 @@ def restored(
 def execute(state: State, batch: Sequence[bytes], *, time_ms: int, verified: Verified | None = None) -> Executed:
     """The state after a block of these transactions at this time. Rejected ones leave no trace; see `outcomes`.
 
-    `verified` spares signatures that held before; it changes no outcome.
+    `verified` spares what was read and held before; it changes no outcome.
     """
     names = r.parse(r.IndexRecord, state.records[r.AUTHORITIES_INDEX]).holders
     block = BlockContext(height=state.height + 1, time_ms=time_ms, authorities=names)
@@ -150,7 +150,7 @@ def apply(
     """What this transaction does in this block. Total: any bytes give an answer. Numbers are those of the docstring."""
     draft = Draft(view=view, ledger_id=ledger_id, block=block, verified=verified)
     try:
-        transaction = transactions.parse(data)  # 1
+        transaction = transactions.parse(data) if verified is None else verified.parse(data)  # 1
         _in_time(transaction.payload, draft)
         if view.nonce_used(transaction.nonce_id):  # 2
             raise Conflict("ledger.nonce_used", "this transaction, or another with its nonce, was applied already")

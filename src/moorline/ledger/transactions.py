@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
 from typing import Annotated, Final
 
 from moorline.digest import tagged_hash
@@ -451,10 +450,6 @@ def sign(payload: Payload, signer: Signer) -> bytes:
 
 def parse(data: bytes) -> Transaction:
     """A transaction from its bytes; untrusted. Raises only Malformed (`ledger.transaction_malformed`, `cose.*`, ...)."""
-    return _kept(data) if len(data) <= _KEPT_BYTES else _parsed(data)
-
-
-def _parsed(data: bytes) -> Transaction:
     sign1 = cose.parse(PURPOSE, data, max_bytes=MAX_TRANSACTION_BYTES)
     if sign1.x5chain:
         raise Malformed("ledger.transaction_malformed", "a transaction carries no certificates; keys are on the ledger")
@@ -471,11 +466,6 @@ def _parsed(data: bytes) -> Transaction:
     return Transaction(
         payload=payload, body=body, sign1=sign1, id=transaction_id(sign1.payload), nonce_id=nonce_id_of(payload)
     )
-
-
-_KEPT_BYTES: Final = 4096
-_kept = lru_cache(maxsize=2048)(_parsed)
-"""A transaction is read when it comes in and again when it is applied. Bounded in number and size; a refusal is not kept."""
 
 
 def parse_action(kind: str, action: bytes) -> Action:

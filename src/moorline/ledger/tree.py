@@ -44,7 +44,7 @@ MAX_PROOF_BYTES: Final = 64 * 1024
 SUBTREE_BITS: Final = 16
 
 
-@lru_cache(maxsize=8192)  # bounded: some are read all the time, and what a block writes is looked for thrice
+@lru_cache(maxsize=1024)  # bounded: some are read all the time, and what a block writes is looked for thrice
 def key_digest(key: str) -> bytes:
     """The place of a key; 32 bytes."""
     data = key.encode()

@@ -27,6 +27,11 @@ _PARTS: Final = 4
 _TYPES: Final[list[type]] = [bytes, dict, bytes, bytes]
 MAX_CHAIN: Final = 8
 _SHORT_HEADER: Final = 256
+_ONE_BYTE: Final = 0x58  # a byte string whose length is in one byte more, at least 24; 0x59: in two, at least 256
+_TWO_BYTES: Final = 0x59
+_SHORTEST: Final = 24
+_ARRAY_AND_BYTES: Final = bytes((0x84, _ONE_BYTE))
+_EMPTY_MAP: Final = 0xA0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +84,10 @@ def parse(purpose: str, data: bytes, *, max_bytes: int = cbor.MAX_BYTES) -> Sign
     """The parts of a COSE_Sign1 made for `purpose`; raises only Malformed (`cose.*`, `cbor.*`). Establishes no trust."""
     if not data.startswith(_TAG):
         raise Malformed("cose.not_sign1", "not a tagged COSE_Sign1", expected="CBOR tag 18")
+    if len(data) <= max_bytes:
+        parts = _split(data)
+        if parts is not None:
+            return _read(purpose, *parts)
     item = cbor.decode_unordered(data[1:], max_bytes=max_bytes)
     if not _plain(item):
         item = cbor.decode(data[1:], max_bytes=max_bytes)
@@ -89,6 +98,32 @@ def parse(purpose: str, data: bytes, *, max_bytes: int = cbor.MAX_BYTES) -> Sign
         raise Malformed("cose.not_sign1", "protected header, payload and signature are byte strings")
     if unprotected != {}:
         raise Malformed("cose.header", "the unprotected header must be empty")
+    return _read(purpose, protected, payload, signature)
+
+
+def _split(data: bytes) -> tuple[bytes, bytes, bytes] | None:
+    """Protected header, payload and signature of a message as almost all are: each length in one byte, the payload's in two.
+
+    None for all others, and for whatever is not in its one encoding: they are read, or refused, as CBOR.
+    """
+    try:
+        at = 4 + data[3]
+        if data[1:3] != _ARRAY_AND_BYTES or data[3] < _SHORTEST or data[at] != _EMPTY_MAP:
+            return None
+        begin, length = at + 3, data[at + 2]
+        if data[at + 1] == _TWO_BYTES and length:
+            begin, length = at + 4, length << 8 | data[at + 3]
+        elif data[at + 1] != _ONE_BYTE or length < _SHORTEST:
+            return None
+        end = begin + length
+        if data[end] != _ONE_BYTE or data[end + 1] < _SHORTEST or len(data) != end + 2 + data[end + 1]:
+            return None
+    except IndexError:
+        return None
+    return data[4:at], data[begin:end], data[end + 2 :]
+
+
+def _read(purpose: str, protected: bytes, payload: bytes, signature: bytes) -> Sign1:
     known = _known_header if len(protected) <= _SHORT_HEADER else _header
     algorithm, named_key, chain = known(purpose, protected)
     return Sign1(

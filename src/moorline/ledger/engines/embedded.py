@@ -81,7 +81,7 @@ class Sequencer:
         if len(transaction) > MAX_TRANSACTION_BYTES:
             raise Refused("ledger.transaction_too_large", "the transaction is too large", expected=MAX_TRANSACTION_BYTES)
         self.node.conduct.not_halted()
-        waiting = intake.waiting(transaction)
+        waiting = intake.waiting(transaction, self.node.verified)
         known = self.node.receipt(waiting.id) if waiting.may_stand(self.node.head.state) else None
         if known is not None:
             return known

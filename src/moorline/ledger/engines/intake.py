@@ -43,10 +43,10 @@ class Waiting:
         return bool(self.id) and (self.valid_until <= state.height or state.nonce_used(self.nonce_id))
 
 
-def waiting(data: bytes) -> Waiting:
+def waiting(data: bytes, verified: Verified | None = None) -> Waiting:
     """A transaction that came in. Call it in a running event loop."""
     try:
-        found = transactions.parse(data)
+        found = transactions.parse(data) if verified is None else verified.parse(data)
     except Malformed:
         return Waiting(data, b"", _NOBODY, b"", 0)
     sender = found.payload.sender

@@ -15,7 +15,6 @@ from typing import Final
 
 from moorline.errors import MoorlineError, NotAuthentic
 from moorline.ledger import state as machine
-from moorline.ledger import transactions
 from moorline.ledger.engines.intake import UNPROVEN_ROOM, Intake, Waiting
 from moorline.ledger.engines.verifiers import Verifiers
 from moorline.ledger.state import State
@@ -108,7 +107,9 @@ async def verify_beside(
 
     Unless the workers are left `alone` with it, this process takes its share: then it waits for nothing but the rest.
     """
-    asked = [one for one in (_asked(state, data) for data in batch) if one is not None and not verified.knows(*one)]
+    asked = [
+        one for one in (_asked(state, data, verified) for data in batch) if one is not None and not verified.knows(*one)
+    ]
     mine = 0 if alone or not verifiers.ready else len(asked) // (verifiers.workers + 1)
     theirs = asyncio.ensure_future(verifiers.hold(asked[mine:]))
     await asyncio.sleep(0)  # until it is sent
@@ -120,10 +121,10 @@ async def verify_beside(
             verified.remember(sign1, key)
 
 
-def _asked(state: State, data: bytes) -> tuple[Sign1, VerifyingKey] | None:
+def _asked(state: State, data: bytes, verified: Verified) -> tuple[Sign1, VerifyingKey] | None:
     """A signature and the key it has to be by; None for what is judged without."""
     try:
-        transaction = transactions.parse(data)
+        transaction = verified.parse(data)
         key = machine.signing_key(state, transaction)
     except MoorlineError:
         return None
