@@ -132,7 +132,9 @@ def pair(token, folder):
         store = BrokerStore.open(f"sqlite:///{folder / f'{name}.db'}")
         key = ec.generate_private_key(ec.SECP256R1())
         pairs = PairStore(store)
-        sides.append((Party(provider=name, hsm="hsm-1"), key, PairKeys(token, pairs, keys.KeySigner(key)), pairs))
+        sides.append(
+            (Party(provider=name, hsm="hsm-1"), key, PairKeys(token, pairs, lambda key=key: keys.KeySigner(key)), pairs)
+        )
 
     def agree() -> None:
         (one, one_key, mine, _), (two, two_key, theirs, _) = sides

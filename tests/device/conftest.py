@@ -38,11 +38,13 @@ from moorline.services import broker_access, http
 from moorline.services.http import TlsIdentity
 from moorline.simulators.manufacturer import create_manufacturer, open_chip
 from moorline.simulators.silicon import GuestContext, Silicon, guest_policy
+from moorline.storage.broker_certificates import Issued
 from moorline.storage.broker_revocations import RevocationStore
 from moorline.storage.broker_store import BrokerStore
 from moorline.verification.anchors import parse_anchor_file
 from moorline.verification.snp import endorsements_from_table, verify_snp
 from moorline.wire import cbor, guest, keys, launch, schema
+from moorline.wire.certificates import spiffe_id_of
 from moorline.wire.session import (
     Activation,
     AuthoriseDeviceCall,
@@ -310,8 +312,12 @@ class Hsm:
         return bundle, verify_bundle(bundle, self.trust, now=self.clock.now())
 
     @functools.cached_property
+    def kept(self):
+        return BrokerStore.open(f"sqlite:///{self.directory / self.settings.provider}.db")
+
+    @functools.cached_property
     def revocations(self):
-        return RevocationStore(BrokerStore.open(f"sqlite:///{self.directory / self.settings.provider}.db"))
+        return RevocationStore(self.kept)
 
     def append(self, event, body, *, at):
         self.entries.append({"event": event, "at": at, **body})
@@ -319,6 +325,15 @@ class Hsm:
     def decisions(self):
         """Who decided what, as the secure log has it."""
         return [(one["decided_by"], one["allowed"], one["rule"]) for one in self.entries if one["event"] == "access-decided"]
+
+
+def recorded(store, der, now):
+    """Record a device's certificate as the broker that made it does, unless it is there."""
+    leaf = x509.load_der_x509_certificate(der)
+    serial, not_after = f"{leaf.serial_number:x}", Instant(int(leaf.not_valid_after_utc.timestamp()))
+    made = Issued(serial=serial, spiffe_id=str(spiffe_id_of(leaf)), key_digest=bytes(32), not_after=not_after, der=der)
+    if RevocationStore(store).certificate(serial) is None:
+        store.record_certificate(made, kind="svid-issued", at=now)
 
 
 @contextlib.asynccontextmanager

@@ -18,7 +18,7 @@ from moorline.ledger.client import Endpoint
 from moorline.services import broker_access, http
 from moorline.services.http import TlsIdentity
 
-home_door = sys.modules["device_world"].home_door
+home_door, recorded = sys.modules["device_world"].home_door, sys.modules["device_world"].recorded
 
 NAME = "authority-1.authority.alpha.test"
 
@@ -62,6 +62,7 @@ async def test_put_get_and_list_a_record(running, tmp_path):
     async with ledger_node(running) as url, home_door(running.beta, lambda app: broker_access.add_routes(app, beta)) as home:
         store = running.device()
         store.keep_home(home)
+        recorded(beta.kept, store.chain()[0], beta.clock.now())
         store.provision(running.ledger.trust, (Endpoint(url=url, server_name=NAME),))
         where = ["--dir", str(store.directory), "--address", running.inbound, "--provider", "alpha"]
         where += ["--service", "records", "--contract", "c1", "--json"]

@@ -36,7 +36,7 @@ from moorline.wire.frames import read_frame, write_frame
 from moorline.wire.nopfs import Direction, FunctionKeyCall, FunctionKeyReply, KeyContext, NoPfsHello, NoPfsOffer, NoPfsRecord
 from moorline.wire.session import Problem
 
-home_door = sys.modules["device_world"].home_door
+home_door, recorded = sys.modules["device_world"].home_door, sys.modules["device_world"].recorded
 
 WANTED = Wanted(provider="alpha", service="records", contract="c1")
 BOTH = ("tls", "no-pfs")
@@ -61,7 +61,7 @@ class Hsm:
         self.pairs = PairStore(self.store)
         self.revocations = RevocationStore(self.store)
         self.signer = keys.KeySigner(consortium.hsm.key)
-        self.pair_keys = PairKeys(token, self.pairs, self.signer)
+        self.pair_keys = PairKeys(token, self.pairs, lambda: self.signer)
         self.ledger = self
         self.party = Party(provider=name, hsm="hsm-1")
 
@@ -126,6 +126,7 @@ class Stage:
     def device(self, home, **how):
         store = self.world.device(**how)
         store.keep_home(home)
+        recorded(self.beta.store, store.chain()[0], self.beta.clock.now())
         return store
 
     async def connect(self, store, wanted=WANTED):

@@ -13,9 +13,12 @@ import pytest_asyncio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.name import _ASN1Type
+from cryptography.x509.oid import NameOID
 
 from moorline.ledger import transactions as tx
 from moorline.ledger.records import RevocationKind
+from moorline.wire import cms
 from moorline.wire.certificates import spiffe_id_of
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -160,17 +163,84 @@ async def test_a_key_made_by_the_server_and_the_certificate_before_is_revoked(be
     assert curl.post("serverkeygen", "thief", "-u", f"tiny-1:{given}").code == "est.code_used"
 
 
-async def test_a_request_for_an_encrypted_key_is_refused_and_not_answered_in_the_clear(beta, curl, tmp_path):
-    """verifies that: DecryptKeyIdentifier (RFC 7030 4.4.1) is never ignored."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "x")])
-    wanted = x509.ObjectIdentifier("1.2.840.113549.1.9.16.2.54")  # id-aa-asymmDecryptKeyID
-    builder = x509.CertificateSigningRequestBuilder().subject_name(name).add_attribute(wanted, b"\x04\x03key")
+def wanting(folder, key, identifier, *, which="54", tag=_ASN1Type.OctetString):
+    """d.b64: a request that names the key to which a private key is to be encrypted (RFC 7030 4.4.1)."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "x")])
+    oid = x509.ObjectIdentifier(f"1.2.840.113549.1.9.16.2.{which}")
+    builder = x509.CertificateSigningRequestBuilder().subject_name(name).add_attribute(oid, identifier, _tag=tag)
     der = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
-    (tmp_path / "d.b64").write_bytes(base64.b64encode(der))
+    (folder / "d.b64").write_bytes(base64.b64encode(der))
+
+
+def opened_by_openssl(folder, answer, key):
+    """The private key in an answer, as openssl decrypts it with `key` and verifies who made it."""
+    kind = answer.headers["content-type"]
+    message = email.message_from_bytes(b"Content-Type: " + kind.encode() + b"\r\n\r\n" + answer.body)
+    key_part, certificate_part = message.get_payload()
+    assert key_part.get_content_type() == "application/pkcs7-mime"
+    assert key_part.get_param("smime-type") == "server-generated-key"
+    (folder / "envelope.der").write_bytes(key_part.get_payload(decode=True))
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "reader.pem").write_bytes(key.private_bytes(*form))
+    words = "cms -decrypt -inform DER -in envelope.der -inkey reader.pem -out signed.der"
+    done = openssl(folder, *words.split())
+    if done.returncode != 0:
+        return None
+    (folder / "info.der").write_bytes(cms.content_info((folder / "signed.der").read_bytes()))
+    words = "cms -verify -inform DER -in info.der -CAfile root.pem -purpose any -out package.der"
+    openssl(folder, *words.split(), check=True)
+    package = (folder / "package.der").read_bytes()
+    made = serialization.load_der_private_key(package[2:] if package[1] < 0x80 else package[2 + (package[1] & 0x7F) :], None)
+    (folder / "p7.der").write_bytes(certificate_part.get_payload(decode=True))
+    openssl(folder, *["pkcs7", "-inform", "DER", "-in", "p7.der", "-print_certs", "-out", "leaf.pem"], check=True)
+    (leaf,) = x509.load_pem_x509_certificates((folder / "leaf.pem").read_bytes())
+    assert leaf.public_key() == made.public_key()
+    return made
+
+
+async def test_a_key_made_by_the_server_is_encrypted_to_the_key_that_is_named(beta, curl, tmp_path):
+    """verifies that: openssl opens the envelope with the named key and no other, and sees the issuing CA's signature."""
+    (tmp_path / "root.pem").write_bytes(beta.roots_pem)
+    key, other = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    given = await code(beta, "tiny-3")
+    wanting(tmp_path, key, cms.key_identifier(key.public_key()))
+    answer = curl.post("serverkeygen", "d", "-u", f"tiny-3:{given}")
+    assert answer.status == 200, answer.body
+    made = opened_by_openssl(tmp_path, answer, key)
+    assert made is not None
+    assert opened_by_openssl(tmp_path, answer, other) is None
+    raw = made.private_numbers().private_value.to_bytes(32, "big")
+    assert raw not in answer.body
+    assert base64.b64encode(raw)[:40] not in answer.body
+    # With TLS client authentication the key of the certificate shown can be named: the one that was just made.
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (tmp_path / "own.pem").write_bytes(made.private_bytes(*form))
+    (leaf,) = x509.load_pem_x509_certificates((tmp_path / "leaf.pem").read_bytes())
+    chain(tmp_path, curl, leaf)
+    wanting(tmp_path, other, cms.key_identifier(made.public_key()))
+    again = curl.post("serverkeygen", "d", "--cert", "chain.pem", "--key", "own.pem")
+    assert again.status == 200, again.body
+    assert opened_by_openssl(tmp_path, again, made) is not None
+    assert opened_by_openssl(tmp_path, again, other) is None
+
+
+@pytest.mark.parametrize(
+    ("wanted", "status", "code_"),
+    [
+        ({"identifier": b"key"}, 403, "est.key_encryption"),
+        ({"identifier": b"k" * 20}, 403, "est.key_encryption"),
+        ({"identifier": b"key", "which": "37"}, 403, "est.key_encryption"),
+        ({"identifier": b"key", "tag": _ASN1Type.UTF8String}, 400, "est.key_identifier"),
+        ({"identifier": b""}, 400, "est.key_identifier"),
+        ({"identifier": b"k" * 65}, 400, "est.key_identifier"),
+    ],
+)
+async def test_a_request_for_an_encrypted_key_is_never_answered_in_the_clear(beta, curl, tmp_path, wanted, status, code_):
+    """verifies that: a key nobody showed, a shared key, and a name of another form are refused, and use no code up."""
+    wanting(tmp_path, ec.generate_private_key(ec.SECP256R1()), **wanted)
     given = await code(beta, "tiny-2")
     answer = curl.post("serverkeygen", "d", "-u", f"tiny-2:{given}")
-    assert (answer.status, answer.code) == (403, "est.key_encryption")
+    assert (answer.status, answer.code) == (status, code_)
 
 
 async def test_an_installers_account_over_http_basic(beta, curl, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
 import subprocess
 import sys
@@ -12,11 +13,20 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from moorline.clock import SystemClock
+from moorline.device import cmp, enrolment, tls_key
+from moorline.device.keys import LABEL, InTpm, close
+from moorline.device.store import DeviceStore
+from moorline.errors import MoorlineError
+from moorline.hsm.keys import TokenEcKey
 from moorline.hsm.token import initialise_softhsm, open_token
+from moorline.verification.chains import verify_chain
 from moorline.wire.certificates import spiffe_id_of
-from moorline.wire.cmp import tlv
+from moorline.wire.der import tlv
+from moorline.wire.http import HttpClient
 
 sys.path.insert(0, str(Path(__file__).parent))
 from consortium import Consortium, free_addresses
@@ -141,3 +151,116 @@ async def test_a_key_in_a_tpm_enrols(beta, tmp_path):
         await asyncio.to_thread(run, "pkey", *provider, "-in", "key.pem", "-pubout", "-out", "public.pem")
     public = serialization.load_pem_public_key((tmp_path / "public.pem").read_bytes())
     assert leaf.public_key() == public
+
+
+# Our own device ---------------------------------------------------------------------------------------------------------
+
+
+class Owner:
+    """What a device is given: trust, ledger, code; and its commands, as JSON."""
+
+    def __init__(self, beta, directory):
+        self.beta, self.directory = beta, directory
+
+    async def moor(self, *words, expect=0):
+        command = [sys.executable, "-m", "moorline.cli", "device", *map(str, words), "--dir", self.directory, "--json"]
+        process = await asyncio.create_subprocess_exec(*map(str, command), stdout=-1, stderr=-1)
+        out, err = await asyncio.wait_for(process.communicate(), 60)
+        assert process.returncode == expect, (out, err)
+        return json.loads((out or err).decode().splitlines()[-1])
+
+    async def enrol(self, name, *where, expect=0):
+        ledger = self.beta.settings.ledger_trust
+        (url, _, authority) = self.beta.settings.ledger_urls[0].partition("|")
+        given = ("--code", await code(self.beta, name), "--ledger", f"{url}={authority}", "--trust", ledger)
+        return await self.moor("enrol", "--name", name, *self.home, *given, *where, expect=expect)
+
+    @property
+    def home(self):
+        return ("--url", f"https://{self.beta.broker.said['https']}", "--server-name", self.beta.server_name)
+
+    def leaf(self):
+        return x509.load_pem_x509_certificates((self.directory / "chain.pem").read_bytes())[0]
+
+    async def connected_key(self):
+        """The TLS key a connection would use; what a function sees is its certificate."""
+        store = DeviceStore(directory=self.directory)
+        await tls_key.ensure(store, SystemClock().now())
+        identity = store.identity()
+        chain = verify_chain(identity.chain[0], identity.chain[1:], store.trust().roots, SystemClock().now())
+        return chain, identity
+
+
+async def lives_in_hardware(owner, name, public):
+    """Enrolled, renewed and connected, with the private key in no file."""
+    first = owner.leaf()
+    assert first.public_key() == public
+    assert not (owner.directory / "key.pem").exists()
+    await owner.moor("renew", *owner.home)
+    second = owner.leaf()
+    assert second.public_key() == public
+    assert second.serial_number != first.serial_number
+    chain, identity = await owner.connected_key()
+    assert chain.spiffe_id == spiffe_id_of(second)
+    assert str(chain.spiffe_id).endswith(f"/device/{name}")
+    assert identity.key.public_key() != public
+    again, _ = await owner.connected_key()
+    assert again.serial == chain.serial  # kept while it lives
+    await the_tls_key_renews_nothing(owner, name, identity)
+
+
+async def the_tls_key_renews_nothing(owner, name, identity):
+    """Whoever took the file with the TLS key asks for more with it: over CMP, and over EST by TLS client authentication."""
+    store, now = DeviceStore(directory=owner.directory), SystemClock().now()
+    url, server_name, roots = owner.home[1], owner.home[3], store.trust().roots
+    csr = cmp.pkcs10(identity.key, name)
+    pem = enrolment.roots_pem(store.trust())
+    async with HttpClient(url, server_name=server_name, roots_pem=pem) as client:
+        with pytest.raises(MoorlineError) as caught:
+            await cmp.certified(client, identity.key, identity.chain, csr, roots=roots, now=now)
+    assert caught.value.code == "cmp.refused"
+    shown = enrolment.client_identity(identity)
+    headers = {"content-type": "application/pkcs10", "content-transfer-encoding": "base64"}
+    async with HttpClient(url, server_name=server_name, roots_pem=pem, identity=shown) as client:
+        path, body = f"{enrolment.EST}/simplereenroll", base64.b64encode(csr)
+        with pytest.raises(MoorlineError) as caught:
+            await client.send("POST", path, content=body, headers=headers)
+    assert caught.value.code == "est.further_certificate"
+
+
+async def test_our_device_keeps_its_key_in_a_pkcs11_token(beta, tmp_path, monkeypatch):
+    """verifies that: `moor device` enrols and renews by signatures of SoftHSM alone; TLS gets a key of an hour beside it."""
+
+    def made():
+        return initialise_softhsm(tmp_path / "token", label="device")
+
+    location = await asyncio.to_thread(made)
+    for name, value in location.environment.items():
+        monkeypatch.setenv(name, value)
+    owner = Owner(beta, tmp_path / "device")
+    where = ("--token-module", location.module, "--token-label", "device", "--pin-file", tmp_path / "token" / "pin")
+    await owner.enrol("held-1", *where)
+    with open_token(location) as token:
+        public = TokenEcKey(token, LABEL).public_key()
+        (fact,) = [fact for fact in token.inspect() if fact.label == LABEL and fact.kind == "private"]
+    assert (fact.sensitive, fact.extractable) == (True, False)
+    await lives_in_hardware(owner, "held-1", public)
+    close()
+    # The key does not move: another place for the same directory is refused, and so is a PIN that is not there.
+    other = await owner.enrol("held-1", "--tpm", "swtpm:path=/none", expect=2)
+    assert other["error"]["code"] == "device.key_elsewhere"
+    (tmp_path / "token" / "pin").rename(tmp_path / "token" / "gone")
+    assert (await owner.moor("renew", *owner.home, expect=2))["error"]["code"].startswith("token.")
+
+
+async def test_our_device_keeps_its_key_in_a_tpm(beta, tmp_path):
+    """verifies that: `moor device` enrols, renews and connects with a key that follows from the TPM's seed."""
+    with SoftwareTpm(tmp_path) as tpm:
+        tcti = f"swtpm:path={tpm.socket}"
+        owner = Owner(beta, tmp_path / "device")
+        await owner.enrol("tpm-2", "--tpm", tcti)
+        public = InTpm(tcti=tcti, name="tpm-2").key().public_key()
+        assert public != InTpm(tcti=tcti, name="tpm-3").key().public_key()
+        await lives_in_hardware(owner, "tpm-2", public)
+    gone = await owner.moor("renew", *owner.home, expect=2)
+    assert gone["error"]["code"] == "tpm.unreachable"

@@ -25,13 +25,15 @@ from cryptography.hazmat.primitives import serialization
 from moorline.cli import run as moor
 from moorline.clock import Instant, SystemClock, Validity
 from moorline.errors import MoorlineError
+from moorline.hsm import approvals
 from moorline.hsm.provider import certify_hsm
 from moorline.hsm.tenants import verify_destroyed
 from moorline.hsm.token import RemoteToken
 from moorline.ledger import transactions as tx
 from moorline.services import settings
 from moorline.services.token_owner import TokenOwnerSettings
-from moorline.wire import keys
+from moorline.storage.hsm_store import HsmStore
+from moorline.wire import keys, schema
 
 sys.path.insert(0, str(Path(__file__).parent))
 from consortium import Consortium, Process, der
@@ -284,6 +286,44 @@ async def test_a_tenant_from_its_making_to_its_end(world):
     assert (await world.hsm("tenant", "create", "clinic", "--uid", 0, expect=1))["error"]["code"] == "hsm.already_there"
 
 
+async def rotated_through_the_socket(world, socket: Path) -> None:
+    """Keys of every kind are begun at the owner; none is destroyed there without the custodians' own signatures."""
+    assert (await world.hsm("key", "rotate", "wrapping"))["state"] == "active"
+    assert (await world.hsm("key", "rewrap"))["unreadable"] == 0
+    label = (await world.hsm("key", "rotate", "hsm-kem", "--output", world.directory / "kem"))["label"]
+    facts = {(each["label"], each["kind"]): each for each in (await world.hsm("inspect"))["keys"]}
+    assert facts[label, "private"]["trust_needed"]  # recoverable from a backup, as the key before it
+    request = (await world.hsm("key", "destroy", label))["request"]
+    again = ("key", "destroy", label, "--request", request)
+    await world.approved(request, "ada")
+    asked, signed = approval_in_store(world, request)
+    with RemoteToken(socket) as door:  # whoever has the socket and one custodian's word, but no quorum
+        one = approvals.Grant(request=asked, signed=(signed,))
+        for target, grant, code in (
+            (label, schema.encode(one), "approval.missing"),
+            (label, schema.encode(replace(one, signed=2 * one.signed)), "approval.twice"),
+            ("wrapping", schema.encode(one), "approval.other_request"),
+            (label, schema.encode(replace(one, request=replace(asked, hsm="hsm-2"))), "approval.other_hsm"),
+        ):
+            with pytest.raises(MoorlineError) as caught:
+                door.destroy_granted(target, grant)
+            assert caught.value.code == code
+        assert door.has_key(label)
+        await world.approved(request, "bo")
+        assert (await world.hsm(*again))["state"] == "destroyed"
+        assert not door.has_key(label)
+
+
+def approval_in_store(world, request: str) -> tuple[approvals.Request, bytes]:
+    """A request and a custodian's signature for it, as the broker keeps them."""
+    store = HsmStore.open(f"sqlite:///{world.alpha.settings.database}")
+    try:
+        ((_, _, signed),) = store.approvals(bytes.fromhex(request))
+        return schema.decode(approvals.Request, store.request(bytes.fromhex(request))), signed
+    finally:
+        store.close()
+
+
 def text_of(path: Path) -> str:
     """What is in a file of /proc, as far as it is still there."""
     try:
@@ -360,12 +400,21 @@ async def test_the_broker_asks_the_process_that_owns_the_token(world):
         token_pin_file=new / "pin",
         softhsm_conf=new / "softhsm2.conf",
         socket=socket,
+        custody=new / "custody.cbor",
+        provider="alpha",
+        hsm="hsm-1",
     )
     settings.write(chosen, alpha.directory / "token.toml")
     owner = Process(("hsm", "serve", "--config", str(alpha.directory / "token.toml")), alpha.directory / "owner.log")
     await owner.start()
     changed = replace(
-        alpha.settings, token_label=None, token_pin_file=None, softhsm_conf=None, token_owner=socket, tenants=None
+        alpha.settings,
+        token_label=None,
+        token_pin_file=None,
+        softhsm_conf=None,
+        token_owner=socket,
+        tenants=None,
+        custody=new / "custody.cbor",
     )
     settings.write(changed, alpha.directory / "broker.toml")
     try:
@@ -373,8 +422,7 @@ async def test_the_broker_asks_the_process_that_owns_the_token(world):
         await svid(world)
         assert (await world.hsm("epoch"))["epoch"] > 1 << 32
         assert (await world.hsm("inspect"))["token"]["health"] == "good"
-        refused = await world.hsm("key", "rotate", "wrapping", expect=1)
-        assert refused["error"]["code"] == "token.not_offered"
+        await rotated_through_the_socket(world, socket)
         await owner.stop(signal.SIGKILL)
         directory = world.directory / "never"
         gone = await world.hsm("svid", "operator", "o-1", "--dir", directory, expect=2)

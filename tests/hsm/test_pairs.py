@@ -33,7 +33,7 @@ class Side:
         self.pairs = PairStore(self.store)
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.party = Party(provider=name, hsm="hsm-1")
-        self.keys = PairKeys(token, self.pairs, keys.KeySigner(self.key))
+        self.keys = PairKeys(token, self.pairs, lambda: keys.KeySigner(self.key))
 
     def ends(self, other):
         return Ends(ledger_id=self.ledger_id, own=self.party, peer=other.party, peer_key=other.key.public_key())

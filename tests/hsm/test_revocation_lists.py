@@ -47,7 +47,7 @@ def live_ca(token, real_now):
         above=real_now.above,
         trust_domain="alpha.test",
         life_s=3600,
-        pointers=POINTERS,
+        published="http://revocation.alpha.test",
     )
 
 

@@ -190,10 +190,16 @@ def test_only_named_roles_are_offered(owned):
         lambda: remote.ecdsa("not-a-role", bytes(32)),
         lambda: remote.agree(KEM, local.ec_point(KEM), "wrapping"),
         lambda: remote.advance("issuing-ca"),
+        lambda: remote.generate_ec_key("issuing-ca@"),
+        lambda: remote.generate_wrapping_key("issuing-ca@2"),
+        lambda: remote.destroy_key("issuing-ca@2"),
     ):
         with pytest.raises(Refused) as caught:
             attempt()
         assert caught.value.code == "token.not_offered"
+    with pytest.raises(Refused) as caught:
+        remote.destroy_granted(ISSUING_CA, b"")
+    assert caught.value.code == "token.not_granted"  # an owner that knows no custodians
     assert local.has_key(ISSUING_CA)
 
 

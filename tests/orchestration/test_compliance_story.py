@@ -192,7 +192,7 @@ class System:
         agents = HostAgents(
             hosts=tuple(NamedHost(id=host, **self.peer(f"host/{host}")) for host in ("h1", "h2")),
             verifier=Peer(**self.peer("verifier/v1")),
-            verifier_key=self.verifier.signer.public_key(),
+            verifier_keys=lambda: (self.verifier.signer.public_key(),),
             roots_pem=self.pki.roots_pem,
             identity=lambda: identity,
             provider="alpha",

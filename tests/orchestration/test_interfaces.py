@@ -13,7 +13,7 @@ from moorline.errors import EXIT_REFUSED, Unavailable
 from moorline.host_agent.guests import Guests
 from moorline.orchestration import package as packages
 from moorline.services import host as host_service
-from moorline.services import http
+from moorline.services import http, key_files
 from moorline.services import orchestrator as service
 from moorline.services import settings as settings_module
 from moorline.services.launcher_parent import LauncherSettings, order
@@ -327,9 +327,9 @@ def test_keys_and_certificates_from_files(tmp_path, publisher, provider):
     from cryptography.hazmat.primitives.serialization import Encoding
 
     (tmp_path / "spki.der").write_bytes(keys.public_bytes(provider.intent_signer.public_key()))
-    assert service.load_public(tmp_path / "spki.der") == provider.intent_signer.public_key()
+    assert key_files.load_public(tmp_path / "spki.der") == provider.intent_signer.public_key()
     (tmp_path / "signers.pem").write_bytes(publisher.certificate.public_bytes(Encoding.PEM) * 2)
     assert service.load_certificates(tmp_path / "signers.pem") == (publisher.der, publisher.der)
-    for loader in (service.load_signer, service.load_public, service.load_certificates):
+    for loader in (service.load_signer, key_files.load_public, service.load_certificates):
         with pytest.raises(service.Misconfigured):
             loader(tmp_path / "nothing")

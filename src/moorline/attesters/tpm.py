@@ -199,6 +199,41 @@ class Tpm:
                 )
             return bytes(attest), bytes(signature.marshal())
 
+    # A device's signing key --------------------------------------------------------------------------------------------
+
+    def signing_point(self, name: str) -> bytes:
+        """The uncompressed point (65 bytes) of the P-256 signing key that follows from a name; always the same key."""
+        with self._using() as esys, self._signing(name) as handle:
+            public, _, _ = esys.read_public(handle)
+            point = public.publicArea.unique.ecc
+            return b"\x04" + _coordinate(point.x) + _coordinate(point.y)
+
+    def sign(self, name: str, digest: bytes) -> bytes:
+        """The ECDSA signature r | s (64 bytes) of that key over a SHA-256 digest, which the caller made."""
+        from tpm2_pytss.constants import TPM2_ALG, TPM2_RH, TPM2_ST
+        from tpm2_pytss.types import TPM2B_DIGEST, TPMT_SIG_SCHEME, TPMT_TK_HASHCHECK
+
+        scheme = TPMT_SIG_SCHEME(scheme=TPM2_ALG.ECDSA)
+        scheme.details.any.hashAlg = TPM2_ALG.SHA256
+        unneeded = TPMT_TK_HASHCHECK(tag=TPM2_ST.HASHCHECK, hierarchy=TPM2_RH.NULL)  # the key is not restricted
+        with self._using() as esys, self._signing(name) as handle:
+            made = esys.sign(handle, TPM2B_DIGEST(digest), scheme, unneeded)  # its parts live only as long as it does
+            return _coordinate(made.signature.ecdsa.signatureR) + _coordinate(made.signature.ecdsa.signatureS)
+
+    @contextlib.contextmanager
+    def _signing(self, name: str) -> Iterator[Any]:
+        from tpm2_pytss import ESYS_TR
+        from tpm2_pytss.types import TPM2B_PUBLIC, TPM2B_SENSITIVE_CREATE, TPMT_PUBLIC
+
+        attributes = "sign|fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda"
+        template = TPMT_PUBLIC.parse("ecc256:ecdsa-sha256:null", objectAttributes=attributes)
+        template.unique.ecc.x.buffer = tagged_hash("tpm-device-key", name.encode())
+        made, *_ = self._esys.create_primary(TPM2B_SENSITIVE_CREATE(), TPM2B_PUBLIC(publicArea=template), ESYS_TR.OWNER)
+        try:
+            yield made
+        finally:
+            self._esys.flush_context(made)
+
     # ----------------------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -309,6 +344,11 @@ class Tpm:
         from tpm2_pytss.utils import NVReadEK
 
         return bytes(NVReadEK(self._esys)(index))
+
+
+def _coordinate(value: object) -> bytes:
+    """32 bytes: a TPM may leave leading zeros out."""
+    return bytes(value).rjust(32, b"\0")  # type: ignore[call-overload, no-any-return] # the library has no types
 
 
 def _handle(pcr: int) -> Any:  # noqa: ANN401 - ESYS_TR

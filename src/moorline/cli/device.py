@@ -14,6 +14,7 @@ from moorline.cli import render
 from moorline.errors import Malformed, Misconfigured
 
 if TYPE_CHECKING:
+    from moorline.device.keys import Where
     from moorline.ledger.client import Endpoint
     from moorline.verification.chains import VerifiedChain
 
@@ -38,7 +39,7 @@ Json = Annotated[bool, typer.Option("--json", help="Answer in JSON")]
 
 
 @app.command("enrol")
-def enrol_command(
+def enrol_command(  # noqa: PLR0913 - one option each
     directory: Directory,
     url: Url,
     server_name: ServerName,
@@ -47,24 +48,45 @@ def enrol_command(
     code: Annotated[str, typer.Option(help="The one-time enrolment code", envvar="MOOR_ENROLMENT_CODE")],
     ledger: Annotated[list[str], typer.Option(help="URL=SERVER_NAME of an authority; may be repeated")],
     *,
+    token_module: Annotated[Path | None, typer.Option(help="PKCS#11 module: make the key in a token of it")] = None,
+    token_label: Annotated[str | None, typer.Option(help="The token's label; with --token-module")] = None,
+    pin_file: Annotated[Path | None, typer.Option(help="File with its PIN, mode 0600; with --token-module")] = None,
+    tpm: Annotated[str | None, typer.Option(help="TCTI of a TPM to make the key in: device:/dev/tpmrm0")] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a key, enrol at the provider over EST, keep the certificate."""
+    """Make a key, in a file, a PKCS#11 token or a TPM, enrol at the provider over EST, keep the certificate."""
     from moorline.clock import SystemClock
     from moorline.device.enrolment import enrol
     from moorline.device.store import DeviceStore
     from moorline.ledger.light_client import LedgerTrust
 
     store = DeviceStore(directory=directory)
+    where = _where(name, token_module, token_label, pin_file, tpm)
     store.provision(LedgerTrust.parse(_read(trust)), tuple(_endpoint(text) for text in ledger))
+    if where is not None:
+        store.hold_key(where)
     now = SystemClock().now()
     chain = _run(enrol(store, url=url, server_name=server_name, device=name, code=code, now=now))
     _say_identity(chain, as_json=as_json)
 
 
+def _where(name: str, module: Path | None, label: str | None, pin_file: Path | None, tpm: str | None) -> Where | None:
+    from moorline.device.keys import InToken, InTpm
+
+    if tpm is not None and module is not None:
+        raise typer.BadParameter("a key is in a token or in a TPM: give --token-module or --tpm")
+    if tpm is not None:
+        return InTpm(tcti=tpm, name=name)
+    if module is None:
+        return None
+    if label is None or pin_file is None:
+        raise typer.BadParameter("a token is named by --token-label and opened with --pin-file")
+    return InToken(module=str(module), token_label=label, pin_file=str(pin_file.resolve()))
+
+
 @app.command("renew")
 def renew_command(directory: Directory, url: Url, server_name: ServerName, *, as_json: Json = False) -> None:
-    """Get a fresh certificate for the same key (simplereenroll)."""
+    """Get a fresh certificate for the same key: by EST (simplereenroll), or signed in the token or TPM by CMP."""
     from moorline.clock import SystemClock
     from moorline.device.enrolment import renew
     from moorline.device.store import DeviceStore
@@ -78,16 +100,18 @@ def renew_command(directory: Directory, url: Url, server_name: ServerName, *, as
 def show_command(directory: Directory, *, as_json: Json = False) -> None:
     """Show who this device is, until when, and whom it can ask about the ledger."""
     from moorline.clock import SystemClock
+    from moorline.device.keys import encode
     from moorline.device.store import DeviceStore
     from moorline.verification.chains import verify_chain
 
     store = DeviceStore(directory=directory)
-    identity, highest = store.identity(), store.highest()
-    chain = verify_chain(identity.chain[0], identity.chain[1:], store.trust().roots, SystemClock().now())
+    own, highest = store.chain(), store.highest()
+    chain = verify_chain(own[0], own[1:], store.trust().roots, SystemClock().now())
     found = {
         "spiffe_id": str(chain.spiffe_id),
         "provider": chain.provider_name,
         "not_after": int(chain.leaf.not_valid_after_utc.timestamp()),
+        "key": encode(store.where()).decode() if store.held_elsewhere else "key.pem",
         "ledger": store.trust().ledger_id.hex(),
         "authorities": [endpoint.url for endpoint in store.endpoints()],
         "highest checkpoint seen": None if highest is None else highest.height,

@@ -243,7 +243,7 @@ def show_peers(broker: acting.Broker, *, as_json: render.AsJson = False) -> None
 @shown.command("pairs")
 def show_pairs(broker: acting.Broker, *, as_json: render.AsJson = False) -> None:
     """Show pair keys with other providers' HSMs, by pair epoch."""
-    columns = ("provider", "hsm", "epoch", "state", "anchored_at_height", "at", "revoked_by_peer", "contracts")
+    columns = ("provider", "hsm", "epoch", "state", "anchored_at_height", "at", "uses", "revoked_by_peer", "contracts")
     _table(broker, "pairs", columns, as_json=as_json, empty="no pairs yet; next: moor hsm connect")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,13 +16,13 @@ Label = Annotated[str, typer.Argument(help="The key (moor hsm key list).")]
 Request = Annotated[
     str | None, typer.Option("--request", help="The approved request; left out, one is made for the custodians.")
 ]
-_COLUMNS = ("label", "role", "state", "created", "active", "retiring", "retire_after", "retired", "destroyed")
-_TIMES = _COLUMNS[3:]
+_TIMES = ("due", "created", "active", "retiring", "retire_after", "retired", "destroyed")
+_COLUMNS = ("label", "role", "state", "waits_for", *_TIMES)
 
 
 @app.command("list")
 def list_keys(broker: acting.Broker, *, as_json: render.AsJson = False) -> None:
-    """Show keys with their states and the moment each began."""
+    """Show keys with their states and the moment each began, when a key is due, and what a begun one waits for."""
 
     async def ask(client: Any) -> Any:  # noqa: ANN401 - HttpClient, imported late
         return await client.get_json("/v1/hsm/keys")
@@ -34,16 +34,16 @@ def list_keys(broker: acting.Broker, *, as_json: render.AsJson = False) -> None:
 
 @app.command()
 def rotate(
-    role: Annotated[str, typer.Argument(help="wrapping, issuing-ca or hsm-identity.")],
+    role: Annotated[str, typer.Argument(help="wrapping, issuing-ca, hsm-identity, hsm-kem or verifier.")],
     broker: acting.Broker,
     *,
     issuing_ca: Annotated[str | None, typer.Option(help="Id of the new issuing CA on the ledger.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Directory for the new request.json.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Directory for what others need of the new key.")] = None,
     as_json: render.AsJson = False,
 ) -> None:
-    """Begin a new key. A wrapping key is used at once; others are certified and registered by the provider first."""
+    """Begin a new key. A wrapping key is used at once; of others somebody must know first: ledger or relying parties."""
     if role != "wrapping" and output is None:
-        raise typer.BadParameter("say where the request goes: --output DIR")
+        raise typer.BadParameter("say where what others need goes: --output DIR")
     if role == "issuing-ca" and issuing_ca is None:
         raise typer.BadParameter("name the new issuing CA: --issuing-ca ID")
     before = None if output is None else hsm_request.read(broker / hsm_request.FILE)  # before anything is made
@@ -51,33 +51,80 @@ def rotate(
     if output is None or before is None:
         render.facts(_dated(answer), as_json=as_json, then="moor hsm key rewrap, then retire the old one")
         return
-    changed = (
-        replace(before, issuing_ca=issuing_ca or before.issuing_ca, issuing_ca_key=answer["public_key"])
-        if role == "issuing-ca"
-        else replace(before, identity_key=answer["public_key"])
-    )
-    written = render.new_file(output / hsm_request.FILE, changed.render())
-    then = [f"moor hsm certify {written} --as PROVIDER"]
+    found: Any = acting.at_broker(broker, lambda client: client.get_json("/v1/keys"))
+    begun = _Begun(label=str(answer["label"]), public=answer["public_key"], found=found, output=output, broker=broker)
+    files, then = _told(role, begun, before, issuing_ca)
+    render.files(files, as_json=as_json, then=then, label=begun.label)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Begun:
+    """A begun key, and what the broker says of the keys in force."""
+
+    label: str
+    public: str
+    found: dict[str, str]
+    output: Path
+    broker: Path
+
+    def now(self, before: hsm_request.HsmRequest) -> hsm_request.HsmRequest:
+        """The request of the keys in force: those of the first ceremony may be long gone."""
+        found = self.found
+        return replace(
+            before,
+            identity_key=found["identity"],
+            issuing_ca_key=found["issuing_ca"],
+            verifier_key=found["verifier"],
+            kem_key=found["kem"],
+        )
+
+    def activate(self, certificate: Path | None = None) -> str:
+        """The command that is last."""
+        more = "" if certificate is None else f" --certificate {certificate}"
+        return f"moor hsm key activate {self.label}{more} --broker {self.broker}"
+
+
+def _told(role: str, begun: _Begun, before: hsm_request.HsmRequest, issuing_ca: str | None) -> tuple[list[Path], list[str]]:
+    """Files for those who must know of the key first, and what is to be done with them, in order."""
+    output = begun.output
+    if role == "verifier":
+        written = render.new_file(output / "verifier.pem", begun.found["verifier_pem"].encode("ascii"))
+        return [written], [f"put {written} in the place of verifier_key at each orchestrator", begun.activate()]
+    if role == "hsm-kem":
+        request = render.new_file(output / hsm_request.FILE, replace(begun.now(before), kem_key=begun.public).render())
+        certificate = render.new_file(output / "hsm.pem", begun.found["hsm_certificate"].encode("ascii"))
+        return [request, certificate], [_update(request), begun.activate()]
     if role == "issuing-ca":
-        certificate = output / "issuing-ca.pem"
-        then.append(f"moor provider register issuing-ca {issuing_ca} --certificate {certificate} --as PROVIDER")
-    else:
-        certificate = output / "hsm.pem"
-        then.append(f"moor provider update hsm {written} --sequence N --as PROVIDER")
-    then.append(f"moor hsm key activate {answer['label']} --certificate {certificate} --broker {broker}")
-    render.files([written], as_json=as_json, then=then, label=str(answer["label"]))
+        changed = replace(begun.now(before), issuing_ca=issuing_ca or before.issuing_ca, issuing_ca_key=begun.public)
+        request, certificate = render.new_file(output / hsm_request.FILE, changed.render()), output / "issuing-ca.pem"
+        register = f"moor provider register issuing-ca {issuing_ca} --certificate {certificate} --as PROVIDER"
+        return [request], [_certify(request), register, begun.activate(certificate)]
+    request = render.new_file(output / hsm_request.FILE, replace(begun.now(before), identity_key=begun.public).render())
+    return [request], [_certify(request), _update(request), begun.activate(output / "hsm.pem")]
+
+
+def _certify(request: Path) -> str:
+    return f"moor hsm certify {request} --as PROVIDER"
+
+
+def _update(request: Path) -> str:
+    return f"moor provider update hsm {request} --sequence N --as PROVIDER"
 
 
 @app.command()
 def activate(
     label: Label,
     broker: acting.Broker,
-    certificate: Annotated[Path, typer.Option(help="The new key's certificate, PEM; the ledger has it already.")],
+    certificate: Annotated[
+        Path | None,
+        typer.Option(help="The new key's certificate, PEM; the ledger has it already. None for hsm-kem and verifier."),
+    ] = None,
     *,
     as_json: render.AsJson = False,
 ) -> None:
     """Use a begun key from now on. The one before it retires, and what it signed stays good meanwhile."""
-    body = {"label": label, "certificate": render.read(certificate).decode("ascii", "replace")}
+    pem = None if certificate is None else render.read(certificate).decode("ascii", "replace")
+    body = {"label": label, "certificate": pem}
     answer: Any = acting.at_broker(broker, lambda client: client.post_json("/v1/hsm/keys/activate", body))
     render.facts(_dated(answer) if not as_json else answer, as_json=as_json)
 

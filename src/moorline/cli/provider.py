@@ -180,7 +180,7 @@ def register_orchestrator(
 ) -> None:
     """Register the key with which an orchestrator signs launch intents."""
     from moorline.ledger.transactions import RegisterOrchestrator
-    from moorline.services.orchestrator import load_public
+    from moorline.services.key_files import load_public
     from moorline.wire import keys
 
     body = RegisterOrchestrator(id=identifier, public_key=keys.public_bytes(load_public(key)))

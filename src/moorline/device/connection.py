@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from moorline.channel import device as channel
 from moorline.clock import Clock
+from moorline.device import tls_key
 from moorline.device.enrolment import roots_pem
 from moorline.device.home import Home, HomeWord, HttpsHome, connection_of
 from moorline.device.store import DeviceStore
@@ -74,6 +75,7 @@ async def connect(
 ) -> channel.DeviceConnection:
     """As `connected`, with proofs from `prove` and the home HSM's word from `home`; the caller closes the connection."""
     trust = store.trust()
+    await tls_key.ensure(store, clock.now())
     identity = store.identity()
     own = verify_chain(identity.chain[0], identity.chain[1:], trust.roots, clock.now())
     both = _BothHsms(trust=trust, own=own, wanted=wanted, clock=clock, home=HomeWord(home, clock))

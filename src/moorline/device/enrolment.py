@@ -15,13 +15,13 @@ import base64
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import pkcs7
-from cryptography.x509.oid import NameOID
 
 from moorline.channel.tls import TlsIdentity
 from moorline.clock import Instant
+from moorline.device import cmp
 from moorline.device.store import DeviceStore
 from moorline.errors import Malformed, NotAuthentic
 from moorline.ledger.client import Endpoint
@@ -52,12 +52,20 @@ async def enrol(store: DeviceStore, *, url: str, server_name: str, device: str, 
 
 
 async def renew(store: DeviceStore, *, url: str, server_name: str, now: Instant) -> VerifiedChain:
-    """A fresh certificate for the same key and name, on the strength of the current one (RFC 7030 4.2.2)."""
+    """A fresh certificate for the same key and name, on the strength of the current one.
+
+    EST (RFC 7030 4.2.2), where the key serves TLS; a key in a token or TPM signs a CMP message instead (`certified`).
+    """
+    if store.held_elsewhere:
+        store.keep_home(Endpoint(url=url, server_name=server_name))
+        chain = await certified(store, store.key(), now)
+        store.keep_chain(chain.path[:-1])
+        return chain
     trust = store.trust()
     identity = store.identity()
     key = store.key()
     device = verify_chain(identity.chain[0], identity.chain[1:], trust.roots, now).spiffe_id.segments[0]
-    shown = shown_identity(store, identity.chain)
+    shown = client_identity(identity)
     async with HttpClient(url, server_name=server_name, roots_pem=roots_pem(trust), identity=shown) as client:
         issuers = await _cacerts(client, trust, now)
         answer = await client.send(
@@ -66,16 +74,23 @@ async def renew(store: DeviceStore, *, url: str, server_name: str, now: Instant)
     return _kept(store, trust, key, device, certificates_of(answer), issuers, now)
 
 
-def shown_identity(store: DeviceStore, chain: tuple[bytes, ...]) -> ClientIdentity:
-    """Certificate chain and key of the device as an HTTPS client wants them; in memory only."""
-    return client_identity(TlsIdentity(key=store.key(), chain=chain))
+async def certified(store: DeviceStore, key: ec.EllipticCurvePrivateKey, now: Instant) -> VerifiedChain:
+    """A certificate in this device's name for a key, at home, asked for in a message that the device's own key signs (CMP).
+
+    Verified, and not kept. Raises `cmp.*`, `chain.*`, `peer.*`, NotAuthentic("est.other_identity").
+    """
+    trust, home, chain = store.trust(), store.home(), store.chain()
+    device = verify_chain(chain[0], chain[1:], trust.roots, now).spiffe_id.segments[0]
+    async with HttpClient(home.url, server_name=home.server_name, roots_pem=roots_pem(trust)) as client:
+        csr = cmp.pkcs10(key, device)
+        found = await cmp.certified(client, store.key(), chain, csr, roots=trust.roots, now=now)
+    return _verified(trust, key, device, found, (), now)
 
 
 def client_identity(identity: TlsIdentity) -> ClientIdentity:
-    """The same identity, for HTTPS."""
-    pem = identity.key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    """Certificate chain and key of the device as an HTTPS client wants them; in memory only."""
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    pem = identity.key.private_bytes(encoding, form, serialization.NoEncryption())
     return ClientIdentity(certificate_chain_pem=_pem(identity.chain), private_key_pem=pem)
 
 
@@ -111,9 +126,7 @@ async def _cacerts(client: HttpClient, trust: LedgerTrust, now: Instant) -> tupl
 
 
 def _request(key: ec.EllipticCurvePrivateKey, device: str) -> bytes:
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, device)])
-    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
-    return base64.b64encode(request.public_bytes(serialization.Encoding.DER))
+    return base64.b64encode(cmp.pkcs10(key, device))
 
 
 def _kept(
@@ -125,6 +138,20 @@ def _kept(
     issuers: tuple[bytes, ...],
     now: Instant,
 ) -> VerifiedChain:
+    chain = _verified(trust, key, device, found, issuers, now)
+    store.keep_chain(chain.path[:-1])
+    return chain
+
+
+def _verified(
+    trust: LedgerTrust,
+    key: ec.EllipticCurvePrivateKey,
+    device: str,
+    found: tuple[bytes, ...],
+    issuers: tuple[bytes, ...],
+    now: Instant,
+) -> VerifiedChain:
+    """4. Raises NotAuthentic("est.other_identity"), `chain.*`."""
     form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     mine = key.public_key().public_bytes(*form)
     leaves = [der for der in found if x509.load_der_x509_certificate(der).public_key().public_bytes(*form) == mine]
@@ -136,7 +163,6 @@ def _kept(
         raise NotAuthentic(
             "est.other_identity", "the server certified another name", expected=device, got=str(chain.spiffe_id)
         )
-    store.keep_chain(chain.path[:-1])
     return chain
 
 

@@ -12,8 +12,9 @@ from moorline.channel import nopfs
 from moorline.channel.driver import new_kem
 from moorline.channel.session import open_sealed
 from moorline.clock import Clock
+from moorline.device import tls_key
 from moorline.device.connection import Wanted
-from moorline.device.enrolment import roots_pem, shown_identity
+from moorline.device.enrolment import client_identity, roots_pem
 from moorline.device.store import DeviceStore
 from moorline.errors import NotAuthentic
 from moorline.nfv import Role, SpiffeId
@@ -30,6 +31,7 @@ async def connect(
 
     Raises NotAuthentic("device.other_function"), `peer.*`, `nopfs.*`, and what the home HSM or the function report.
     """
+    await tls_key.ensure(store, clock.now())
     trust, identity, home = store.trust(), store.identity(), store.home()
     own = verify_chain(identity.chain[0], identity.chain[1:], trust.roots, clock.now())
     hello = NoPfsHello(
@@ -62,7 +64,7 @@ async def connect(
                 kem_public=kem.public,
             )
         )
-        shown = shown_identity(store, identity.chain)
+        shown = client_identity(identity)
         async with HttpClient(home.url, server_name=home.server_name, roots_pem=roots_pem(trust), identity=shown) as client:
             sealed = await client.send("POST", "/v1/device-keys", content=body, headers={"content-type": CBOR_TYPE})
         return schema.decode(DeviceKeys, open_sealed(kem, sealed, info=sealing_info(body)))

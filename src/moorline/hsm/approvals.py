@@ -28,6 +28,7 @@ from moorline.wire.schema import Bytes32, Size
 PURPOSE: Final = "custodian-approval"
 LIFE_S: Final = 24 * 3600
 _CAP: Final = 4096
+_GRANT_CAP: Final = 64 * 1024
 
 
 class Operation(StrEnum):
@@ -67,6 +68,27 @@ class Approval:
     custodian: str
     at: int
     signed: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """A request with the signatures of those who approved it, for whoever verifies it again without a database."""
+
+    request: Request
+    signed: tuple[Annotated[bytes, Size(at_most=_CAP)], ...]
+
+
+def verify_grant(data: bytes, circle: Circle, *, provider: str, hsm: str, target: str, now: Instant) -> None:
+    """Raises Malformed, Refused or NotAuthentic (`approval.*`) unless a quorum granted the destruction of this key here.
+
+    It does not establish that the grant is used for the first time: labels of keys are never used again.
+    """
+    grant = schema.decode(Grant, data, max_bytes=_GRANT_CAP)
+    asked = grant.request
+    if (asked.provider, asked.hsm) != (provider, hsm):
+        raise Refused("approval.other_hsm", "the request is about another HSM", expected=hsm, got=asked.hsm)
+    given = [Approval(custodian="", at=0, signed=each) for each in grant.signed]
+    require_granted(asked, given, circle, operation=Operation.KEY_DESTROY, target=target, now=now)
 
 
 def request(

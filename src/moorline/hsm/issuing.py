@@ -17,8 +17,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from moorline.clock import Instant, Validity
-from moorline.errors import Misconfigured, Refused
-from moorline.hsm.keys import HSM_IDENTITY, ISSUING_CA, TokenEcKey
+from moorline.errors import Refused
+from moorline.hsm.issuers import HeldCa, Issuers, issued_by, issuer_of, name_of
+from moorline.hsm.keys import HSM_IDENTITY, ISSUING_CA
 from moorline.hsm.token import Token
 from moorline.nfv import Role, SpiffeId
 from moorline.wire import certificates, keys
@@ -76,56 +77,62 @@ class IssuingCa:
         above: tuple[bytes, ...],
         trust_domain: str,
         life_s: int,
-        pointers: certificates.Pointers | None = None,
+        published: str | None = None,
         label: str = ISSUING_CA,
-        retiring: tuple[bytes, ...] = (),
+        retiring: tuple[HeldCa, ...] = (),
     ) -> None:
-        """`above` is the provider's and the authority's certificate (DER); `pointers` says where CRL and OCSP are.
+        """`above` is the provider's and the authority's certificate (DER); `published` the URL below which CRL and OCSP are.
 
-        `label` is the key in the token. `retiring` are certificates (DER) of issuing CAs before this one, which still stand
-        above leaves that live.
+        `label` is the key in the token. `retiring` are issuing CAs before this one, still above leaves that live.
         """
         self._token = token
         self._above = above
-        self._issuer, self._chain = _signing(token, label, certificate, above)
-        self._retiring = retiring
+        self.issuers = Issuers(token, HeldCa(label=label, certificate=certificate), retiring)
         self._trust_domain = trust_domain
-        self._pointers = pointers
-        self._template = LeafTemplate(self._issuer, pointers)
+        self._published = None if published is None else published.rstrip("/")
+        self._ready: tuple[certificates.Issuer, tuple[bytes, ...], LeafTemplate] | None = None
         self._serials = _Serials(token)
         self._life_s = min(life_s, certificates.LEAF_MAX_LIFE_S - BACKDATE_S)
 
     @property
     def chain(self) -> tuple[bytes, ...]:
         """Issuing CA, provider, authority; DER."""
-        return self._chain
+        return (self.issuers.held()[0].der, *self._above)
 
-    def adopt(self, label: str, certificate: x509.Certificate) -> None:
-        """Sign with another key in the token from now on; the certificate before this one goes on being served."""
-        issuer, chain = _signing(self._token, label, certificate, self._above)
-        template = LeafTemplate(issuer, self._pointers)
-        self._retiring = (self._chain[0], *self._retiring)
-        self._issuer, self._chain, self._template = issuer, chain, template
-
-    def forget(self, certificate: bytes) -> None:
-        """A retired issuing CA's certificate (DER) is served no more."""
-        self._retiring = tuple(each for each in self._retiring if each != certificate)
+    def chain_of(self, certificate: bytes) -> tuple[bytes, ...]:
+        """What is above a certificate (DER) that this HSM issued: its own issuing CA, also a retiring one; then the rest."""
+        held = self.issuers.held()
+        if len(held) == 1:
+            return self.chain
+        leaf = certificates.parse_certificate(certificate)
+        found = next((one for one in held if issued_by(leaf, one.certificate)), held[0])
+        return (found.der, *self._above)
 
     @property
     def bundle(self) -> tuple[bytes, ...]:
         """All issuing CAs under which a leaf can be alive, then provider and authority; DER."""
-        return (self._chain[0], *self._retiring, *self._above)
+        return (*self.living, *self._above)
+
+    @property
+    def living(self) -> tuple[bytes, ...]:
+        """All issuing CAs (DER) that count on the ledger as far as is known, the one that signs first."""
+        return tuple(der_of(one.certificate) for one in self.issuers.standing())
+
+    @property
+    def above(self) -> tuple[bytes, ...]:
+        """Provider and authority; DER."""
+        return self._above
 
     @property
     def issuer(self) -> certificates.Issuer:
-        """Certificate and token key, for what else an issuer signs: CRLs and OCSP responses (hsm.revocation)."""
-        return self._issuer
+        """Certificate and token key of the active one. Raises Refused("issuing.ca_revoked")."""
+        return self.issuers.active()
 
     def issue(self, public: bytes, spiffe_id: SpiffeId, now: Instant) -> Leaf:
         """An X509-SVID for a key (SubjectPublicKeyInfo, DER) that was made here or parsed before.
 
-        That the holder of `public` is `spiffe_id` is the caller's to know.
-        Raises Refused("issuing.not_ours") for another trust domain, or a role that is not issued here.
+        That the holder of `public` is `spiffe_id` is the caller's to know. Raises Refused("issuing.ca_revoked"), and
+        "issuing.not_ours" for another trust domain, or a role that is not issued here.
         """
         if spiffe_id.trust_domain != self._trust_domain or spiffe_id.role not in _ISSUED_ROLES:
             raise Refused(
@@ -134,8 +141,18 @@ class IssuingCa:
                 expected=f"spiffe://{self._trust_domain}/...",
                 got=str(spiffe_id),
             )
-        template, chain, serial = self._template, self._chain, self._serials.next()
-        return _leaf(template, chain, public, spiffe_id, serial, _from(now, self._life_s))
+        issuer, ready = self.issuers.active(), self._ready
+        if ready is None or ready[0] is not issuer:
+            template = LeafTemplate(issuer, self._pointers(issuer))
+            ready = self._ready = (issuer, (der_of(issuer.certificate), *self._above), template)
+        _, chain, template = ready
+        return _leaf(template, chain, public, spiffe_id, self._serials.next(), _from(now, self._life_s))
+
+    def _pointers(self, issuer: certificates.Issuer) -> certificates.Pointers | None:
+        if self._published is None:
+            return None
+        base, name = self._published, name_of(issuer.certificate)
+        return certificates.Pointers(crl=f"{base}/crl/{name}.crl", ocsp=f"{base}/ocsp", issuer=f"{base}/ca/{name}.cer")
 
 
 class HsmIdentity:
@@ -152,14 +169,15 @@ class HsmIdentity:
     ) -> None:
         self._token = token
         self._above = above
+        self.label = label
         self.spiffe_id = spiffe_id
         self._issuer, self._chain = _signing(token, label, certificate, above)
         self.signer: keys.Signer = keys.KeySigner(self._issuer.key)
 
     def adopt(self, label: str, certificate: x509.Certificate) -> None:
         """Be another key in the token from now on. TLS keys that the one before certified live out their hour."""
-        issuer, chain = _signing(self._token, label, certificate, self._above)
-        self._issuer, self._chain, self.signer = issuer, chain, keys.KeySigner(issuer.key)
+        following, chain = _signing(self._token, label, certificate, self._above)
+        self.label, self._issuer, self._chain, self.signer = label, following, chain, keys.KeySigner(following.key)
 
     @property
     def issuer(self) -> certificates.Issuer:
@@ -220,23 +238,14 @@ def _leaf(
 def _signing(
     token: Token, label: str, certificate: x509.Certificate, above: tuple[bytes, ...]
 ) -> tuple[certificates.Issuer, tuple[bytes, ...]]:
-    key = TokenEcKey(token, label)
-    _same_key(certificate, key, label)
-    issuer = certificates.Issuer(certificate=certificate, key=key)
-    return issuer, (certificate.public_bytes(serialization.Encoding.DER), *above)
+    return issuer_of(token, label, certificate), (der_of(certificate), *above)
 
 
 def require_fits(token: Token, label: str, certificate: x509.Certificate) -> None:
     """Raises Misconfigured("issuing.certificate_mismatch") unless a certificate is for this key in the token."""
-    _same_key(certificate, TokenEcKey(token, label), label)
+    issuer_of(token, label, certificate)
 
 
-def _same_key(certificate: x509.Certificate, key: TokenEcKey, label: str) -> None:
-    public = certificate.public_key()
-    if not isinstance(public, ec.EllipticCurvePublicKey) or keys.public_bytes(public) != keys.public_bytes(key.public_key()):
-        raise Misconfigured(
-            "issuing.certificate_mismatch",
-            "the certificate is not for the key in this token",
-            got=label,
-            remedy="use the certificate the provider signed for this token",
-        )
+def der_of(certificate: x509.Certificate) -> bytes:
+    """A certificate in DER."""
+    return certificate.public_bytes(serialization.Encoding.DER)

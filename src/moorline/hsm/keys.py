@@ -7,6 +7,7 @@ for TLS, which is why a broker certifies a short-lived TLS key under its HSM key
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Final, Never
 
 from cryptography.hazmat.primitives import hashes, serialization
@@ -27,13 +28,16 @@ _HALF: Final = 32
 Buffer = bytes | bytearray | memoryview
 
 
-class TokenEcKey(ec.EllipticCurvePrivateKey):
-    """A P-256 signing key in a token. It signs; it neither agrees nor exports."""
+class HeldEcKey(ec.EllipticCurvePrivateKey):
+    """A P-256 signing key that something else holds. It signs; it neither agrees nor exports.
 
-    def __init__(self, token: Token, label: str) -> None:
-        self._token = token
+    `ecdsa` gives r | s (64 bytes) over a digest; `label` names the key in errors.
+    """
+
+    def __init__(self, point: bytes, ecdsa: Callable[[bytes], bytes], label: str) -> None:
+        self._ecdsa = ecdsa
         self._label = label
-        self._public = point_key(token.ec_point(label))
+        self._public = point_key(point)
 
     def sign(self, data: Buffer, signature_algorithm: ec.EllipticCurveSignatureAlgorithm) -> bytes:
         """A DER ECDSA signature. The hash is made here, the signature in the token."""
@@ -44,7 +48,7 @@ class TokenEcKey(ec.EllipticCurvePrivateKey):
             hasher = hashes.Hash(algorithm)
             hasher.update(data)
             digest = hasher.finalize()
-        raw = self._token.ecdsa(self._label, digest)
+        raw = self._ecdsa(digest)
         return encode_dss_signature(int.from_bytes(raw[:_HALF], "big"), int.from_bytes(raw[_HALF:], "big"))
 
     def public_key(self) -> ec.EllipticCurvePublicKey:
@@ -78,14 +82,21 @@ class TokenEcKey(ec.EllipticCurvePrivateKey):
         """Refused: the key does not leave its token."""
         raise self._stays(encoding, format, encryption_algorithm)
 
-    def __copy__(self) -> TokenEcKey:
+    def __copy__(self) -> HeldEcKey:
         return self
 
-    def __deepcopy__(self, memo: dict[int, object]) -> TokenEcKey:
+    def __deepcopy__(self, memo: dict[int, object]) -> HeldEcKey:
         return copy.copy(self)
 
     def _stays(self, *_: object) -> Misconfigured:
         return Misconfigured("token.key_stays", "this key does not leave its token", got=self._label)
+
+
+class TokenEcKey(HeldEcKey):
+    """A P-256 signing key in a token, by its label."""
+
+    def __init__(self, token: Token, label: str) -> None:
+        super().__init__(token.ec_point(label), lambda digest: token.ecdsa(label, digest), label)
 
 
 def point_key(point: bytes) -> ec.EllipticCurvePublicKey:

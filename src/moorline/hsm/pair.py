@@ -21,6 +21,7 @@ from typing import Concatenate, Final, ParamSpec, TypeVar, cast
 from moorline.clock import Instant
 from moorline.digest import same
 from moorline.errors import Conflict, NotAuthentic, Refused
+from moorline.hsm.calendar import Rotation
 from moorline.hsm.exchange import Party
 from moorline.hsm.token import Token
 from moorline.storage.broker_pairs import Pair, PairState, PairStore
@@ -28,6 +29,8 @@ from moorline.wire import cose, keys, pair, schema
 from moorline.wire.pair import PairConfirm, PairOffer, PairReply, PairStatement
 
 KEEP_EPOCHS: Final = 2
+_TAKE_OVER: Final = 2
+"""An end that does not come first begins by itself only when a pair key is this many times as old as it may be."""
 _SIGNED_CAP: Final = 4096
 
 
@@ -62,7 +65,8 @@ def _in_turn(method: Callable[Concatenate[PairKeys, P], R]) -> Callable[Concaten
 class PairKeys:
     """The pair keys of one token."""
 
-    def __init__(self, token: Token, store: PairStore, signer: keys.Signer) -> None:
+    def __init__(self, token: Token, store: PairStore, signer: Callable[[], keys.Signer]) -> None:
+        """`signer` gives the HSM key of now."""
         self._token, self._store, self._signer = token, store, signer
         self._turn = threading.RLock()  # two sessions with one peer must not make and destroy the same key at once
 
@@ -173,6 +177,27 @@ class PairKeys:
             if row.state is PairState.ACTIVE:
                 self._token.destroy_key(_ephemeral(Party(provider=row.provider, hsm=row.hsm), row.epoch))
 
+    def due(self, own: Party, policy: Rotation, now: Instant) -> tuple[Party, ...]:
+        """Peers with whom a pair key is to be agreed anew: too old, used too often, or not in this token any more.
+
+        Of two ends the one that comes first begins; the other one when the first seems to be away for good. A token that
+        was restored has no pair keys, and then whoever finds that begins.
+        """
+        newest: dict[Party, Pair] = {}
+        for row in self._store.all():
+            newest.setdefault(Party(provider=row.provider, hsm=row.hsm), row)
+        # What was begun is finished by itself, and needs no other beginning.
+        newest = {peer: row for peer, row in newest.items() if row.state is PairState.ACTIVE}
+        return tuple(peer for peer, row in newest.items() if self._due(own, peer, row, policy, now))
+
+    def _due(self, own: Party, peer: Party, row: Pair, policy: Rotation, now: Instant) -> bool:
+        if not self._token.has_secret(_label(peer, row.epoch)):
+            return True
+        first = (own.provider, own.hsm) < (peer.provider, peer.hsm)
+        factor = 1 if first else _TAKE_OVER
+        old = policy.pair_s is not None and now >= row.at + factor * policy.pair_s
+        return old or (policy.pair_keys is not None and row.uses >= policy.pair_keys)
+
     def mac(self, peer: Party, epoch: int, message: bytes) -> bytes:
         """HMAC-SHA-256 under the pair key of an active epoch; 32 bytes. Raises Refused("pair.none")."""
         self._store.active(peer.provider, peer.hsm, epoch)
@@ -202,7 +227,7 @@ class PairKeys:
         return label
 
     def _signed(self, statement: PairStatement) -> bytes:
-        return cose.sign(pair.PAIR_PURPOSE, schema.encode(statement), self._signer)
+        return cose.sign(pair.PAIR_PURPOSE, schema.encode(statement), self._signer())
 
     def _require_mac(self, label: str, mac: bytes, agreed: bytes, *, initiator: bool) -> None:
         if not same(self._token.mac(label, pair.confirmation(agreed, initiator=initiator)), mac):

@@ -15,6 +15,8 @@ What none of them establishes: that whoever shows the certificate holds its key,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -112,7 +114,16 @@ def parse_ocsp(der: bytes) -> OcspQuestion:
 def about(issuer: Issuer, question: OcspQuestion) -> None:
     """Raises Refused("ocsp.other_issuer") unless the question is about a certificate of this issuer (RFC 6960 4.1.1)."""
     if (question.name_hash, question.key_hash) != _issuer_hashes(issuer, question.algorithm):
-        raise Refused("ocsp.other_issuer", "this responder answers for one issuing CA only")
+        raise Refused("ocsp.other_issuer", "the question is about another issuing CA's certificate")
+
+
+def asked_of(issuers: Sequence[Issuer], question: OcspQuestion) -> Issuer:
+    """Whose certificate the question is about. Raises Refused("ocsp.other_issuer") where it is none of these."""
+    for issuer in issuers:
+        with suppress(Refused):
+            about(issuer, question)
+            return issuer
+    raise Refused("ocsp.other_issuer", "this responder does not answer for that issuing CA")
 
 
 def ocsp_answer(issuer: Issuer, question: OcspQuestion, status: CertificateStatus, *, validity: Validity) -> bytes:

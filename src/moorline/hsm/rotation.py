@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,12 +23,13 @@ from moorline.clock import Instant
 from moorline.digest import tagged
 from moorline.errors import Misconfigured, NotAuthentic
 from moorline.hsm import lifecycle
+from moorline.hsm.issuers import HeldCa
 from moorline.hsm.keys import WRAPPING
 from moorline.hsm.launch_keys import epoch_place, storage_place
 from moorline.hsm.lifecycle import Use
 from moorline.hsm.pool import entry_place
 from moorline.hsm.token import KeyFacts, Token
-from moorline.storage.hsm_store import HsmStore
+from moorline.storage.hsm_store import HsmStore, KeyRow
 from moorline.storage.sealed_rows import SealedRow, SealedRows
 from moorline.storage.steps import reached
 
@@ -231,18 +232,21 @@ def require_done(done: Pass, label: str, now: Instant) -> None:
         )
 
 
-def in_force(store: HsmStore, role: str, certificate: x509.Certificate) -> tuple[str, x509.Certificate]:
-    """Label and certificate of a role's active key: the recorded one, or that of the settings where none was rotated yet."""
-    for row in store.key_rows(role):
-        if row.state == lifecycle.State.ACTIVE and row.certificate is not None:
-            return row.label, x509.load_der_x509_certificate(row.certificate)
-    return role, certificate
+def in_force(rows: Sequence[KeyRow], role: str, certificate: x509.Certificate) -> HeldCa:
+    """A role's active key and its certificate: what is recorded, or that of the settings where none was rotated yet."""
+    for row in rows:
+        if row.role == role and row.state == lifecycle.State.ACTIVE and row.certificate is not None:
+            return held(row.label, row.certificate)
+    return HeldCa(label=role, certificate=certificate)
 
 
-def retiring_certificates(store: HsmStore, role: str) -> tuple[bytes, ...]:
-    """Certificates (DER) of a role's retiring keys."""
-    return tuple(
-        row.certificate
-        for row in store.key_rows(role)
-        if row.state == lifecycle.State.RETIRING and row.certificate is not None
-    )
+def retiring(rows: Sequence[KeyRow], role: str) -> tuple[HeldCa, ...]:
+    """A role's retiring keys with their certificates, the latest first."""
+    found = [row for row in rows if row.role == role and row.state == lifecycle.State.RETIRING]
+    found.sort(key=lambda row: -(row.active or 0))
+    return tuple(held(row.label, row.certificate) for row in found if row.certificate is not None)
+
+
+def held(label: str, certificate: bytes) -> HeldCa:
+    """A key by its label, with its certificate (DER)."""
+    return HeldCa(label=label, certificate=x509.load_der_x509_certificate(certificate))

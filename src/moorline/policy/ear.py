@@ -12,6 +12,7 @@ proven identifiers. A token says what the verifier found; what to do with it is 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -81,9 +82,12 @@ def assemble(message: bytes, signature: bytes) -> str:
     return f"{message.decode('ascii')}.{_b64(signature)}"
 
 
-def parse_verified(token: str, key: keys.PublicKey, *, now: Instant, audience: str) -> AttestationResult:
+def parse_verified(
+    token: str, key: keys.PublicKey | tuple[keys.PublicKey, ...], *, now: Instant, audience: str
+) -> AttestationResult:
     """The result in `token`, signed by `key`, for `audience`, and holding at `now`. `token` is untrusted.
 
+    While a verifier's key is rotated, `key` is several: one of them must have signed. An empty tuple accepts nothing.
     Raises NotAuthentic("ear.algorithm" | "ear.audience" | "signature.invalid"), Malformed (`ear.*`), and
     Refused("ear.expired" | "ear.not_yet_valid"). It does not decide whether the status is good enough.
     """
@@ -92,9 +96,9 @@ def parse_verified(token: str, key: keys.PublicKey, *, now: Instant, audience: s
     parts = token.encode("ascii").split(b".")
     if len(parts) != 3:
         raise Malformed("ear.not_a_token", "not a signed token of three parts", got=len(parts))
-    if parts[0] != _HEADER or not isinstance(key, ec.EllipticCurvePublicKey) or keys.algorithm_of(key) != keys.ES256:
+    if parts[0] != _HEADER:
         raise NotAuthentic("ear.algorithm", "the token is not an ES256 token of ours", expected="ES256, no other header")
-    keys.verify(key, _unb64(parts[2]), parts[0] + b"." + parts[1])
+    _signed_by_one(key if isinstance(key, tuple) else (key,), _unb64(parts[2]), parts[0] + b"." + parts[1])
     try:
         claims = json.loads(_unb64(parts[1]), object_pairs_hook=_unique)
     except (ValueError, RecursionError):
@@ -130,6 +134,18 @@ def _part(part: Submodule) -> dict[str, object]:
         "ear_trustworthiness_vector": _vector(part.vector),
         "ear_verifier_claims": {_OURS: {"doubts": list(part.doubts)}},
     }
+
+
+def _signed_by_one(known: tuple[keys.PublicKey, ...], signature: bytes, message: bytes) -> None:
+    """Raises NotAuthentic unless one of the keys, all of them for ES256, made the signature."""
+    fit = [isinstance(one, ec.EllipticCurvePublicKey) and keys.algorithm_of(one) == keys.ES256 for one in known]
+    if not fit or not all(fit):
+        raise NotAuthentic("ear.algorithm", "the verifier's key is not one for ES256", expected="P-256, one at least")
+    for one in known[:-1]:
+        with suppress(NotAuthentic):
+            keys.verify(one, signature, message)
+            return
+    keys.verify(known[-1], signature, message)
 
 
 def _private(result: AttestationResult) -> dict[str, object]:

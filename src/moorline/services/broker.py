@@ -9,6 +9,8 @@ them.
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -19,15 +21,14 @@ from cryptography.hazmat.primitives import serialization
 
 from moorline.clock import Clock, SystemClock
 from moorline.errors import Misconfigured
-from moorline.hsm.ceremony import public_keys
 from moorline.hsm.issuing import HsmIdentity, IssuingCa
-from moorline.hsm.keys import HSM_IDENTITY, ISSUING_CA, VERIFIER, TokenEcKey
+from moorline.hsm.keys import HSM_IDENTITY, ISSUING_CA
 from moorline.hsm.launch_keys import LaunchKeys, Terms
 from moorline.hsm.pair import PairKeys
 from moorline.hsm.pool import KeyPool, Watermarks
 from moorline.hsm.release_policy import ReleasePolicy
-from moorline.hsm.rotation import RotatingToken, in_force, retiring_certificates
-from moorline.hsm.token import Token
+from moorline.hsm.rotation import RotatingToken, in_force, retiring
+from moorline.hsm.verifier_keys import VerifierKeys
 from moorline.ledger.client import Endpoint, LedgerClient
 from moorline.ledger.light_client import LedgerTrust
 from moorline.nfv import Role, SpiffeId
@@ -48,11 +49,23 @@ from moorline.storage.broker_revocations import RevocationStore
 from moorline.storage.broker_store import BrokerStore
 from moorline.storage.hsm_store import HsmStore
 from moorline.verification.anchors import AnchorSet, parse_anchor_file, production_anchors
-from moorline.wire import certificates, keys
+from moorline.wire import certificates
 from moorline.wire.session import RekeyReply
 
 if TYPE_CHECKING:
     from moorline.services.broker_rekeying import Rekey
+
+
+class Followed:
+    """The number of the last change to the keys (HsmStore.key_changes) that this process acts on.
+
+    `renew` is what a door does when the broker's certificate or issuing CA is another one.
+    """
+
+    def __init__(self, changes: int) -> None:
+        self.changes = changes
+        self.turn = threading.Lock()
+        self.renew: dict[str, Callable[[], None]] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +90,9 @@ class Broker:
     hosts: HostAuthority | None
     anchors: AnchorSet
     tls: TlsKeys
-    verifier_signer: keys.Signer
+    verifier: VerifierKeys
+    followed: Followed
+    """How far this process has followed what other processes did to the keys."""
     refill: asyncio.Event
     rekeying: Batches[Rekey, RekeyReply]
     judged: asyncio.Event
@@ -147,18 +162,19 @@ def _assembled(
 ) -> Broker:
     spiffe_id = SpiffeId(trust_domain=settings.trust_domain, role=Role.HSM, segments=(settings.hsm,))
     trust = LedgerTrust.parse(trust_bytes)
-    hsm_label, hsm_certificate = in_force(hsm, HSM_IDENTITY, _certificates(settings.hsm_certificate)[0])
-    ca_label, ca_certificate = in_force(hsm, ISSUING_CA, _certificates(settings.issuing_ca_certificate)[0])
-    identity = HsmIdentity(token, certificate=hsm_certificate, above=above, spiffe_id=spiffe_id, label=hsm_label)
+    changes, rows = hsm.key_changes(), hsm.key_rows()
+    own = in_force(rows, HSM_IDENTITY, _certificates(settings.hsm_certificate)[0])
+    active = in_force(rows, ISSUING_CA, _certificates(settings.issuing_ca_certificate)[0])
+    identity = HsmIdentity(token, certificate=own.certificate, above=above, spiffe_id=spiffe_id, label=own.label)
     ca = IssuingCa(
         token,
-        certificate=ca_certificate,
-        label=ca_label,
-        retiring=retiring_certificates(hsm, ISSUING_CA),
+        certificate=active.certificate,
+        label=active.label,
+        retiring=retiring(rows, ISSUING_CA),
         above=above,
         trust_domain=settings.trust_domain,
         life_s=settings.svid_s,
-        pointers=_pointers(settings),
+        published=settings.revocation_url,
     )
     terms = Terms(
         epoch_s=settings.epoch_s,
@@ -167,6 +183,7 @@ def _assembled(
         lease_s=settings.lease_s,
     )
     tls = TlsKeys(identity, clock)
+    verifier = VerifierKeys(token, rows)
     revocations = RevocationStore(store)
     pairs = PairStore(store)
     key_maker = KeyMaker()
@@ -187,10 +204,11 @@ def _assembled(
         key_maker=key_maker,
         ledger=LedgerView(client, trust, store, clock, reuse_s=settings.proof_reuse_s),
         ledger_client=client,
-        hosts=_hosts(settings, token, tls, roots_pem, clock),
+        hosts=_hosts(settings, verifier, tls, roots_pem, clock),
         anchors=_anchors(settings),
         tls=tls,
-        verifier_signer=keys.KeySigner(TokenEcKey(token, VERIFIER)),
+        verifier=verifier,
+        followed=Followed(changes),
         refill=asyncio.Event(),
         rekeying=Batches(),
         judged=asyncio.Event(),
@@ -207,7 +225,7 @@ def _assembled(
         hsm=hsm,
         effects={},
         pairs=pairs,
-        pair_keys=PairKeys(token, pairs, identity.signer),
+        pair_keys=PairKeys(token, pairs, lambda: identity.signer),
         pairing=asyncio.Event(),
     )
 
@@ -228,18 +246,9 @@ def _manufacturer_roots(settings: BrokerSettings) -> bytes | None:
     return _read(settings.manufacturer_roots)
 
 
-def _pointers(settings: BrokerSettings) -> certificates.Pointers | None:
-    if settings.revocation_url is None:
-        return None
-    base = settings.revocation_url.rstrip("/")
-    return certificates.Pointers(
-        crl=f"{base}/crl/{settings.issuing_ca}.crl",
-        ocsp=f"{base}/ocsp",
-        issuer=f"{base}/ca/{settings.issuing_ca}.cer",
-    )
-
-
-def _hosts(settings: BrokerSettings, token: Token, tls: TlsKeys, roots_pem: bytes, clock: Clock) -> HostAuthority | None:
+def _hosts(
+    settings: BrokerSettings, verifier: VerifierKeys, tls: TlsKeys, roots_pem: bytes, clock: Clock
+) -> HostAuthority | None:
     if settings.verifier is None or settings.verifier_url is None:
         return None
     spiffe_id = SpiffeId(trust_domain=settings.trust_domain, role=Role.VERIFIER, segments=(settings.verifier,))
@@ -249,7 +258,7 @@ def _hosts(settings: BrokerSettings, token: Token, tls: TlsKeys, roots_pem: byte
         roots_pem=roots_pem,
         identity=tls.for_client,
         reuse_s=settings.proof_reuse_s,
-        key=public_keys(token).verifier,
+        keys=verifier.accepted,
         audience=settings.trust_domain,
         clock=clock,
     )

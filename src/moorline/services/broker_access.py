@@ -25,6 +25,7 @@ from moorline.ledger.access import Expected
 from moorline.ledger.light_client import ProvenState
 from moorline.nfv import Role, SpiffeId, parse_name
 from moorline.services import contract_decision, http
+from moorline.services.broker_callers import require_recorded
 from moorline.services.contract_decision import Wish
 from moorline.wire import schema
 from moorline.wire.access import (
@@ -139,12 +140,9 @@ def add_routes(app: FastAPI, broker: Broker) -> None:
 
 
 async def require_own_device(broker: Broker, request: Request) -> SpiffeId:
-    """A device of this provider whose certificate was not revoked here. Raises Refused."""
+    """A device of this provider whose certificate was recorded and not revoked here. Raises Refused."""
     caller = http.require(request, Role.DEVICE, trust_domain=broker.settings.trust_domain)
-    serial = f"{http.peer_certificate(request).serial_number:x}"
-    _, revoked = await asyncio.to_thread(broker.revocations.find, serial)
-    if revoked is not None:
-        raise Refused("est.certificate_revoked", "the certificate shown was revoked", got=serial)
+    await asyncio.to_thread(require_recorded, broker, http.peer_der(request) or b"")
     return caller
 
 

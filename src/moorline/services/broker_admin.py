@@ -20,7 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from moorline.audit.log import LogEntry, entry_digest
 from moorline.errors import Malformed
-from moorline.hsm.ceremony import public_keys
+from moorline.hsm import lifecycle
+from moorline.hsm.keys import KEM
+from moorline.hsm.lifecycle import Use
 from moorline.hsm.token.inspection import report_of
 from moorline.nfv import Role, SpiffeId, parse_name
 from moorline.services import (
@@ -167,11 +169,8 @@ def _launch_routes(app: FastAPI, broker: Broker) -> None:
 def _reading_routes(app: FastAPI, broker: Broker) -> None:
     @app.get("/v1/keys")
     async def public() -> dict[str, str]:
-        """The public halves of the token's keys."""
-        held = await asyncio.to_thread(public_keys, broker.token)
-        signing = {"identity": held.identity, "issuing_ca": held.issuing_ca, "verifier": held.verifier}
-        shown = {name: _b64(keys.public_bytes(key)) for name, key in signing.items()}
-        return {**shown, "kem": _b64(held.kem)}
+        """The public halves of the keys in force; what relying parties are to know of the verifier keys; the certificate."""
+        return await asyncio.to_thread(_keys_in_force, broker)
 
     @app.get("/v1/token")
     async def token() -> dict[str, object]:
@@ -212,6 +211,29 @@ def _reading_routes(app: FastAPI, broker: Broker) -> None:
         """Audit entries from `first` on, at most 1000."""
         found = await asyncio.to_thread(broker.store.audit, first=max(0, first))
         return {"entries": [_entry(data) for data in found]}
+
+
+def _keys_in_force(broker: Broker) -> dict[str, str]:
+    identity, ca = broker.identity.issuer.certificate, broker.ca.issuers.held()[0].certificate
+    kem = lifecycle.usable(broker.hsm.key_rows(KEM), KEM, Use.NEW) or (KEM,)
+    return {
+        "identity": _b64(_public_of(identity)),
+        "issuing_ca": _b64(_public_of(ca)),
+        "verifier": _b64(keys.public_bytes(broker.verifier.accepted()[0])),
+        "kem": _b64(broker.token.ec_point(kem[0])),
+        "verifier_pem": "".join(_pem(key) for key in broker.verifier.announced()),
+        "hsm_certificate": identity.public_bytes(serialization.Encoding.PEM).decode("ascii"),
+    }
+
+
+def _public_of(certificate: x509.Certificate) -> bytes:
+    spki = serialization.PublicFormat.SubjectPublicKeyInfo
+    return certificate.public_key().public_bytes(serialization.Encoding.DER, spki)
+
+
+def _pem(key: keys.PublicKey) -> str:
+    spki = serialization.PublicFormat.SubjectPublicKeyInfo
+    return key.public_bytes(serialization.Encoding.PEM, spki).decode("ascii")
 
 
 def _issue(broker: Broker, asked: SvidRequest) -> dict[str, object]:

@@ -85,6 +85,7 @@ def _pair(broker: Broker, one: Pair) -> dict[str, object]:
         "transcript": None if one.transcript is None else one.transcript.hex(),
         "anchored_at_height": one.height,
         "at": one.at,
+        "uses": one.uses,
         "revoked_by_peer": 0 if news is None else news.revoked,
         "contracts": [] if news is None else [name for name in news.contracts.split(",") if name],
     }

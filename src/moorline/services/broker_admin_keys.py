@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from moorline.clock import Instant
 from moorline.errors import Malformed
 from moorline.hsm.approvals import Operation, Request, digest
+from moorline.hsm.calendar import due_at, waits_for_the_provider
 from moorline.hsm.lifecycle import State
 from moorline.services import broker_keys
 from moorline.services.broker import Broker
@@ -36,10 +37,10 @@ class LabelRequest(_Asked):
 
 
 class ActivationRequest(_Asked):
-    """A begun key and its certificate, PEM."""
+    """A begun key and its certificate, PEM; none for a KEM or verifier key."""
 
     label: str
-    certificate: str
+    certificate: str | None = None
 
 
 class DestructionRequest(_Asked):
@@ -67,7 +68,8 @@ def _key_routes(app: FastAPI, broker: Broker) -> None:
     async def keys() -> dict[str, list[dict[str, object]]]:
         """Keys with their states and dates."""
         found = await asyncio.to_thread(broker.hsm.key_rows)
-        return {"keys": [shown(row) for row in found]}
+        policy = broker.settings.rotation
+        return {"keys": [{**shown(row), "due": due_at(row, policy), "waits_for": _waits_for(row)} for row in found]}
 
     @app.post("/v1/hsm/keys/rotate")
     async def rotate(asked: RoleRequest) -> dict[str, object]:
@@ -149,6 +151,10 @@ def described(asked: Request) -> dict[str, object]:
         "not_after": Instant(asked.not_after),
         "digest": digest(asked).hex(),
     }
+
+
+def _waits_for(row: KeyRow) -> str:
+    return "provider" if waits_for_the_provider(row) else ""
 
 
 def shown(row: KeyRow) -> dict[str, object]:

@@ -25,7 +25,7 @@ from typing import Final
 import structlog
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
@@ -37,14 +37,15 @@ from moorline.hsm.issuing import Leaf
 from moorline.nfv import Role, parse_name
 from moorline.services import broker_enrolment
 from moorline.services.broker import Broker
+from moorline.services.broker_callers import require_recorded
 from moorline.services.broker_enrolment import code_digest, code_of
 from moorline.services.broker_est_access import Attempts
 from moorline.storage.broker_cmp import CmpStore, CmpTransaction
 from moorline.storage.broker_enrolments import Applicant
 from moorline.verification.chains import verify_chain
-from moorline.wire import cmp, est
+from moorline.wire import cmp, der, est
 from moorline.wire.cmp import Algorithm, Body, Failure, Message, Reply
-from moorline.wire.keys import PublicKey, parse_public
+from moorline.wire.keys import PublicKey, parse_public, public_bytes
 
 CMP_TYPE: Final = "application/pkixcmp"
 _PBM: Final = "1.2.840.113533.7.66.13"
@@ -80,6 +81,9 @@ _FAILURES: Final[dict[str, Failure]] = {
     "cmp.other_certificate": Failure.BAD_CERT_ID,
     "revocation.unknown_certificate": Failure.BAD_CERT_ID,
     "cmp.already_revoked": Failure.CERT_REVOKED,
+    "est.certificate_revoked": Failure.CERT_REVOKED,
+    "est.certificate_unknown": Failure.SIGNER_NOT_TRUSTED,
+    "est.further_certificate": Failure.NOT_AUTHORIZED,
     "cmp.signer": Failure.SIGNER_NOT_TRUSTED,
     "est.code_invalid": Failure.BAD_MESSAGE_CHECK,
     "est.possession": Failure.BAD_POP,
@@ -90,11 +94,15 @@ _FAILURES: Final[dict[str, Failure]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sender:
-    """Who sent a request, as its protection shows. `code` is the secret of a MAC, None for a signature."""
+    """Who sent a request, as its protection shows. `code` is the secret of a MAC, None for a signature.
+
+    `serial` and `public` (SPKI) are those of the certificate that signed.
+    """
 
     device: str
     code: str | None
     serial: str | None
+    public: bytes = b""
 
 
 class Cmp:
@@ -159,7 +167,7 @@ class Cmp:
         if not message.extra_certificates:
             raise NotAuthentic("cmp.signer", "a signed message brings its signer's certificate first")
         leaf, *others = message.extra_certificates
-        between = tuple(dict.fromkeys((*broker.ca.chain, *others)))[:8]
+        between = tuple(dict.fromkeys((*broker.ca.bundle, *others)))[:8]
         try:
             chain = verify_chain(leaf, between, broker.roots, broker.clock.now())
         except MoorlineError as error:
@@ -168,11 +176,10 @@ class Cmp:
         if named.role is not Role.DEVICE or named.trust_domain != broker.settings.trust_domain:
             raise NotAuthentic("cmp.signer", "the signer is no device of this provider", got=str(named))
         _verify(chain.leaf.public_key(), algorithm, protection, message.protected, "cmp.protection")
-        serial = f"{chain.serial:x}"
-        _, revoked = broker.revocations.find(serial)
-        if revoked is not None:
-            raise Refused("cmp.already_revoked", "the signer's certificate was revoked", got=serial)
-        return _Sender(device=named.segments[0], code=None, serial=serial)
+        public = chain.leaf.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        return _Sender(device=named.segments[0], code=None, serial=require_recorded(broker, leaf), public=public)
 
     # -- 3 ---------------------------------------------------------------------------------------------------------------
 
@@ -194,11 +201,7 @@ class Cmp:
             raise Refused("cmp.template", "a device that has a certificate uses cr or kur, not ir")
         if sender.code is not None and message.body in (Body.CR, Body.KUR):
             raise Refused("cmp.template", "cr and kur are signed with the device's certificate")
-        applicant = (
-            Applicant(device=sender.device, renews=sender.serial)
-            if sender.code is None
-            else Applicant(device=sender.device, code_digest=code_digest(sender.device, sender.code))
-        )
+        applicant = await asyncio.to_thread(self._applicant, message, sender, public_bytes(public))
         transaction, nonce = message.header.transaction or b"", self._broker.token.random(_NONCE_BYTES)
         await asyncio.to_thread(self._store.require_new, transaction)
         leaf = await broker_enrolment.enrol(self._broker, applicant, public)
@@ -206,11 +209,20 @@ class Cmp:
         if not implicit:
             await asyncio.to_thread(self._store.expect, self._transaction(transaction, leaf, number, nonce))
         # caPubs only where the client could not know the root before: with a MAC (RFC 9483 4.1.1).
-        above = (*self._broker.ca.chain, *self._broker.roots) if sender.code is not None else ()
+        above = (*self._broker.ca.bundle, *self._broker.roots) if sender.code is not None else ()
         content = cmp.certificate_response(number, leaf.der, above)
         info = ((cmp.IMPLICIT_CONFIRM, b"\x05\x00"),) if implicit else ()
         reply = self._reply(message, _KINDS[message.body], content, nonce=nonce, info=info)
         return await asyncio.to_thread(self._protected, reply, message, sender)
+
+    def _applicant(self, message: Message, sender: _Sender, public: bytes) -> Applicant:
+        """Only kur puts a key in the place of the device's own; cr and p10cr ask for one beside it (RFC 9483 4.1.2)."""
+        if sender.code is not None:
+            return Applicant(device=sender.device, code_digest=code_digest(sender.device, sender.code))
+        assert sender.serial is not None
+        self._broker.enrolments.require_renews(sender.serial)
+        further = message.body is not Body.KUR and public != sender.public
+        return Applicant(device=sender.device, renews=sender.serial, further=further)
 
     def _transaction(self, transaction: bytes, leaf: Leaf, number: int, nonce: bytes) -> CmpTransaction:
         return CmpTransaction(
@@ -250,7 +262,7 @@ class Cmp:
         return self._protected(self._reply(message, Body.RP, cmp.revocation_response()), message, sender)
 
     def _informed(self, message: Message, sender: _Sender | None) -> bytes:
-        above = cmp.sequence(*self._broker.ca.chain, *self._broker.roots)
+        above = der.sequence(*self._broker.ca.bundle, *self._broker.roots)
         known = {_CA_CERTS: above, _ROOT_UPDATE: b"", _TEMPLATE: _template()}
         asked = cmp.info_types(message.content)
         content = cmp.general_response(tuple((name, known[name]) for name in asked if name in known))
@@ -379,9 +391,9 @@ def _seconds(time: str) -> int:
 
 def _template() -> bytes:
     """CertReqTemplateContent (RFC 9480 2.16): an empty template, and that keys are on P-256."""
-    curve = cmp.encode_algorithm(Algorithm(oid="1.2.840.10045.2.1", parameters=cmp.oid("1.2.840.10045.3.1.7")))
-    key_spec = cmp.sequence(cmp.sequence(cmp.oid("1.3.6.1.5.5.7.5.1.11"), curve))
-    return cmp.sequence(cmp.sequence(), key_spec)
+    curve = cmp.encode_algorithm(Algorithm(oid="1.2.840.10045.2.1", parameters=der.oid("1.2.840.10045.3.1.7")))
+    key_spec = der.sequence(der.sequence(der.oid("1.3.6.1.5.5.7.5.1.11"), curve))
+    return der.sequence(der.sequence(), key_spec)
 
 
 def _by_kind(error: MoorlineError) -> Failure:

@@ -27,7 +27,7 @@ from moorline.services import contract_decision
 from moorline.services.broker import Broker
 from moorline.services.broker_access import require_own_device
 from moorline.services.contract_decision import Wish
-from moorline.storage.broker_pairs import Claim
+from moorline.storage.broker_pairs import Claim, PairUse
 from moorline.wire import schema
 from moorline.wire.http import CBOR_TYPE
 from moorline.wire.launch import LaunchFields
@@ -83,7 +83,8 @@ async def for_function(broker: Broker, fields: LaunchFields, body: bytes) -> byt
         count=COUNT,
         at=now,
     )
-    await asyncio.to_thread(broker.pairs.claim, claim)
+    of = PairUse(provider=wish.home.provider, hsm=wish.home.hsm, epoch=epoch)
+    await asyncio.to_thread(broker.pairs.claim, claim, of=of)
     keys = await asyncio.to_thread(_keys, broker, wish.home, context)
     return schema.encode(
         FunctionKeyReply(
@@ -133,7 +134,7 @@ async def for_device(broker: Broker, device: SpiffeId, body: bytes) -> bytes:
     await asyncio.to_thread(
         broker.pairs.sealed_for_device,
         device=str(device),
-        peer=f"{wish.function.provider}/{wish.function.hsm}",
+        of=PairUse(provider=wish.function.provider, hsm=wish.function.hsm, epoch=asked.pair_epoch),
         contract=wish.contract,
         key_id=made.key_id,
         at=Instant(now),

@@ -31,7 +31,8 @@ from moorline.nfv import Role, SpiffeId
 from moorline.services.broker import Broker
 from moorline.services.broker_role import issued, require_not_revoked, revocable_keys
 from moorline.storage.broker_enrolments import Applicant
-from moorline.wire import keys
+from moorline.wire import cms, keys
+from moorline.wire.cms import Drawn
 
 _CODE_BYTES: Final = 16
 
@@ -89,6 +90,13 @@ async def enrol_with_new_key(broker: Broker, applicant: Applicant, bound_to: key
     """
     await require_standing(broker, applicant.device)
     return await asyncio.to_thread(_made, broker, applicant, bound_to)
+
+
+def enveloped(broker: Broker, private_key: bytes, reader: ec.EllipticCurvePublicKey) -> bytes:
+    """A private key (PKCS#8), signed by the issuing CA and encrypted to one key, as CMS (DER)."""
+    signed = cms.signed_key_package(private_key, broker.ca.issuer, broker.ca.above)
+    drawn = Drawn(ephemeral=new_key(broker.token), content_key=broker.token.random(32), iv=broker.token.random(16))
+    return cms.enveloped(signed, reader, drawn)
 
 
 def _made(broker: Broker, applicant: Applicant, bound_to: keys.PublicKey) -> MadeHere:

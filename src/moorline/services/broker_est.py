@@ -16,15 +16,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import Response
 
 from moorline.errors import MoorlineError, NotAuthentic, Refused, Unavailable
+from moorline.hsm.issuers import name_of
 from moorline.services import (
     broker_access,
     broker_audit_routes,
@@ -37,13 +39,14 @@ from moorline.services import (
     metrics,
 )
 from moorline.services.broker import Broker
+from moorline.services.broker_callers import Callers
 from moorline.services.broker_cmp import Cmp
 from moorline.services.broker_est_access import Attempts, Door
 from moorline.services.broker_revocation import Lists
 from moorline.services.broker_revocation import add_routes as add_revocation_routes
 from moorline.services.http_connection import Receive, Scope, Send
 from moorline.wire import est
-from moorline.wire.http import PROBLEM_TYPE
+from moorline.wire.http import PROBLEM_TYPE, load_identity
 
 ROTATE_S: Final = 1500.0
 """The HTTPS server is restarted with a fresh certificate this often; a certificate lives twice as long."""
@@ -56,10 +59,13 @@ _BASIC: Final = frozenset({"est.unauthorised", "est.credentials", "est.code_inva
 async def serve(broker: Broker, lists: Lists, cmp: Cmp, bound: Callable[[str], None]) -> None:
     """Serve HTTPS until cancelled; the address stays, the certificate is replaced in time."""
     app = application(broker, lists, cmp)
-    # Our own CAs help clients that send their leaf alone; no anchors by that, for none of them signed itself.
-    above = (x509.load_der_x509_certificate(der) for der in broker.ca.chain)
-    between = b"".join(one.public_bytes(serialization.Encoding.PEM) for one in above)
-    await _kept_serving(broker, app, broker.settings.listen_https, broker.roots_pem + between, bound)
+
+    def client_roots() -> bytes:
+        # Our own CAs help clients that send their leaf alone; no anchors by that, for none of them signed itself.
+        above = (x509.load_der_x509_certificate(der) for der in broker.ca.bundle)
+        return broker.roots_pem + b"".join(one.public_bytes(serialization.Encoding.PEM) for one in above)
+
+    await _kept_serving(broker, app, broker.settings.listen_https, client_roots, bound)
 
 
 async def serve_bootstrap(broker: Broker, bound: Callable[[str], None]) -> None:
@@ -68,18 +74,28 @@ async def serve_bootstrap(broker: Broker, bound: Callable[[str], None]) -> None:
     if listen is None or broker.manufacturer_roots is None:
         await asyncio.Event().wait()
         return
+    roots = broker.manufacturer_roots
     app = http.application("broker-bootstrap", body_cap=_BODY_CAP, ready=lambda: metrics.why_broker_not_ready(broker))
     add_est_routes(app, broker, Door(broker, Attempts(), bootstrap=True))
-    await _kept_serving(broker, app, listen, broker.manufacturer_roots, bound)
+    await _kept_serving(broker, app, listen, lambda: roots, bound)
 
 
 async def _kept_serving(
-    broker: Broker, app: FastAPI, listen: str, client_roots_pem: bytes, bound: Callable[[str], None]
+    broker: Broker, app: FastAPI, listen: str, client_roots: Callable[[], bytes], bound: Callable[[str], None]
 ) -> None:
     def on_bound(address: str) -> None:
         nonlocal listen
         listen = address
         bound(address)
+
+    def on_context(context: ssl.SSLContext) -> None:
+        def renew() -> None:
+            """New connections see the certificate of now, and are verified with the CAs of now."""
+            identity = broker.tls.for_https()
+            load_identity(context, identity.chain_pem, identity.key_pem)
+            context.load_verify_locations(cadata=client_roots().decode("ascii"))
+
+        broker.followed.renew[listen] = renew
 
     while True:
         try:
@@ -88,8 +104,9 @@ async def _kept_serving(
                     app,
                     listen=listen,
                     identity=broker.tls.for_https(),
-                    client_roots_pem=client_roots_pem,
+                    client_roots_pem=client_roots(),
                     ready=on_bound,
+                    on_context=on_context,
                 )
         except TimeoutError:
             continue
@@ -99,6 +116,7 @@ async def _kept_serving(
 def application(broker: Broker, lists: Lists, cmp: Cmp) -> FastAPI:
     """The routes. Public on purpose: cacerts, csrattrs, ca-bundle; the others authenticate as their docstrings say."""
     app = http.application("broker", body_cap=_BODY_CAP, ready=lambda: metrics.why_broker_not_ready(broker))
+    app.router.dependencies.append(Depends(Callers(broker)))
     add_est_routes(app, broker, Door(broker, Attempts(), bootstrap=False))
     broker_retire.add_routes(app, broker)
     broker_audit_routes.add_routes(app, broker)
@@ -120,20 +138,27 @@ def add_est_routes(app: FastAPI, broker: Broker, door: Door) -> None:
     """EST at its well-known place, and again below the issuing CA's label."""
     _public_routes(app, broker)
     _enrolment_routes(app, broker, door)
-    app.add_middleware(_Label, label=broker.settings.issuing_ca)
+    app.add_middleware(_Label, broker=broker)
 
 
 class _Label:
-    """Takes the issuing CA's label out of the path (RFC 7030 3.2.2); another label is a route that is not there."""
+    """Takes the issuing CA's label out of the path (RFC 7030 3.2.2); another label is a route that is not there.
 
-    def __init__(self, app: http.Application, *, label: str) -> None:
-        self._app, self._below = app, f"{_EST}/{label}/"
+    Labels are the active issuing CA and those before it that still count: a client configured with one goes on with it.
+    """
+
+    def __init__(self, app: http.Application, *, broker: Broker) -> None:
+        self._app, self._broker = app, broker
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "")
-        if path.startswith(self._below):
-            scope = {**scope, "path": f"{_EST}/{path.removeprefix(self._below)}"}
+        label, _, rest = scope.get("path", "").removeprefix(f"{_EST}/").partition("/")
+        if rest and label in self._labels():
+            scope = {**scope, "path": f"{_EST}/{rest}"}
         await self._app(scope, receive, send)
+
+    def _labels(self) -> set[str]:
+        standing = self._broker.ca.issuers.standing()
+        return {self._broker.settings.issuing_ca, *(name_of(one.certificate) for one in standing)}
 
 
 def _public_routes(app: FastAPI, broker: Broker) -> None:
@@ -183,18 +208,22 @@ def _enrolment_routes(app: FastAPI, broker: Broker, door: Door) -> None:
 
     @app.post(f"{_EST}/serverkeygen")
     async def serverkeygen(request: Request) -> Response:
-        """RFC 7030 4.4: a key made here, for whoever could enrol or re-enrol; sent as PKCS#8 within TLS."""
+        """RFC 7030 4.4: a key made here, for whoever could (re-)enrol; PKCS#8 within TLS, or in CMS to a key named."""
 
         async def answer() -> Response:
             csr = await _csr(request, possession=False)
-            est.require_plain_key(csr)
+            shown = None if http.peer_der(request) is None else http.peer_certificate(request)
+            reader = est.recipient(csr, shown)
             if not door.bootstrap and http.peer_der(request) is not None and "authorization" not in request.headers:
                 applicant, who = await door.holder(request), None
             else:
                 applicant, who = await door.applicant(request, csr.common_name)
             with _told(door, who):
                 made = await broker_enrolment.enrol_with_new_key(broker, applicant, csr.public)
-            body = est.key_and_certificate(made.private_key, made.leaf.der)
+            key = made.private_key
+            if reader is not None:
+                key = await asyncio.to_thread(broker_enrolment.enveloped, broker, key, reader)
+            body = est.key_and_certificate(key, made.leaf.der, enveloped=reader is not None)
             return Response(body, headers={"content-type": est.MULTIPART, "cache-control": "no-store"})
 
         return await _spoken(answer)

@@ -1,7 +1,7 @@
 """Who stands at the EST door: what they show becomes an `Applicant`, or a refusal that costs the guesser time.
 
 1. a TLS client certificate of the own domain's devices (re-enrolment, RFC 7030 3.3.2): not expired, not revoked, neither
-   on the ledger nor by this broker;
+   on the ledger nor by this broker, and bit for bit one that this broker recorded when it made it (broker_callers);
 2. at the bootstrap door only, a manufacturer's certificate (IEEE 802.1AR IDevID): its chain to a configured root is TLS's
    business, its issuer and serial number name the device this provider expects;
 3. HTTP Basic (RFC 7030 3.2.3): `device:code` with a one-time code, or `name@trust domain:password` of an installer's
@@ -29,6 +29,7 @@ from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused, Una
 from moorline.nfv import Role, parse_name
 from moorline.services import http
 from moorline.services.broker import Broker
+from moorline.services.broker_callers import require_recorded
 from moorline.services.broker_enrolment import code_digest
 from moorline.storage.broker_enrolments import Applicant
 
@@ -112,10 +113,8 @@ class Door:
                 "est.bootstrap_only", "this door enrols and does not re-enrol", remedy="use the broker's own EST address"
             )
         caller = http.require(request, Role.DEVICE, trust_domain=self._broker.settings.trust_domain)
-        serial = f"{http.peer_certificate(request).serial_number:x}"
-        _, revoked = await asyncio.to_thread(self._broker.revocations.find, serial)
-        if revoked is not None:
-            raise Refused("est.certificate_revoked", "the certificate shown was revoked", got=serial)
+        serial = await asyncio.to_thread(require_recorded, self._broker, http.peer_der(request) or b"")
+        await asyncio.to_thread(self._broker.enrolments.require_renews, serial)
         return Applicant(device=caller.segments[0], renews=serial)
 
     def tell(self, who: tuple[str, str] | None, outcome: MoorlineError | None) -> None:

@@ -21,8 +21,8 @@ from moorline.errors import Malformed, NotAuthentic, Refused
 from moorline.policy.ear import parse_verified
 from moorline.rats import AttestationResult, Tier
 from moorline.storage.verifier_events import GAINED, LOST, VerdictEvent
-from moorline.wire import keys
 from moorline.wire.http import ClientIdentity, HttpClient
+from moorline.wire.keys import PublicKey
 
 _ANSWER_S: Final = 10.0
 _CODE_CHARS: Final = 128
@@ -80,7 +80,8 @@ class HostAuthority:
     server_name: str
     roots_pem: bytes
     identity: Callable[[], ClientIdentity]
-    key: keys.PublicKey
+    keys: Callable[[], tuple[PublicKey, ...]]
+    """Keys that may have signed a result: the active one, and those that retire."""
     audience: str
     clock: Clock
     reuse_s: float = 0.0
@@ -129,7 +130,7 @@ class HostAuthority:
             jwt = answer.get("ear") if isinstance(answer, dict) else None
             if not isinstance(jwt, str):
                 raise Malformed("broker.verifier_answer", "the attestation authority's answer has no result")
-            result = parse_verified(jwt, self.key, now=self.clock.now(), audience=self.audience)
+            result = parse_verified(jwt, self.keys(), now=self.clock.now(), audience=self.audience)
         except (Refused, Malformed, NotAuthentic) as error:
             return Standing(result=None, problem=error.code)
         return Standing(result=result, problem=None, digest=hashlib.sha256(jwt.encode("ascii")).digest())

@@ -1,11 +1,14 @@
 """The broker's long-lived keys through their lives: begun, activated, retired, and destroyed when a quorum approved.
 
-| role | begun | activated when | retires | then |
-|---|---|---|---|---|
-| `wrapping` | made in the token | at once | when a pass found nothing sealed under it, 120 s at the earliest | destroy |
+| role | begun | activated when | retires |
+|---|---|---|---|
+| `wrapping` | made in the token | at once | when a pass found nothing sealed under it, 120 s at the earliest |
 | `issuing-ca` | made; the provider certifies it | the ledger has it as an active issuing CA | after the longest leaf, 1 h |
-the provider revokes it | | `hsm-identity` | made; the provider certifies it | the ledger has it in this HSM's record
-(RotateHsm) | after the longest TLS key, 1 h | destroy |
+| `hsm-identity` | made; the provider certifies it | the ledger has it in this HSM's record (RotateHsm) | after 1 h |
+| `hsm-kem` | made | the ledger has it in this HSM's record (RotateHsm) | after 1 h |
+| `verifier` | made; relying parties are told of it | by command, when they were | after the longest result, 1 h |
+
+A change is recorded first, and taken by every process of this HSM from the record (broker_following), this one included.
 
 Launch keys have epochs instead (hsm.launch_keys): opened, closed with grace, destroyed by themselves.
 """
@@ -26,29 +29,31 @@ from moorline.hsm.approvals import Approval, Operation, Request
 from moorline.hsm.backup import FILE_CAP
 from moorline.hsm.custody import Circle, Locked
 from moorline.hsm.issuing import require_fits
-from moorline.hsm.keys import HSM_IDENTITY, ISSUING_CA, WRAPPING, point_key
+from moorline.hsm.keys import HSM_IDENTITY, ISSUING_CA, KEM, VERIFIER, WRAPPING, point_key
 from moorline.hsm.lifecycle import State
 from moorline.hsm.rotation import OVERLAP_S, Pass, require_done, rewrap
+from moorline.hsm.token import RemoteToken
 from moorline.ledger import standing
 from moorline.services.broker import Broker
+from moorline.services.broker_following import follow
 from moorline.services.broker_peers import common_name
 from moorline.storage.hsm_store import KeyRow
 from moorline.storage.sealed_rows import SealedRows
 from moorline.storage.steps import reached
 from moorline.wire import certificates, keys, schema
 
-ROTATABLE: Final = (WRAPPING, ISSUING_CA, HSM_IDENTITY)
+ROTATABLE: Final = (WRAPPING, ISSUING_CA, HSM_IDENTITY, VERIFIER, KEM)
 
 
 def adopt_keys(broker: Broker) -> None:
     """Keep account of keys that were there before anybody did: each role has an active key."""
     now = broker.clock.now()
     known = {row.role for row in broker.hsm.key_rows()}
-    held = {ISSUING_CA: broker.ca.chain[0], HSM_IDENTITY: broker.identity.chain[0], WRAPPING: None}
-    fresh = tuple(lifecycle.adopted(role, role, now, held[role]) for role in ROTATABLE if role not in known)
+    held = {ISSUING_CA: broker.ca.chain[0], HSM_IDENTITY: broker.identity.chain[0]}
+    fresh = tuple(lifecycle.adopted(role, role, now, held.get(role)) for role in ROTATABLE if role not in known)
     if fresh:
         broker.hsm.put_keys(fresh)
-        broker.token.refresh()
+        follow(broker)
 
 
 def begin(broker: Broker, role: str) -> tuple[KeyRow, bytes]:
@@ -69,47 +74,79 @@ def begin(broker: Broker, role: str) -> tuple[KeyRow, bytes]:
         reached("hsm.key.made")
         changed = lifecycle.activated(broker.hsm.key_rows(), row.label, now, overlap_s=OVERLAP_S)
         broker.hsm.put_keys(changed)
-        broker.token.refresh()
+        follow(broker)
         _log(broker, "key-activated", row.label, now)
         return changed[-1], b""
-    point = broker.token.generate_ec_key(row.label, recoverable=recoverable)
+    point = broker.token.generate_ec_key(row.label, derive=role == KEM, recoverable=recoverable)
     reached("hsm.key.made")
+    broker.verifier.follow(broker.hsm.key_rows())
     _log(broker, "key-begun", row.label, now)
-    return row, keys.public_bytes(point_key(point))
+    return row, point if role == KEM else keys.public_bytes(point_key(point))
 
 
-async def activate(broker: Broker, label: str, pem: str) -> KeyRow:
-    """Use a begun key from now on. The ledger must have its certificate already. Raises `ledger.*`, `issuing.*`, `key.*`."""
+async def activate(broker: Broker, label: str, pem: str | None = None) -> KeyRow:
+    """Use a begun key from now on. What the ledger must know of it, it knows already.
+
+    `pem` is the certificate of an issuing CA or HSM identity. Raises `ledger.*`, `issuing.*`, `key.*`.
+    """
+    role = label.split("@", maxsplit=1)[0]
+    if role in (ISSUING_CA, HSM_IDENTITY):
+        der: bytes | None = _der(pem)
+        await _require_registered(broker, role, label, der or b"")
+    elif pem is None and role in (KEM, VERIFIER):
+        der = None
+        if role == KEM:
+            await _require_kem_registered(broker, label)
+    else:
+        raise Malformed("key.role", "keys of this role are not activated by a certificate", got=label)
+    return await asyncio.to_thread(_activated, broker, label, der)
+
+
+def _activated(broker: Broker, label: str, der: bytes | None) -> KeyRow:
+    now = broker.clock.now()
+    changed = lifecycle.activated(broker.hsm.key_rows(), label, now, overlap_s=certificates.LEAF_MAX_LIFE_S, certificate=der)
+    if der is not None:
+        require_fits(broker.token, label, x509.load_der_x509_certificate(der))
+    elif not broker.token.has_key(label):
+        raise Refused("key.not_made", "the token does not have this key", got=label, remedy="moor hsm key rotate again")
+    broker.hsm.put_keys(changed)
+    follow(broker)
+    _log(broker, "key-activated", label, now)
+    return changed[-1]
+
+
+def _der(pem: str | None) -> bytes:
     try:
-        certificate = x509.load_pem_x509_certificate(pem.encode("ascii"))
+        certificate = x509.load_pem_x509_certificate((pem or "").encode("ascii"))
     except ValueError:
         raise Malformed("key.certificate", "this is no certificate in PEM") from None
-    der = certificate.public_bytes(serialization.Encoding.DER)
-    role = label.split("@", maxsplit=1)[0]
-    provider = broker.settings.provider
-    now = broker.clock.now()
+    return certificate.public_bytes(serialization.Encoding.DER)
+
+
+async def _require_registered(broker: Broker, role: str, label: str, der: bytes) -> None:
+    """Raises Refused("key.not_registered") unless the ledger has exactly this certificate for the role."""
+    provider, hsm = broker.settings.provider, broker.settings.hsm
     if role == ISSUING_CA:
         name = common_name(der)
         state = await broker.ledger.state(standing.issuing_ca_keys(provider, name))
         recorded = standing.active_issuing_ca(state, provider, name).certificate
-    elif role == HSM_IDENTITY:
-        state = await broker.ledger.state(standing.hsm_keys(provider, broker.settings.hsm))
-        recorded = standing.active_hsm(state, provider, broker.settings.hsm).certificate
     else:
-        raise Malformed("key.role", "keys of this role are not activated by a certificate", got=label)
+        state = await broker.ledger.state(standing.hsm_keys(provider, hsm))
+        recorded = standing.active_hsm(state, provider, hsm).certificate
     if not same(recorded, der):
-        raise Refused(
-            "key.not_registered", "the ledger has another certificate for this", got=label, remedy="register it first"
-        )
-    changed = lifecycle.activated(broker.hsm.key_rows(), label, now, overlap_s=certificates.LEAF_MAX_LIFE_S, certificate=der)
-    signer = broker.ca if role == ISSUING_CA else broker.identity
-    await asyncio.to_thread(require_fits, broker.token, label, certificate)
-    await asyncio.to_thread(broker.hsm.put_keys, changed)
-    await asyncio.to_thread(signer.adopt, label, certificate)
-    if role == HSM_IDENTITY:
-        broker.tls.renew()
-    await asyncio.to_thread(_log, broker, "key-activated", label, now)
-    return changed[-1]
+        raise _not_registered(label)
+
+
+async def _require_kem_registered(broker: Broker, label: str) -> None:
+    provider, hsm = broker.settings.provider, broker.settings.hsm
+    state = await broker.ledger.state(standing.hsm_keys(provider, hsm))
+    recorded = standing.active_hsm(state, provider, hsm).kem_public
+    if not same(recorded, await asyncio.to_thread(broker.token.ec_point, label)):
+        raise _not_registered(label)
+
+
+def _not_registered(label: str) -> Refused:
+    return Refused("key.not_registered", "the ledger has another key for this", got=label, remedy="register it first")
 
 
 def rewrap_now(broker: Broker) -> Pass:
@@ -124,9 +161,7 @@ def retire(broker: Broker, label: str) -> KeyRow:
     if row.role == WRAPPING:
         require_done(rewrap_now(broker), label, now)
     broker.hsm.put_keys((row,))
-    broker.token.refresh()
-    if row.role == ISSUING_CA and row.certificate is not None:
-        broker.ca.forget(row.certificate)
+    follow(broker)
     _log(broker, "key-retired", label, now)
     return row
 
@@ -136,7 +171,9 @@ def destroy(broker: Broker, label: str, request: bytes) -> KeyRow:
     now = broker.clock.now()
     row = lifecycle.destroyed(broker.hsm.key_rows(), label, now)
     use(broker, request, Operation.KEY_DESTROY, label)
-    if row.role == WRAPPING:
+    if isinstance(broker.token.inner, RemoteToken):
+        broker.token.inner.destroy_granted(label, _grant(broker, request))
+    elif row.role == WRAPPING:
         broker.token.destroy_secret(label)
     else:
         broker.token.destroy_key(label)
@@ -145,6 +182,12 @@ def destroy(broker: Broker, label: str, request: bytes) -> KeyRow:
     broker.hsm.put_keys((row,))
     _log(broker, "key-destroyed", label, now)
     return row
+
+
+def _grant(broker: Broker, request: bytes) -> bytes:
+    """What the token's owner verifies once more: it does not take the broker's word for a quorum."""
+    signed = tuple(each for _, _, each in broker.hsm.approvals(request))
+    return schema.encode(approvals.Grant(request=request_of(broker, request), signed=signed))
 
 
 # -- approvals

@@ -15,12 +15,13 @@ import structlog
 
 from moorline.channel.driver import ClientSession
 from moorline.errors import Conflict, MoorlineError, Refused
+from moorline.hsm.calendar import Rotation
 from moorline.hsm.exchange import Party
 from moorline.hsm.pair import Ends
 from moorline.ledger import records, standing
 from moorline.ledger.client import Submitter
 from moorline.ledger.light_client import ProvenState
-from moorline.ledger.records import ContractRecord, HsmRecord
+from moorline.ledger.records import AuditAnchorRecord, ContractRecord, HsmRecord
 from moorline.ledger.transactions import AnchorLog, Sender, SenderKind
 from moorline.services.broker import Broker
 from moorline.services.broker_revocation import revocation_keys
@@ -113,6 +114,8 @@ async def agree(broker: Broker, record: HsmRecord, session: ClientSession, *, ro
 
 async def _agreed(broker: Broker, both: Ends, session: ClientSession) -> None:
     theirs = schema.decode(PairEpoch, await session.call("peer.pair_epoch", b"")).newest
+    # What either end anchored counts too: both may have been restored from before it, and an anchor never goes back.
+    theirs = max(theirs, await _anchored_up_to(broker, both))
     now = broker.clock.now()
     row, offer = await asyncio.to_thread(broker.pair_keys.offer, both, theirs=theirs, at=now)
     try:
@@ -124,6 +127,19 @@ async def _agreed(broker: Broker, both: Ends, session: ClientSession) -> None:
     row, confirm = await asyncio.to_thread(broker.pair_keys.agree, both, row, reply)
     await session.call("peer.pair_confirm", schema.encode(confirm))
     await asyncio.to_thread(broker.pair_keys.activate, both, row, peer_signed=reply.statement, at=now)
+
+
+async def _anchored_up_to(broker: Broker, both: Ends) -> int:
+    """The highest pair epoch of these two on the ledger, by whichever of them; 0 if there is none."""
+    own, peer = both.own, both.peer
+    directions = ((own, peer), (peer, own))
+    wanted = tuple(
+        records.audit_anchor_key(one.provider, pair.anchor_name((one.provider, one.hsm), (other.provider, other.hsm)))
+        for one, other in directions
+    )
+    state = await broker.ledger.state(wanted)
+    there = (state.record(key) for key in wanted if _is_there(state, key))
+    return max((records.parse(AuditAnchorRecord, value).size for value in there), default=0)
 
 
 async def ask_news(broker: Broker, record: HsmRecord, session: ClientSession) -> None:
@@ -195,15 +211,38 @@ async def _between(broker: Broker, record: HsmRecord, name: str) -> bool:
 
 
 async def keep_pairing(broker: Broker) -> None:
-    """Finish what was begun and anchor what was agreed, until cancelled."""
+    """Finish what was begun, anchor what was agreed, and begin anew what is due by calendar, until cancelled."""
     with suppress(MoorlineError):
         await asyncio.to_thread(broker.pair_keys.tidy)
+    policy = broker.settings.rotation
     while True:
         broker.pairing.clear()
-        done = await _anchored(broker) and await _finished(broker)
+        anchored, finished = await _anchored(broker), await _finished(broker)
+        rotated = policy is None or await _rotated(broker, policy)
+        idle = None if policy is None else policy.every_s
         with suppress(TimeoutError):
-            async with asyncio.timeout(None if done else _RETRY_S):
+            async with asyncio.timeout(idle if anchored and finished and rotated else _RETRY_S):
                 await broker.pairing.wait()
+
+
+async def _rotated(broker: Broker, policy: Rotation) -> bool:
+    """A peer that is away is tried again: however long it was, there is one next epoch, and none is made up for."""
+    from moorline.services.broker_peers import connect
+
+    own = Party(provider=broker.settings.provider, hsm=broker.settings.hsm)
+    done = True
+    try:
+        due = await asyncio.to_thread(broker.pair_keys.due, own, policy, broker.clock.now())
+    except MoorlineError as error:
+        _LOG.warning("pair keys not looked at", code=error.code)
+        return False
+    for peer in due:
+        try:
+            await connect(broker, peer.provider, peer.hsm, rotate=True)
+        except MoorlineError as error:
+            _LOG.warning("pair key not rotated yet", provider=peer.provider, hsm=peer.hsm, code=error.code)
+            done = False
+    return done
 
 
 async def _finished(broker: Broker) -> bool:

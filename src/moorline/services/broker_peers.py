@@ -11,6 +11,7 @@ from moorline.digest import same
 from moorline.errors import Conflict, NotAuthentic, Refused
 from moorline.hsm import exchange
 from moorline.hsm.exchange import ExchangeReply, Expectation, Party, TrustBundle
+from moorline.hsm.issuers import name_of
 from moorline.ledger import records, standing
 from moorline.ledger.light_client import ProvenState, verify_bundle
 from moorline.ledger.records import HsmRecord
@@ -21,6 +22,7 @@ from moorline.services.broker_role import no_such_operation
 from moorline.storage.broker_bundles import Peer
 from moorline.verification.chains import verify_ca, verify_chain
 from moorline.wire import keys, schema
+from moorline.wire.certificates import parse_certificate
 from moorline.wire.session import Activation, Challenge, EvidenceFormat, PeerFields, SessionRole
 
 
@@ -177,12 +179,7 @@ async def require_chains(broker: Broker, bundle: TrustBundle) -> None:
 
 def common_name(der: bytes) -> str:
     """The id of an issuing CA's ledger record: the common name of its certificate."""
-    from cryptography.x509.oid import NameOID
-
-    from moorline.wire.certificates import parse_certificate
-
-    found = parse_certificate(der).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return records.parse_name(str(found[0].value) if found else "", "issuing CA")
+    return records.parse_name(name_of(parse_certificate(der)), "issuing CA")
 
 
 def _require_registered(state: ProvenState, provider: str, name: str, der: bytes) -> None:
@@ -202,8 +199,8 @@ def _signed_bundle(broker: Broker, us: Party, them: Party, challenge: bytes) -> 
         sequence=now,  # rises with time; a peer refuses one below what it keeps
         now=Instant(now),
         roots=broker.roots,
-        issuing_cas=broker.ca.chain[:1],
-        above=broker.ca.chain[1:],
+        issuing_cas=broker.ca.living,
+        above=broker.ca.above,
     )
     return exchange.sign_bundle(bundle, broker.identity.signer)
 

@@ -1,9 +1,11 @@
-"""CRL and OCSP of the issuing CA, published: for TLS clients that do not ask the ledger themselves.
+"""CRL and OCSP of the issuing CAs, published: for TLS clients that do not ask the ledger themselves.
 
 1. every `revocation_poll_s` the ledger is asked about each certificate that has not expired: its serial number, and the
    device, instance or host it names; what is revoked is kept
 2. an answer is as old as the oldest proof it rests on (thisUpdate) and holds for `max_age` from there (nextUpdate)
 3. without a proof that young there is no answer: OCSP says tryLater, the CRL's route is unavailable. Silence is never "good"
+4. an issuing CA that retires answers for its own certificates until its key does; one that the ledger does not have as
+   active any more (RevokeIssuingCa) answers nothing from the next look on, and signs nothing
 
 So a revocation is visible to whoever asks within commit + revocation_poll_s, and to whoever keeps an answer within commit +
 max_age + revocation_poll_s: the bound of PROTOCOLS.md 7, printed by `moor hsm revocation`. Routes are public and the
@@ -28,8 +30,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from moorline.clock import Instant, Validity
+from moorline.digest import same
 from moorline.errors import Malformed, MoorlineError, Refused, Unavailable
 from moorline.hsm import revocation
+from moorline.hsm.issuers import issued_by, name_of
 from moorline.hsm.revocation import CertificateStatus, RevokedCertificate
 from moorline.ledger import records, standing
 from moorline.ledger.light_client import ProvenState
@@ -91,16 +95,31 @@ class Lists:
         """Ask the ledger about everything that could still be used. Raises what the ledger says; nothing is younger then."""
         broker = self._broker
         now = broker.clock.now()
-        own = (broker.settings.provider, broker.settings.issuing_ca)
-        state = await broker.ledger.state(standing.issuing_ca_keys(*own))
-        standing.active_issuing_ca(state, *own)  # a CA that does not count any more says "good" of nobody
-        oldest = state.time
+        oldest = await self._look_at_cas()
         for page in await asyncio.to_thread(lambda: list(broker.revocations.unexpired(now))):
             for part in _parts(page, broker.settings.provider):
                 state = await broker.ledger.state(tuple(key for _, keys in part for key in keys))
                 oldest = min(oldest, state.time)
                 await asyncio.to_thread(broker.revocations.learn, tuple(_revoked(part, state)))
         self._seen = oldest
+
+    async def _look_at_cas(self) -> Instant:
+        """4. How old the proof about the issuing CAs is."""
+        broker, provider = self._broker, self._broker.settings.provider
+        held = {name_of(one.certificate): one for one in broker.ca.issuers.held()}
+        wanted = (key for name in held for key in standing.issuing_ca_keys(provider, name))
+        state = await broker.ledger.state(tuple(dict.fromkeys(wanted)))
+        for name, one in held.items():
+            try:
+                counts = same(standing.active_issuing_ca(state, provider, name).certificate, one.der)
+            except Refused as error:
+                if error.code == "ledger.not_proven":
+                    raise
+                counts = False
+            if not counts and one.der in broker.ca.living:
+                _LOG.error("issuing CA does not count any more", name=name)
+                broker.ca.issuers.end(one.der)
+        return state.time
 
     def validity(self) -> Validity:
         """ThisUpdate and nextUpdate of an answer given now. Raises Unavailable("revocation.not_fresh")."""
@@ -118,7 +137,7 @@ class Lists:
         """The CRL (DER) of the issuing CA or the HSM of this name. Raises Refused("revocation.no_such_ca")."""
         issuer = self._issuer(name)
         validity = self.validity()
-        listed = self._listed(name, validity)
+        listed = self._listed(issuer, validity)
         version = (validity.not_before, len(listed))
         kept = self._made.get(name)
         if kept is not None and kept[0] == version:
@@ -139,10 +158,9 @@ class Lists:
         """The response (DER) to an OCSP request (DER); a request that cannot be answered gets a response that says why."""
         try:
             question = revocation.parse_ocsp(request)
-            issuer = self._broker.ca.issuer
-            revocation.about(issuer, question)
+            issuer = revocation.asked_of(self._broker.ca.issuers.standing(), question)
             validity = self.validity()
-            issued, revoked = self._broker.revocations.find(f"{question.serial:x}")
+            issued, revoked = self._broker.revocations.find(f"{question.serial:x}", of=lambda der: _of(der, issuer))
             status = CertificateStatus(issued=issued, revoked=None if revoked is None else _entry(revoked))
             return revocation.ocsp_answer(issuer, question, status, validity=validity)
         except Malformed:
@@ -177,20 +195,20 @@ class Lists:
             "url": self._broker.settings.revocation_url,
         }
 
-    def _listed(self, name: str, validity: Validity) -> tuple[Revoked, ...]:
+    def _listed(self, issuer: Issuer, validity: Validity) -> tuple[Revoked, ...]:
         """What the CRL names. RFC 5280 3.3: also on one list after the certificate's own end."""
-        if name != self._broker.settings.issuing_ca:
+        if issuer is self._broker.identity.issuer:
             return ()  # TLS keys of brokers live under an hour; who loses one revokes the HSM (ledger)
         life = validity.not_after - validity.not_before
-        return self._broker.revocations.listed(expired_after=Instant(validity.not_before - life))
+        return self._broker.revocations.listed(
+            expired_after=Instant(validity.not_before - life), of=lambda der: _of(der, issuer)
+        )
 
     def _issuer(self, name: str) -> Issuer:
         broker = self._broker
-        if name == broker.settings.issuing_ca:
-            return broker.ca.issuer
         if name == broker.settings.hsm:
             return broker.identity.issuer
-        raise Refused("revocation.no_such_ca", "this broker has no CA of that name", got=name)
+        return broker.ca.issuers.named(name)
 
 
 async def serve(lists: Lists, also: Callable[[FastAPI], None], bound: Callable[[str], None]) -> None:
@@ -297,6 +315,11 @@ def _revoked(part: _Part, state: ProvenState) -> Iterator[Revoked]:
 def _reason(kind: RevocationKind) -> str:
     certificate = kind is RevocationKind.CERTIFICATE
     return (x509.ReasonFlags.unspecified if certificate else x509.ReasonFlags.cessation_of_operation).name
+
+
+def _of(der: bytes, issuer: Issuer) -> bool:
+    """Whether a certificate (DER) that was made here was made under this issuing CA."""
+    return issued_by(x509.load_der_x509_certificate(der), issuer.certificate)
 
 
 def _entry(one: Revoked) -> RevokedCertificate:

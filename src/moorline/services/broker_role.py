@@ -59,7 +59,7 @@ def activation(broker: Broker, der: bytes, spiffe_id: str, body: bytes = b"") ->
     return Activation(
         spiffe_id=spiffe_id,
         certificate=der,
-        chain=broker.ca.chain,
+        chain=broker.ca.chain_of(der),
         now=broker.clock.now(),
         renew_after_s=broker.settings.renew_after_s,
         body=body,

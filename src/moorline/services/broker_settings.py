@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from moorline.errors import Misconfigured
+from moorline.hsm.calendar import Rotation
 from moorline.hsm.token import RemoteToken, Token, TokenLocation, open_token
 
 _GRACE_MAX_S: Final = 120
@@ -134,10 +135,14 @@ class BrokerSettings:
     """Contracts with other providers that this broker tells their HSMs of."""
     crls_above: Path | None = None
     """PEM file with the CRLs of provider, authorities and root, handed on to who checks the whole chain."""
+    rotation: Rotation | None = None
+    """Ages at which keys are replaced by themselves; left out, keys are rotated by command only."""
 
 
 def require_sane(settings: BrokerSettings) -> None:
-    """Raises Misconfigured("broker.settings") where two of them do not go together."""
+    """Raises Misconfigured("broker.settings") where two of them do not go together, and "rotation.settings"."""
+    if settings.rotation is not None:
+        settings.rotation.require_sane()
     if (settings.verifier is None) != (settings.verifier_url is None):
         raise Misconfigured("broker.settings", "verifier and verifier_url belong together")
     if not 0 <= settings.grace_s <= _GRACE_MAX_S:

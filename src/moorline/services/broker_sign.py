@@ -34,7 +34,7 @@ def add_routes(app: FastAPI, broker: Broker) -> None:
         if caller.segments != (broker.settings.verifier,):
             raise Refused("http.not_authorised", "this verifier is not the one of this broker", got=str(caller))
         messages = _signing_inputs(await request.body())
-        made = await asyncio.to_thread(lambda: [broker.verifier_signer.sign(message) for message in messages])
+        made = await asyncio.to_thread(lambda: [broker.verifier.signer.sign(message) for message in messages])
         return {"signatures": [base64.b64encode(signature).decode("ascii") for signature in made]}
 
 

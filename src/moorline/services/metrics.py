@@ -83,12 +83,36 @@ def of_broker(app: FastAPI, broker: Any) -> None:  # noqa: ANN401 - services.bro
         lambda: {(since,): seconds for since, seconds in broker.effects.items()},
         labels=("since",),
     )
+    _of_keys(app, broker)
     measured(app, "moorline_broker_epoch", "The running epoch of launch keys", epoch)
     measured(
         app,
         "moorline_broker_log_judged",
         "1 if the log was compared with its anchor on the ledger, which launching needs",
         lambda: {(): float(broker.judged.is_set())},
+    )
+
+
+def _of_keys(app: FastAPI, broker: Any) -> None:  # noqa: ANN401 - as above
+    def due() -> Values:
+        from moorline.hsm.calendar import due_at
+
+        found = {row.role: due_at(row, broker.settings.rotation) for row in broker.hsm.key_rows() if row.state == "active"}
+        return {(role,): float(at - broker.clock.now()) for role, at in found.items() if at is not None}
+
+    measured(
+        app,
+        "moorline_broker_key_due_seconds",
+        "Seconds until the active key of a role is due by calendar; negative: overdue",
+        due,
+        labels=("role",),
+    )
+    measured(
+        app,
+        "moorline_broker_keys",
+        "Keys of the HSM that are kept account of, by role and state",
+        lambda: {names: float(n) for names, n in Tally((row.role, row.state) for row in broker.hsm.key_rows()).items()},
+        labels=("role", "state"),
     )
 
 

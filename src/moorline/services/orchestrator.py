@@ -37,6 +37,7 @@ from moorline.orchestration.launch import Identity, Launches, as_json
 from moorline.orchestration.placement import Demand
 from moorline.policy import sec009
 from moorline.services import http, metrics, service_audit
+from moorline.services.key_files import KeyFile
 from moorline.services.orchestrator_peers import Brokers, HostAgents, LauncherLink, NamedHost, Peer
 from moorline.services.process import announce_ready, serve_all
 from moorline.services.service_audit import ServiceLog
@@ -85,7 +86,7 @@ class OrchestratorSettings:
     verifier: Peer
     """The provider's attestation authority."""
     verifier_key: Path
-    """Public key that signs its results, PEM or DER."""
+    """Public keys that may sign its results, PEM (one or several) or DER. Read again whenever the file changes."""
     ledger: tuple[Peer, ...]
     """An authority of the ledger."""
     hosts: tuple[NamedHost, ...]
@@ -359,7 +360,7 @@ async def run(settings: OrchestratorSettings, log: structlog.stdlib.BoundLogger)
     hosts = HostAgents(
         hosts=settings.hosts,
         verifier=settings.verifier,
-        verifier_key=load_public(settings.verifier_key),
+        verifier_keys=KeyFile(settings.verifier_key),
         roots_pem=roots,
         identity=identity,
         provider=settings.provider,
@@ -528,18 +529,6 @@ def load_signer(path: Path) -> keys.Signer:
     if not isinstance(key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey):
         raise Misconfigured("orchestrator.key_unreadable", "this kind of key is not used here", got=path)
     return keys.KeySigner(key)
-
-
-def load_public(path: Path) -> keys.PublicKey:
-    """A public key from a file: PEM, or DER SubjectPublicKeyInfo. Raises Misconfigured."""
-    try:
-        data = path.read_bytes()
-        if data.startswith(b"-----BEGIN"):
-            loaded = serialization.load_pem_public_key(data)
-            data = loaded.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-        return keys.parse_public(data)
-    except (OSError, ValueError, MoorlineError) as error:
-        raise Misconfigured("orchestrator.key_unreadable", "the key file cannot be read", got=f"{path}: {error}") from None
 
 
 def load_certificates(path: Path) -> tuple[bytes, ...]:

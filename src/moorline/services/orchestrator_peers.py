@@ -61,7 +61,7 @@ class HostAgents:
         *,
         hosts: tuple[NamedHost, ...],
         verifier: Peer,
-        verifier_key: keys.PublicKey,
+        verifier_keys: Callable[[], tuple[keys.PublicKey, ...]],
         roots_pem: bytes,
         identity: Callable[[], ClientIdentity],
         provider: str,
@@ -70,7 +70,7 @@ class HostAgents:
     ) -> None:
         self._hosts = {host.id: host for host in hosts}
         self._verifier = verifier
-        self._verifier_key = verifier_key
+        self._verifier_keys = verifier_keys
         self._roots_pem = roots_pem
         self._identity = identity
         self._provider = provider
@@ -182,7 +182,7 @@ class HostAgents:
         token = answer.get("ear") if isinstance(answer, dict) else None
         if not isinstance(token, str):
             raise Malformed("peer.answer_malformed", "the verifier's answer holds no EAR", got=type(token).__name__)
-        return ear.parse_verified(token, self._verifier_key, now=now, audience=self._trust_domain)
+        return ear.parse_verified(token, self._verifier_keys(), now=now, audience=self._trust_domain)
 
     def _agent(self, host: str) -> Peer:
         found = self._hosts.get(host)

@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
 
+from moorline.clock import SystemClock
+from moorline.errors import Misconfigured
+from moorline.hsm.approvals import verify_grant
+from moorline.hsm.backup import FILE_CAP
+from moorline.hsm.custody import Locked
 from moorline.hsm.token import LocalToken, Token, TokenLocation, open_token
+from moorline.hsm.token.calls import Call
 from moorline.hsm.token.capabilities import probe
 from moorline.hsm.token.owner import Door, Owner
+from moorline.wire import schema
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +44,12 @@ class TokenOwnerSettings:
     """Ask for the PIN at the terminal at the start."""
     softhsm_conf: Path | None = None
     """SoftHSM's configuration file; left out for another token."""
+    custody: Path | None = None
+    """custody.cbor of the token: whose approval destroys keys through the socket. Without it none is destroyed there."""
+    provider: str = ""
+    """The provider's name on the ledger; with custody."""
+    hsm: str = ""
+    """This HSM's id on the ledger; with custody."""
     uids: tuple[int, ...] = ()
     """Users (numbers) whose processes may use the token; the owner's own user if left out."""
     lanes: int = 4
@@ -59,17 +72,33 @@ class TokenOwnerSettings:
 
 async def run(settings: TokenOwnerSettings, *, ready: Callable[[str], None]) -> None:
     """Own the token and serve its door until cancelled. `ready` gets the socket. Raises Misconfigured or Unavailable."""
+    granted = _grants(settings)
     token = await asyncio.to_thread(open_token, settings.location(), lanes=settings.lanes)
     owner = Owner(places=settings.lanes)
     try:
         await asyncio.to_thread(say_what_is_lacking, token)
         uids = frozenset(settings.uids) or frozenset({os.geteuid()})
-        owner.open(Door(name="broker", path=settings.socket, token=token, uids=uids))
+        door = Door(name="broker", path=settings.socket, token=token, uids=uids)
+        owner.open(door if granted is None else replace(door, granted=granted))
         ready(str(settings.socket))
         await asyncio.Event().wait()
     finally:
         owner.close()
         token.close()
+
+
+def _grants(settings: TokenOwnerSettings) -> Callable[[Call], None] | None:
+    if settings.custody is None:
+        return None
+    if not (settings.provider and settings.hsm):
+        raise Misconfigured("owner.settings", "custody, provider and hsm belong together")
+    circle = schema.decode(Locked, settings.custody.read_bytes(), max_bytes=FILE_CAP).circle
+    clock = SystemClock()
+
+    def granted(call: Call) -> None:
+        verify_grant(call.data, circle, provider=settings.provider, hsm=settings.hsm, target=call.label, now=clock.now())
+
+    return granted
 
 
 def say_what_is_lacking(token: Token) -> None:

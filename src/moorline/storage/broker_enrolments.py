@@ -34,6 +34,7 @@ def _table(name: str, *columns: str) -> sa.TableClause:
 
 _CODES: Final = _table("enrolment_codes", "device", "code_digest", "not_after", "key_digest")
 _CODE_SECRETS: Final = _table("enrolment_code_secrets", "device", "sealed")
+_FURTHER: Final = _table("further_certificates", "serial")
 _DEVICES: Final = _table("devices", "device", "key_digest", "enrolled")
 _CERTIFICATES: Final = _table("certificates", "serial", "spiffe_id", "not_after")
 _ACCOUNTS: Final = _table("enrolment_accounts", "account", "salt", "digest", "prefix", "remaining", "not_after", "approval")
@@ -56,6 +57,7 @@ class Applicant:
 
     `code_digest` for a one-time code; `account` for an installer whose password was right; `manufactured` for a verified
     IDevID (issuer, serial number); `renews` (serial number, hex) for the holder of a certificate of this very device.
+    `further` asks for a certificate beside the one that is held, for another key: it stands for no renewal.
     """
 
     device: str
@@ -63,6 +65,7 @@ class Applicant:
     account: str | None = None
     manufactured: tuple[str, str] | None = None
     renews: str | None = None
+    further: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +190,18 @@ class EnrolmentStore:
             row = c.execute(sa.select(_CERTIFICATES.c.spiffe_id).where(_CERTIFICATES.c.serial == serial)).scalar()
         return row == f"spiffe://{trust_domain}/device/{device}"
 
+    def require_renews(self, serial: str) -> None:
+        """Raises Refused("est.further_certificate") for one that was given beside another, for another key."""
+        with self._store.reading() as c:
+            found = c.execute(sa.select(_FURTHER.c.serial).where(_FURTHER.c.serial == serial)).first()
+        if found is not None:
+            raise Refused(
+                "est.further_certificate",
+                "a certificate given beside the device's own stands for no renewal",
+                got=serial,
+                remedy="ask with the certificate of the device's own key",
+            )
+
     def enrol(
         self, applicant: Applicant, *, key_digest: bytes, issued: Issued, at: Instant, server_key: bool = False
     ) -> None:
@@ -203,9 +218,12 @@ class EnrolmentStore:
                 if server_key:
                     self._supersede(c, applicant.device, at)
                     c.execute(sa.insert(_SERVER_KEYS).values(serial=issued.serial, device=applicant.device))
-                c.execute(sa.delete(_DEVICES).where(_DEVICES.c.device == applicant.device))
-                values = {"device": applicant.device, "key_digest": issued.key_digest, "enrolled": at}
-                c.execute(sa.insert(_DEVICES).values(**values))
+                if applicant.further:
+                    c.execute(sa.insert(_FURTHER).values(serial=issued.serial))
+                else:
+                    c.execute(sa.delete(_DEVICES).where(_DEVICES.c.device == applicant.device))
+                    values = {"device": applicant.device, "key_digest": issued.key_digest, "enrolled": at}
+                    c.execute(sa.insert(_DEVICES).values(**values))
                 self._store.insert_certificate_in(c, issued)
                 event = "device-enrolled" if applicant.renews is None else "device-reenrolled"
                 self._store.append_in(c, at, event, {"device": applicant.device, "serial": issued.serial})

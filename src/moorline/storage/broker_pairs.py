@@ -23,7 +23,7 @@ from moorline.storage.transactions import retried
 _PAIRS: Final = sa.table(
     "pairs",
     *(sa.column(name) for name in ("provider", "hsm", "epoch", "initiator", "state", "peer_point")),
-    *(sa.column(name) for name in ("own_signed", "peer_signed", "transcript", "at", "height")),
+    *(sa.column(name) for name in ("own_signed", "peer_signed", "transcript", "at", "height", "uses")),
 )
 _DEVICE_KEYS: Final = sa.table(
     "device_keys",
@@ -48,7 +48,10 @@ class PairState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """One pair epoch with one HSM. `height` is where its transcript is anchored on the ledger, None until it is."""
+    """One pair epoch with one HSM. `height` is where its transcript is anchored on the ledger, None until it is.
+
+    `uses` counts keys of devices that this end derived from it.
+    """
 
     provider: str
     hsm: str
@@ -61,6 +64,7 @@ class Pair:
     transcript: bytes | None
     at: Instant
     height: int | None
+    uses: int = 0
 
     @property
     def pending(self) -> bool:
@@ -80,6 +84,15 @@ class Claim:
     first: int
     count: int
     at: Instant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairUse:
+    """The pair epoch that a key of a device is derived from."""
+
+    provider: str
+    hsm: str
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,11 +183,11 @@ class PairStore:
 
     def activate(self, pair: Pair, *, peer_signed: bytes, at: Instant) -> Pair:
         """Both signatures are kept; the key may be used. The same again changes nothing."""
-        made = replace(pair, state=PairState.ACTIVE, peer_signed=peer_signed)
+        made = replace(pair, state=PairState.ACTIVE, peer_signed=peer_signed, at=at)
         with self._store.transaction() as c:
             state = c.execute(sa.select(_PAIRS.c.state).where(*_is(pair))).scalar()
             if state not in (PairState.ACTIVE.value, PairState.RETIRED.value):
-                c.execute(sa.update(_PAIRS).where(*_is(pair)).values(state=made.state.value, peer_signed=peer_signed))
+                c.execute(sa.update(_PAIRS).where(*_is(pair)).values(state=made.state.value, at=at, peer_signed=peer_signed))
                 body = {"provider": pair.provider, "hsm": pair.hsm, "epoch": pair.epoch, "transcript": pair.transcript}
                 self._store.append_in(c, at, "pair-agreed", body)
         reached("broker.pair.active")
@@ -197,13 +210,14 @@ class PairStore:
 
     # -- keys of devices -----------------------------------------------------------------------------------------------
 
-    def claim(self, claim: Claim) -> None:
+    def claim(self, claim: Claim, *, of: PairUse | None = None) -> None:
         """Give a key and its counters to one instance, for good. Raises Conflict("nopfs.key_claimed") and an alarm."""
         taken = None
         with self._store.transaction() as c:
             c.execute(sa.delete(_DEVICE_KEYS).where(_DEVICE_KEYS.c.at < claim.at - _FORGET_S))
             taken = c.execute(sa.select(_DEVICE_KEYS).where(_DEVICE_KEYS.c.key_id == claim.key_id)).mappings().first()
             if taken is None:
+                _count(c, of)
                 c.execute(sa.insert(_DEVICE_KEYS).values(**{n: getattr(claim, n) for n in Claim.__dataclass_fields__}))
                 body = {"device": claim.device, "instance": claim.instance, "key_id": claim.key_id}
                 self._store.append_in(c, claim.at, "no-pfs-key-claimed", {**body, "contract": claim.contract})
@@ -220,10 +234,13 @@ class PairStore:
             )
         reached("broker.device_key.claimed")
 
-    def sealed_for_device(self, *, device: str, peer: str, contract: str, key_id: bytes, at: Instant) -> None:
+    def sealed_for_device(self, *, device: str, of: PairUse, contract: str, key_id: bytes, at: Instant) -> None:
         """An audit entry of the home HSM, before the device gets the key."""
+        peer = f"{of.provider}/{of.hsm}"
         body: dict[str, object] = {"device": device, "peer": peer, "contract": contract, "key_id": key_id}
-        self._store.append("no-pfs-key-sealed", body, at=at)
+        with self._store.transaction() as c:
+            _count(c, of)
+            self._store.append_in(c, at, "no-pfs-key-sealed", body)
 
     # -- news ----------------------------------------------------------------------------------------------------------
 
@@ -257,6 +274,12 @@ def _of(provider: str, hsm: str) -> tuple[sa.ColumnElement[bool], ...]:
 
 def _is(pair: Pair) -> tuple[sa.ColumnElement[bool], ...]:
     return (*_of(pair.provider, pair.hsm), _PAIRS.c.epoch == pair.epoch)
+
+
+def _count(c: sa.Connection, of: PairUse | None) -> None:
+    if of is not None:
+        where = (*_of(of.provider, of.hsm), _PAIRS.c.epoch == of.epoch)
+        c.execute(sa.update(_PAIRS).where(*where).values(uses=_PAIRS.c.uses + 1))
 
 
 def _mapping(claim: Claim) -> dict[str, object]:

@@ -8,7 +8,7 @@ time, so that a database restored from yesterday goes on above what it gave out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,6 +28,7 @@ _REVOKED: Final = sa.table(
 )
 _FACTS: Final = sa.table("facts", sa.column("name"), sa.column("value"))
 _CERTIFICATES: Final = sa.table("certificates", *(sa.column(name) for name in ("serial", "spiffe_id", "not_after")))
+_DERS: Final = sa.table("certificates", sa.column("serial"), sa.column("der"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,9 +137,16 @@ class RevocationStore:
             self._store.append_in(c, at, "certificate-revocation-committed", {"serial": serial, "height": height})
         reached("broker.certificate_revocation.committed")
 
-    def listed(self, *, expired_after: Instant) -> tuple[Revoked, ...]:
-        """Everything revoked that a CRL still names: certificates that end at `expired_after` or later."""
-        return self._where(_REVOKED.c.not_after >= expired_after)
+    def listed(self, *, expired_after: Instant, of: Callable[[bytes], bool] | None = None) -> tuple[Revoked, ...]:
+        """Everything revoked that a CRL still names: certificates that end at `expired_after` or later.
+
+        `of` says of a certificate (DER) whether it is of the CA whose CRL it is; without it, all are listed.
+        """
+        found = self._where(_REVOKED.c.not_after >= expired_after)
+        if of is None:
+            return found
+        ders = {one.serial: self.certificate(one.serial) for one in found}
+        return tuple(one for one in found if (der := ders[one.serial]) is not None and of(der))
 
     def on_ledger_since(self, height: int, *, limit: int) -> tuple[Revoked, ...]:
         """What the ledger has above a height, lowest first."""
@@ -147,12 +155,23 @@ class RevocationStore:
             rows = c.execute(query.order_by(_REVOKED.c.height, _REVOKED.c.serial).limit(limit)).mappings()
             return tuple(Revoked(**row) for row in rows)
 
-    def find(self, serial: str) -> tuple[bool, Revoked | None]:
-        """Whether this broker gave the certificate out, and its revocation if there is one."""
+    def find(self, serial: str, *, of: Callable[[bytes], bool] | None = None) -> tuple[bool, Revoked | None]:
+        """Whether this broker gave the certificate out, and its revocation if there is one.
+
+        With `of`, a certificate (DER) of which it says no counts as one that was not given out.
+        """
         with self._store.reading() as c:
-            known = c.execute(sa.select(_CERTIFICATES.c.serial).where(_CERTIFICATES.c.serial == serial)).first()
             row = c.execute(sa.select(_REVOKED).where(_REVOKED.c.serial == serial)).mappings().one_or_none()
-        return known is not None, None if row is None else Revoked(**row)
+        der = self.certificate(serial)
+        if der is None or (of is not None and not of(der)):
+            return False, None
+        return True, None if row is None else Revoked(**row)
+
+    def certificate(self, serial: str) -> bytes | None:
+        """A certificate (DER) this broker gave out; None if it did not."""
+        with self._store.reading() as c:
+            der = c.execute(sa.select(_DERS.c.der).where(_DERS.c.serial == serial)).scalar()
+        return None if der is None else bytes(der)
 
     def next_crl_number(self, now: Instant) -> int:
         """A number greater than any before, also than those of a newer database that was lost."""

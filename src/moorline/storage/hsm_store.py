@@ -37,6 +37,8 @@ _TENANTS: Final = _table(
     *("name", "token", "state", "uid", "weight", "keys", "operations", "created", "changed", "proof"),
 )
 _LOG: Final = _table("hsm_tenant_log", "tenant", "number", "data")
+_FACTS: Final = _table("hsm_facts", "name", "value")
+_KEY_CHANGES: Final = sa.select(_FACTS.c.value).where(_FACTS.c.name == "key-changes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +115,21 @@ class HsmStore:
             for row in rows:
                 c.execute(sa.delete(_KEYS).where(_KEYS.c.label == row.label))
                 c.execute(sa.insert(_KEYS).values(**asdict(row)))
+            c.execute(sa.update(_FACTS).where(_FACTS.c.name == "key-changes").values(value=_FACTS.c.value + 1))
         reached("hsm.keys.recorded")
+
+    def key_changes(self) -> int:
+        """A number that rises with every change to a key, whichever process made it."""
+        with self._reading() as c:
+            return int(c.execute(_KEY_CHANGES).scalar_one())
+
+    def take_turn(self, name: str, now: Instant, for_s: int) -> bool:
+        """Whether this process may act now: nobody else may for so many seconds. Who took it before waits as others do."""
+        with self._transaction() as c:
+            taken = c.execute(
+                sa.update(_FACTS).where(_FACTS.c.name == name, _FACTS.c.value <= now).values(value=now + for_s)
+            )
+            return taken.rowcount == 1
 
     # -- approvals ----------------------------------------------------------------------------------------------------------
 

@@ -16,17 +16,26 @@ from cryptography import x509
 from cryptography.hazmat import asn1
 
 from moorline.errors import Malformed
+from moorline.wire.der import (
+    BIT_STRING,
+    INTEGER,
+    NULL,
+    OCTET_STRING,
+    OID,
+    SEQUENCE,
+    TIME,
+    UTF8,
+    bits,
+    integer,
+    octets,
+    oid,
+    sequence,
+    tagged,
+    tlv,
+)
 
 CMP_CAP: Final = 64 * 1024
 _ITEMS: Final = 64
-_SEQUENCE: Final = 0x30
-_INTEGER: Final = 0x02
-_BIT_STRING: Final = 0x03
-_OCTET_STRING: Final = 0x04
-_NULL: Final = 0x05
-_OID: Final = 0x06
-_UTF8: Final = 0x0C
-_TIME: Final = 0x18
 _DIRECTORY_NAME: Final = 4
 IMPLICIT_CONFIRM: Final = "1.3.6.1.5.5.7.4.13"
 CONFIRM_WAIT_TIME: Final = "1.3.6.1.5.5.7.4.14"
@@ -159,8 +168,8 @@ def parse(data: bytes) -> Message:
     """A PKIMessage. Raises only Malformed("cmp.malformed")."""
     if len(data) > CMP_CAP:
         raise _malformed(f"{len(data)} bytes")
-    parts = _children(_one(data, _SEQUENCE).content)
-    if len(parts) < 2 or parts[0].tag != _SEQUENCE:
+    parts = _children(_one(data, SEQUENCE).content)
+    if len(parts) < 2 or parts[0].tag != SEQUENCE:
         raise _malformed("a message begins with header and body")
     header, body = parts[0], parts[1]
     number = body.number
@@ -172,12 +181,12 @@ def parse(data: bytes) -> Message:
         protection = _bits(_only(named[0]))
     certificates: tuple[bytes, ...] = ()
     if 1 in named:
-        certificates = tuple(one.der for one in _children(_only(named[1], _SEQUENCE).content))
+        certificates = tuple(one.der for one in _children(_only(named[1], SEQUENCE).content))
     return Message(
         header=_header(header),
         body=Body(number),
         content=_only(body),
-        protected=tlv(_SEQUENCE, header.der + body.der),
+        protected=tlv(SEQUENCE, header.der + body.der),
         protection=protection,
         extra_certificates=certificates,
     )
@@ -185,7 +194,7 @@ def parse(data: bytes) -> Message:
 
 def cert_requests(content: Element) -> tuple[CertRequest, ...]:
     """CertReqMessages of ir, cr and kur. Raises only Malformed."""
-    return tuple(_cert_request(one) for one in _children(_expected(content, _SEQUENCE)))
+    return tuple(_cert_request(one) for one in _children(_expected(content, SEQUENCE)))
 
 
 def certification_request(content: Element) -> bytes:
@@ -196,11 +205,11 @@ def certification_request(content: Element) -> bytes:
 def confirmations(content: Element) -> tuple[Confirmation, ...]:
     """CertConfirmContent. Raises only Malformed."""
     found = []
-    for one in _children(_expected(content, _SEQUENCE)):
-        parts = _children(_expected(one, _SEQUENCE))
-        if len(parts) < 2 or parts[0].tag != _OCTET_STRING:
+    for one in _children(_expected(content, SEQUENCE)):
+        parts = _children(_expected(one, SEQUENCE))
+        if len(parts) < 2 or parts[0].tag != OCTET_STRING:
             raise _malformed("a certificate status without hash and number")
-        status = [part for part in parts[2:] if part.tag == _SEQUENCE]
+        status = [part for part in parts[2:] if part.tag == SEQUENCE]
         accepted = not status or _integer(_children(status[0].content)[0]) in (0, 1)
         hash_named = any(part.number == 0 for part in parts[2:])
         found.append(
@@ -213,20 +222,20 @@ def confirmations(content: Element) -> tuple[Confirmation, ...]:
 
 def revocation(content: Element) -> tuple[int, int]:
     """Serial number and reason code (0 if none) of the one RevDetails of rr. Raises only Malformed."""
-    details = _children(_expected(content, _SEQUENCE))
+    details = _children(_expected(content, SEQUENCE))
     if len(details) != 1:
         raise _malformed("one certificate a revocation request")
-    parts = _children(_expected(details[0], _SEQUENCE))
+    parts = _children(_expected(details[0], SEQUENCE))
     if not parts:
         raise _malformed("a revocation without a template")
-    template = {part.tag & 0x1F: part for part in _children(_expected(parts[0], _SEQUENCE)) if part.tag & 0xC0 == 0x80}
+    template = {part.tag & 0x1F: part for part in _children(_expected(parts[0], SEQUENCE)) if part.tag & 0xC0 == 0x80}
     if 1 not in template:
         raise _malformed("a revocation without a serial number")
     serial = int.from_bytes(template[1].content, "big", signed=True)
     reason = 0
-    for extension in _children(_expected(parts[1], _SEQUENCE)) if len(parts) > 1 else ():
-        fields = _children(_expected(extension, _SEQUENCE))
-        if fields and fields[0].tag == _OID and _oid(fields[0]) == "2.5.29.21":
+    for extension in _children(_expected(parts[1], SEQUENCE)) if len(parts) > 1 else ():
+        fields = _children(_expected(extension, SEQUENCE))
+        if fields and fields[0].tag == OID and _oid(fields[0]) == "2.5.29.21":
             value = _one(fields[-1].content, 0x0A)
             reason = int.from_bytes(value.content, "big", signed=True)
     return serial, reason
@@ -234,33 +243,55 @@ def revocation(content: Element) -> tuple[int, int]:
 
 def info_types(content: Element) -> tuple[str, ...]:
     """The OIDs of a general message. Raises only Malformed."""
-    return tuple(_info_type(one) for one in _children(_expected(content, _SEQUENCE)))
+    return tuple(_info_type(one) for one in _children(_expected(content, SEQUENCE)))
+
+
+def issued_certificate(content: Element) -> bytes:
+    """The certificate (DER) of a CertRepMessage with one response that is granted. Raises Malformed."""
+    parts = [part for part in _children(_expected(content, SEQUENCE)) if part.number is None]
+    if len(parts) != 1:
+        raise _malformed("a certificate response of another shape")
+    response = _children(_only(parts[0], SEQUENCE).content)
+    if len(response) < 3 or _integer(_children(_expected(response[1], SEQUENCE))[0]) not in (0, 1):
+        raise _malformed("a certificate response without a certificate")
+    pair = _children(_expected(response[2], SEQUENCE))
+    if not pair or pair[0].number != 0:
+        raise _malformed("a certificate in another form")
+    return _only(pair[0], SEQUENCE).der
+
+
+def error_text(content: Element) -> str:
+    """What an error message says, for people; its first 200 characters that can be printed. Raises Malformed."""
+    status_info = _children(_expected(_children(_expected(content, SEQUENCE))[0], SEQUENCE))
+    texts = [one for part in status_info if part.tag == SEQUENCE for one in _children(part.content)]
+    said = " ".join(one.content.decode("utf-8", "replace") for one in texts)
+    return "".join(letter for letter in said if letter.isprintable())[:200]
 
 
 def algorithm(der: bytes) -> Algorithm:
     """An AlgorithmIdentifier from DER. Raises only Malformed."""
-    return _algorithm(_one(der, _SEQUENCE))
+    return _algorithm(_one(der, SEQUENCE))
 
 
 def pbm_parameters(der: bytes) -> tuple[bytes, str, int, str]:
     """salt, one-way function, iteration count and MAC of PBMParameter (RFC 4210 5.1.3.1). Raises only Malformed."""
-    parts = _children(_one(der, _SEQUENCE).content)
-    if len(parts) != 4 or parts[0].tag != _OCTET_STRING:
+    parts = _children(_one(der, SEQUENCE).content)
+    if len(parts) != 4 or parts[0].tag != OCTET_STRING:
         raise _malformed("PBMParameter")
     return parts[0].content, _algorithm(parts[1]).oid, _integer(parts[2]), _algorithm(parts[3]).oid
 
 
 def _header(element: Element) -> Header:
     parts = _children(element.content)
-    if len(parts) < 3 or parts[0].tag != _INTEGER:
+    if len(parts) < 3 or parts[0].tag != INTEGER:
         raise _malformed("the header lacks version, sender or recipient")
     named = _by_number(parts[3:])
     info: tuple[str, ...] = ()
     if 8 in named:
-        info = tuple(_info_type(one) for one in _children(_only(named[8], _SEQUENCE).content))
+        info = tuple(_info_type(one) for one in _children(_only(named[8], SEQUENCE).content))
     time = None
     if 0 in named:
-        time = _only(named[0], _TIME).content.decode("ascii", errors="replace")
+        time = _only(named[0], TIME).content.decode("ascii", errors="replace")
     return Header(
         version=_integer(parts[0]),
         sender=parts[1].der,
@@ -275,17 +306,17 @@ def _header(element: Element) -> Header:
 
 
 def _cert_request(element: Element) -> CertRequest:
-    parts = _children(_expected(element, _SEQUENCE))
+    parts = _children(_expected(element, SEQUENCE))
     if not parts:
         raise _malformed("an empty certificate request")
-    request = _children(_expected(parts[0], _SEQUENCE))
+    request = _children(_expected(parts[0], SEQUENCE))
     if len(request) < 2:
         raise _malformed("a certificate request without number or template")
-    template = {part.tag & 0x1F: part for part in _children(_expected(request[1], _SEQUENCE)) if part.tag & 0xC0 == 0x80}
+    template = {part.tag & 0x1F: part for part in _children(_expected(request[1], SEQUENCE)) if part.tag & 0xC0 == 0x80}
     key = template.get(6)
     made = CertRequest(
         number=_integer(request[0]),
-        public_key=None if key is None else tlv(_SEQUENCE, key.content),
+        public_key=None if key is None else tlv(SEQUENCE, key.content),
         proven=parts[0].der,
         algorithm=None,
         signature=None,
@@ -309,17 +340,17 @@ def _cert_request(element: Element) -> CertRequest:
 def _common_name(subject: Element | None) -> str | None:
     if subject is None:
         return None
-    for rdn in _children(_one(subject.content, _SEQUENCE).content):
+    for rdn in _children(_one(subject.content, SEQUENCE).content):
         for attribute in _children(rdn.content):
-            parts = _children(_expected(attribute, _SEQUENCE))
-            if len(parts) == 2 and parts[0].tag == _OID and _oid(parts[0]) == "2.5.4.3":
+            parts = _children(_expected(attribute, SEQUENCE))
+            if len(parts) == 2 and parts[0].tag == OID and _oid(parts[0]) == "2.5.4.3":
                 return parts[1].content.decode("utf-8", errors="replace")
     return None
 
 
 def _children(content: bytes) -> list[Element]:
     try:
-        found = asn1.decode_der(_Items, tlv(_SEQUENCE, tlv(_SEQUENCE, content))).values
+        found = asn1.decode_der(_Items, tlv(SEQUENCE, tlv(SEQUENCE, content))).values
         made = [Element(tag=_tag(one.tag_bytes), content=bytes(one.data)) for one in found]
     except Malformed:
         raise
@@ -367,40 +398,40 @@ def _by_number(parts: list[Element]) -> dict[int, Element]:
 
 
 def _octets(named: dict[int, Element], number: int) -> bytes | None:
-    return _only(named[number], _OCTET_STRING).content if number in named else None
+    return _only(named[number], OCTET_STRING).content if number in named else None
 
 
 def _integer(element: Element) -> int:
-    content = _expected(element, _INTEGER)
+    content = _expected(element, INTEGER)
     if not 0 < len(content) <= 20:
         raise _malformed("an integer of odd length")
     return int.from_bytes(content, "big", signed=True)
 
 
 def _bits(element: Element) -> bytes:
-    content = _expected(element, _BIT_STRING)
+    content = _expected(element, BIT_STRING)
     if not content or content[0] != 0:
         raise _malformed("a bit string that is not whole bytes")
     return content[1:]
 
 
 def _oid(element: Element) -> str:
-    content = _expected(element, _OID)
+    content = _expected(element, OID)
     try:
-        return str(asn1.decode_der(x509.ObjectIdentifier, tlv(_OID, content)).dotted_string)
+        return str(asn1.decode_der(x509.ObjectIdentifier, tlv(OID, content)).dotted_string)
     except Exception as error:  # as in _children
         raise _malformed(type(error).__name__) from None
 
 
 def _algorithm(element: Element) -> Algorithm:
-    parts = _children(_expected(element, _SEQUENCE))
+    parts = _children(_expected(element, SEQUENCE))
     if not parts or len(parts) > 2:
         raise _malformed("an algorithm identifier")
     return Algorithm(oid=_oid(parts[0]), parameters=parts[1].der if len(parts) == 2 else b"")
 
 
 def _info_type(element: Element) -> str:
-    parts = _children(_expected(element, _SEQUENCE))
+    parts = _children(_expected(element, SEQUENCE))
     if not parts:
         raise _malformed("an empty general info")
     return _oid(parts[0])
@@ -411,45 +442,6 @@ def _malformed(got: str) -> Malformed:
 
 
 # Writing ---------------------------------------------------------------------------------------------------------------
-
-
-def tlv(tag: int, content: bytes) -> bytes:
-    """One DER element of a one-byte tag."""
-    size = len(content)
-    if size < 0x80:
-        return bytes((tag, size)) + content
-    length = size.to_bytes((size.bit_length() + 7) // 8, "big")
-    return bytes((tag, 0x80 | len(length))) + length + content
-
-
-def tagged(number: int, content: bytes) -> bytes:
-    """[number] EXPLICIT."""
-    return tlv(0xA0 | number, content)
-
-
-def integer(value: int) -> bytes:
-    """INTEGER."""
-    return tlv(_INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True))
-
-
-def sequence(*parts: bytes) -> bytes:
-    """SEQUENCE of elements."""
-    return tlv(_SEQUENCE, b"".join(parts))
-
-
-def octets(value: bytes) -> bytes:
-    """OCTET STRING."""
-    return tlv(_OCTET_STRING, value)
-
-
-def bits(value: bytes) -> bytes:
-    """BIT STRING of whole bytes."""
-    return tlv(_BIT_STRING, b"\x00" + value)
-
-
-def oid(dotted: str) -> bytes:
-    """OBJECT IDENTIFIER."""
-    return bytes(asn1.encode_der(x509.ObjectIdentifier(dotted)))
 
 
 def encode_algorithm(one: Algorithm) -> bytes:
@@ -467,12 +459,12 @@ def failure_info(failure: Failure) -> bytes:
     size = failure // 8 + 1
     value = bytearray(size)
     value[failure // 8] = 0x80 >> failure % 8
-    return tlv(_BIT_STRING, bytes((7 - failure % 8,)) + bytes(value))
+    return tlv(BIT_STRING, bytes((7 - failure % 8,)) + bytes(value))
 
 
 def status(number: int, *, says: str | None = None, failure: Failure | None = None) -> bytes:
     """PKIStatusInfo: 0 accepted, 2 rejection, 3 waiting."""
-    text = b"" if says is None else sequence(tlv(_UTF8, says.encode("utf-8")[:400]))
+    text = b"" if says is None else sequence(tlv(UTF8, says.encode("utf-8")[:400]))
     return sequence(integer(number), text, b"" if failure is None else failure_info(failure))
 
 
@@ -491,7 +483,7 @@ def revocation_response() -> bytes:
 
 def confirmed() -> bytes:
     """PKIConfirmContent."""
-    return tlv(_NULL, b"")
+    return tlv(NULL, b"")
 
 
 def error(failure: Failure, says: str) -> bytes:
@@ -541,7 +533,7 @@ def _encoded_header(reply: Reply) -> bytes:
         integer(2),
         reply.sender,
         reply.recipient,
-        tagged(0, tlv(_TIME, reply.time.encode("ascii"))),
+        tagged(0, tlv(TIME, reply.time.encode("ascii"))),
         tagged(1, encode_algorithm(reply.algorithm)),
         optional(2, reply.reference),
         optional(4, reply.transaction),

@@ -18,11 +18,14 @@ from cryptography.hazmat.primitives.serialization import pkcs7
 from cryptography.x509.oid import NameOID
 
 from moorline.errors import Malformed, NotAuthentic, Refused
-from moorline.wire import keys
+from moorline.wire import cms, keys
+from moorline.wire.der import OCTET_STRING
 
 CSR_TYPE: Final = "application/pkcs10"
 CERTS_ONLY: Final = "application/pkcs7-mime; smime-type=certs-only"
+ENVELOPED: Final = "application/pkcs7-mime; smime-type=server-generated-key"
 CSR_CAP: Final = 16 * 1024
+_IDENTIFIER_CAP: Final = 64
 BOUNDARY: Final = "moorline-est-boundary"
 MULTIPART: Final = f'multipart/mixed; boundary="{BOUNDARY}"'
 _ASYMMETRIC_DECRYPT_KEY: Final = "1.2.840.113549.1.9.16.2.54"
@@ -35,11 +38,17 @@ CSR_ATTRIBUTES: Final = bytes.fromhex(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Csr:
-    """A certification request: its P-256 key, the one common name if there is one, and whether it wants keys encrypted."""
+    """A certification request: its P-256 key, whether it signed the request, and the one common name if there is one.
+
+    `decrypt_key` is the identifier of the key to which a private key made here is to be encrypted; None: TLS is enough.
+    `wants_shared_key` names a key that both ends share, for the same.
+    """
 
     public: ec.EllipticCurvePublicKey
+    possessed: bool
     common_name: str | None
-    wants_encrypted_key: bool
+    decrypt_key: bytes | None
+    wants_shared_key: bool
 
 
 def parse_csr(der: bytes, *, possession: bool = True) -> Csr:
@@ -54,7 +63,7 @@ def parse_csr(der: bytes, *, possession: bool = True) -> Csr:
         public = csr.public_key()
         possessed = csr.is_signature_valid
         names = [str(one.value) for one in csr.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-        attributes = {one.oid.dotted_string for one in csr.attributes}
+        attributes = {one.oid.dotted_string: (one.value, one._type) for one in csr.attributes}  # noqa: SLF001 - no other way
     except Exception as error:  # the loader raises ValueError, UnsupportedAlgorithm and others on odd bytes
         raise Malformed("est.csr_malformed", "the bytes are not a PKCS#10 request", got=type(error).__name__) from None
     if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
@@ -63,9 +72,20 @@ def parse_csr(der: bytes, *, possession: bool = True) -> Csr:
         raise NotAuthentic("est.possession", "the request is not signed by its own key")
     return Csr(
         public=public,
+        possessed=possessed,
         common_name=names[0] if len(names) == 1 else None,
-        wants_encrypted_key=bool(attributes & {_ASYMMETRIC_DECRYPT_KEY, _SYMMETRIC_DECRYPT_KEY}),
+        decrypt_key=_decrypt_key(attributes.get(_ASYMMETRIC_DECRYPT_KEY)),
+        wants_shared_key=_SYMMETRIC_DECRYPT_KEY in attributes,
     )
+
+
+def _decrypt_key(attribute: tuple[bytes, int] | None) -> bytes | None:
+    if attribute is None:
+        return None
+    value, tag = attribute
+    if tag != OCTET_STRING or not 0 < len(value) <= _IDENTIFIER_CAP:
+        raise Malformed("est.key_identifier", "AsymmetricDecryptKeyIdentifier is an OCTET STRING", expected="1 to 64 bytes")
+    return value
 
 
 def csr_key(der: bytes) -> keys.PublicKey:
@@ -97,9 +117,12 @@ def encoded(der: bytes) -> bytes:
     return base64.b64encode(der)
 
 
-def key_and_certificate(private_key: bytes, leaf: bytes) -> bytes:
-    """The answer to serverkeygen (RFC 7030 4.4.2): the key as PKCS#8, protected by TLS alone, and its certificate."""
-    parts = (("application/pkcs8", private_key), (CERTS_ONLY, certs_only((leaf,))))
+def key_and_certificate(private_key: bytes, leaf: bytes, *, enveloped: bool = False) -> bytes:
+    """The answer to serverkeygen (RFC 7030 4.4.2): the key and its certificate.
+
+    The key is PKCS#8, protected by TLS alone, or `enveloped` in CMS (wire.cms).
+    """
+    parts = ((ENVELOPED if enveloped else "application/pkcs8", private_key), (CERTS_ONLY, certs_only((leaf,))))
     body = b"".join(
         f"--{BOUNDARY}\r\nContent-Type: {kind}\r\nContent-Transfer-Encoding: base64\r\n\r\n".encode()
         + encoded(der)
@@ -109,11 +132,23 @@ def key_and_certificate(private_key: bytes, leaf: bytes) -> bytes:
     return body + f"--{BOUNDARY}--\r\n".encode()
 
 
-def require_plain_key(csr: Csr) -> None:
-    """Raises Refused("est.key_encryption") if the request wants the private key encrypted beyond TLS (RFC 7030 4.4.1)."""
-    if csr.wants_encrypted_key:
-        raise Refused(
-            "est.key_encryption",
-            "private keys are protected by TLS only, not by a further key",
-            remedy="leave out DecryptKeyIdentifier, or make the key on the device",
-        )
+def recipient(csr: Csr, shown: x509.Certificate | None) -> ec.EllipticCurvePublicKey | None:
+    """The key to which a private key made here is to be encrypted beyond TLS (RFC 7030 4.4.1); None: none was asked for.
+
+    It is that of the certificate that TLS verified, or that of the request if it signed the request. Raises
+    Refused("est.key_encryption") where another one is named: a request for encryption is never answered in the clear.
+    """
+    if csr.decrypt_key is None and not csr.wants_shared_key:
+        return None
+    known = ([csr.public] if csr.possessed else []) + ([] if shown is None else [shown.public_key()])
+    for key in known:
+        fits = isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)
+        if fits and cms.key_identifier(key) == csr.decrypt_key:
+            assert isinstance(key, ec.EllipticCurvePublicKey)
+            return key
+    raise Refused(
+        "est.key_encryption",
+        "private keys are encrypted to the key of the certificate shown, or to the one that signed the request",
+        expected="AsymmetricDecryptKeyIdentifier: SHA-1 of that key's bits (RFC 5280 4.2.1.2)",
+        remedy="name one of these keys, or make the private key on the device",
+    )

@@ -25,7 +25,7 @@ from typing import Final
 
 from moorline.errors import Malformed, Misconfigured, MoorlineError, Refused, Unavailable
 from moorline.hsm.fairness import FairGate
-from moorline.hsm.token.calls import BROKER_ROLES, FRAME_CAP, RANDOM_CAP, Answer, Call, Roles, require_allowed
+from moorline.hsm.token.calls import BROKER_ROLES, DESTROY, FRAME_CAP, RANDOM_CAP, Answer, Call, Roles, require_allowed
 from moorline.hsm.token.port import KeyFacts, Token
 from moorline.wire import schema
 from moorline.wire.frames import HEADER, frame
@@ -56,6 +56,8 @@ class Door:
     weight: int = 1
     before: Callable[[Call], None] = field(default=lambda _: None)
     after: Callable[[Call, Peer, str | None], None] = field(default=lambda _call, _peer, _code: None)
+    granted: Callable[[Call], None] = field(default=lambda _: _no_grants())
+    """Verifies that custodians granted the destruction of a key; raises if not. Without it nothing is granted."""
 
 
 class Owner:
@@ -139,6 +141,8 @@ class Owner:
         call = schema.decode(Call, data, max_bytes=FRAME_CAP)
         try:
             require_allowed(call, door.roles)
+            if call.operation == DESTROY:
+                door.granted(call)
             door.before(call)  # outside the gate: who waits for its own quota must not hold a place meanwhile
             with self.gate.place(door.name, weight=door.weight):
                 answer = perform(door.token, call)
@@ -173,11 +177,29 @@ def _random(token: Token, call: Call) -> bytes:
     return token.random(call.number)
 
 
+def _destroyed(token: Token, label: str) -> None:
+    token.destroy_secret(label)
+    token.destroy_key(label)
+
+
+def _no_grants() -> None:
+    raise Refused(
+        "token.not_granted",
+        "this owner knows no custodians; no long-lived key is destroyed through it",
+        remedy="set custody, provider and hsm in token.toml",
+    )
+
+
 _PERFORMS: Final[Mapping[str, Callable[[Token, Call], bytes | int | tuple[KeyFacts, ...] | None]]] = {
     "random": _random,
     "inspect": lambda token, _: token.inspect(),
-    "generate_ec_key": lambda token, call: token.generate_ec_key(call.label, derive="derive" in call.flags),
-    "generate_wrapping_key": lambda token, call: token.generate_wrapping_key(call.label),
+    "generate_ec_key": lambda token, call: token.generate_ec_key(
+        call.label, derive="derive" in call.flags, recoverable="recoverable" in call.flags
+    ),
+    "generate_wrapping_key": lambda token, call: token.generate_wrapping_key(
+        call.label, recoverable="recoverable" in call.flags
+    ),
+    DESTROY: lambda token, call: _destroyed(token, call.label),
     "import_mac_key": lambda token, call: token.import_mac_key(call.label, call.data),
     "agree": lambda token, call: token.agree(call.label, call.data, call.into),
     "destroy_secret": lambda token, call: token.destroy_secret(call.label),

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from moorline.errors import Malformed, MoorlineError, Refused, Unavailable, from_problem
-from moorline.hsm.token.calls import FRAME_CAP, Answer, Call
+from moorline.errors import Malformed, MoorlineError, Unavailable, from_problem
+from moorline.hsm.token.calls import DESTROY, FRAME_CAP, Answer, Call
 from moorline.hsm.token.owner import receive
 from moorline.hsm.token.port import KeyFacts
 from moorline.wire import schema
@@ -50,9 +50,9 @@ class RemoteToken:
         return self._ask(Call(operation="random", number=size)).data
 
     def generate_ec_key(self, label: str, *, derive: bool = False, recoverable: bool = False) -> bytes:
-        """As the port says, for roles that the door lets be made. Recoverable keys are made at the owner only."""
-        _not_here(recoverable=recoverable)
-        return self._ask(Call(operation="generate_ec_key", label=label, flags=("derive",) if derive else ())).data
+        """As the port says, for roles that the door lets be made."""
+        flags = (*(("derive",) if derive else ()), *(("recoverable",) if recoverable else ()))
+        return self._ask(Call(operation="generate_ec_key", label=label, flags=flags)).data
 
     def ec_point(self, label: str) -> bytes:
         """As the port says."""
@@ -68,8 +68,7 @@ class RemoteToken:
 
     def generate_wrapping_key(self, label: str, *, recoverable: bool = False) -> None:
         """As the port says, for roles that the door lets be made."""
-        _not_here(recoverable=recoverable)
-        self._ask(Call(operation="generate_wrapping_key", label=label))
+        self._ask(Call(operation="generate_wrapping_key", label=label, flags=("recoverable",) if recoverable else ()))
 
     def seal(self, label: str, plaintext: bytes, bound_to: bytes) -> bytes:
         """As the port says."""
@@ -102,6 +101,13 @@ class RemoteToken:
     def destroy_key(self, label: str) -> None:
         """As the port says."""
         self._ask(Call(operation="destroy_key", label=label))
+
+    def destroy_granted(self, label: str, grant: bytes) -> None:
+        """Destroy a long-lived key for which a quorum of custodians gave its word; the owner verifies it.
+
+        `grant` is an encoded hsm.approvals.Grant. Raises `approval.*`, Refused("token.not_granted").
+        """
+        self._ask(Call(operation=DESTROY, label=label, data=grant))
 
     def inspect(self) -> tuple[KeyFacts, ...]:
         """As the port says."""
@@ -181,8 +187,3 @@ def _problem(text: str) -> MoorlineError:
         return from_problem(json.loads(text))
     except ValueError:
         return from_problem(None)
-
-
-def _not_here(*, recoverable: bool) -> None:
-    if recoverable:
-        raise Refused("token.not_offered", "recoverable keys are made where the token is owned")
