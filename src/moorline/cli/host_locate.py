@@ -10,7 +10,6 @@ Landmarks are named in a TOML file of the verifier's:
 from __future__ import annotations
 
 import socket
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -21,10 +20,8 @@ from moorline.clock import SystemClock
 from moorline.errors import EXIT_REFUSED, EXIT_UNDECIDED, EXIT_YES, Misconfigured
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    from moorline.policy.distance import Landmark
-    from moorline.wire.keys import PublicKey
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -75,8 +72,9 @@ def measure(
     from moorline.cli.evidence_cases import tokens
     from moorline.host_agent import echo
     from moorline.policy import distance
+    from moorline.services import verifier_landmarks
 
-    public = _public_echo(echo_key)
+    public = verifier_landmarks.public_echo_key(echo_key)
     with render.progress(f"asking {to} {tries} times"):
         took = echo.round_trip_ns(_address(to), public, tries=tries)
     made = distance.Measurement(
@@ -107,9 +105,10 @@ def judge(
     """On the verifier: exit 1 if the place is refuted, 0 if it is compatible with what was measured, 2 if nothing was."""
     from moorline.host_agent import echo
     from moorline.policy import distance
+    from moorline.services import verifier_landmarks
 
-    known, now = _landmarks(landmarks), SystemClock().now()
-    answering = echo.echo_key_digest(_public_echo(echo_key))
+    known, now = verifier_landmarks.landmarks(landmarks), SystemClock().now()
+    answering = echo.echo_key_digest(verifier_landmarks.public_echo_key(echo_key))
     claimed = distance.parse_place(place)
     read = [
         distance.parse_verified(render.read(path), known, host=host, answering=answering, now=now, max_age_s=max_age)
@@ -140,44 +139,6 @@ _WORDS: Final = {
     "compatible": "no landmark refutes it; that is no proof",
     "not_measured": "no measurement holds",
 }
-
-
-def _landmarks(path: Path) -> dict[str, Landmark]:
-    from moorline.policy.distance import Landmark, parse_place
-
-    try:
-        named = tomllib.loads(render.read(path).decode("utf-8")).get("landmark")
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Misconfigured("distance.landmarks", "the landmarks cannot be read", got=f"{path}: {error}") from None
-    if not isinstance(named, dict) or not named or not all(isinstance(one, dict) for one in named.values()):
-        raise Misconfigured("distance.landmarks", "no landmarks are named", expected="[landmark.NAME]", got=path)
-    found = {}
-    for name, one in named.items():
-        if set(one) != {"place", "key"}:
-            raise Misconfigured("distance.landmarks", "a landmark has place and key", got=name)
-        found[name] = Landmark(place=parse_place(str(one["place"])), key=_public(path.parent / str(one["key"])))
-    return found
-
-
-def _public(path: Path) -> PublicKey:
-    from cryptography.hazmat.primitives import serialization
-
-    from moorline.wire import keys
-
-    try:
-        key = serialization.load_pem_public_key(render.read(path))
-    except ValueError:
-        raise Misconfigured("distance.key", "a key cannot be read", expected="PEM, a public key", got=path) from None
-    return keys.parse_public(key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo))
-
-
-def _public_echo(path: Path) -> Ed25519PublicKey:
-    from cryptography.hazmat.primitives.asymmetric import ed25519
-
-    key = _public(path)
-    if not isinstance(key, ed25519.Ed25519PublicKey):
-        raise Misconfigured("distance.key", "an echo key is Ed25519", got=path)
-    return key
 
 
 def _private_echo(path: Path) -> Ed25519PrivateKey:

@@ -19,6 +19,7 @@ from moorline.clock import Instant
 from moorline.digest import same, tagged_hash
 from moorline.evidence.ima import ImaEntry
 from moorline.policy import doubt
+from moorline.policy.distance import Judgement, Standing
 from moorline.policy.match import Exact, Match, NotRequired, OneOf, meets, shown
 from moorline.policy.reference_values import LocationTag, Reference
 from moorline.rats import (
@@ -125,6 +126,8 @@ class ProvenLocation:
 class HostFacts:
     """Everything verified about one host at one time. `boot`, `files`, `location` are None where there was no evidence.
 
+    `distance` is what landmarks say about the place in the tag; None where none are known here, or the tag names no point.
+
     `chip_id` is what the platform record says stands in the same box; nothing measured shows it (PROTOCOLS.md 8).
     """
 
@@ -136,6 +139,7 @@ class HostFacts:
     boot_digest: bytes
     files: FileStanding | None
     location: ProvenLocation | None
+    distance: Judgement | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,6 +215,7 @@ def appraise_host(facts: HostFacts, policy: HostPolicy, *, reference: Reference,
         *_anomalies(facts.boot, policy),
         *_files(facts.files, policy),
         *_location(facts, policy, appraisal.issued),
+        *_distance(facts, policy),
     )
     result = AttestationResult(
         subject=f"host/{facts.host}",
@@ -412,6 +417,8 @@ def _location(facts: HostFacts, policy: HostPolicy, now: Instant) -> Iterable[Fi
             got=got,
             remedy="register the platform again with its present tag",
         )
+    elif facts.distance is not None and facts.distance.standing is Standing.REFUTED:
+        yield _refuted(facts.distance, tag)
     else:
         yield Finding(
             code="host.location_proven",
@@ -419,6 +426,34 @@ def _location(facts: HostFacts, policy: HostPolicy, now: Instant) -> Iterable[Fi
             claim="configuration",
             says="the TPM certifies the registered location tag; a machine can still move with its tag",
             got=tag.location,
+        )
+
+
+def _refuted(found: Judgement, tag: LocationTag) -> Finding:
+    bounds = (one for one in found.bounds if one.refutes)
+    said = (f"{one.landmark}: at most {one.at_most_m / 1000:.0f} km, not {one.claimed_m / 1000:.0f}" for one in bounds)
+    return Finding(
+        code="host.location_refuted",
+        outcome=Outcome.NOT_MET,
+        claim="configuration",
+        says="the host answered a landmark faster than light could from the place in its tag",
+        expected=tag.geographical,
+        got="; ".join(said),
+        remedy="find out where the machine is; sign a tag for that place",
+    )
+
+
+def _distance(facts: HostFacts, policy: HostPolicy) -> Iterable[Finding]:
+    """What landmarks say, where they were asked: they refute a place and never prove one, so nothing here is ever met."""
+    if facts.distance is None or isinstance(policy.location, NotRequired):
+        return
+    if facts.distance.standing is not Standing.REFUTED:
+        compatible = facts.distance.standing is Standing.COMPATIBLE
+        yield Finding(
+            code="host.location_not_refuted",
+            outcome=Outcome.NOT_APPRAISED,
+            claim="configuration",
+            says="no landmark refutes the place, which is no proof" if compatible else "no landmark has measured this host",
         )
 
 

@@ -44,7 +44,7 @@ from moorline.nfv import parse_name
 from moorline.policy import ear
 from moorline.policy.reference_values import Reference
 from moorline.rats import AttestationResult, EvidenceRoot, Tier
-from moorline.services.host_appraisal import SKEW_S, Appraised, HostAppraisal, Terms, challenge_used, registered
+from moorline.services.host_appraisal import SKEW_S, Appraised, Distance, HostAppraisal, Terms, challenge_used, registered
 from moorline.services.verifier_queue import Entry, VerifierQueue
 from moorline.storage.verifier_events import VerdictEvent
 from moorline.storage.verifier_rounds import Change, EnrolledHost, Held, Progress, StoredResult
@@ -89,6 +89,8 @@ class Parts:
     store: VerifierStore
     clock: Clock
     random: Callable[[int], bytes]
+    measured: Distance | None = None
+    """What landmarks say about places that hosts claim, where landmarks are configured."""
 
 
 _Entry = Entry[wire.HostEvidence, wire.HostVerdict]
@@ -443,6 +445,7 @@ def _appraisal(parts: Parts) -> HostAppraisal:
         signers=parts.signers,
         simulated_allowed=parts.simulated_allowed,
         boot_log=parts.store.boot_log,
+        measured=parts.measured,
     )
 
 

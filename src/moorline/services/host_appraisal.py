@@ -19,7 +19,8 @@ from moorline.evidence.eventlog import parse_event_log
 from moorline.evidence.ima import PCR as IMA_PCR
 from moorline.evidence.tpm_structures import LOCATION_NV
 from moorline.ledger.records import PlatformRecord
-from moorline.policy import host, reference_values
+from moorline.policy import distance, host, reference_values
+from moorline.policy.distance import Judgement, Place
 from moorline.policy.reference_values import Reference
 from moorline.rats import AttestationResult, EvidenceRoot
 from moorline.storage.verifier_rounds import EnrolledHost, Held, Progress
@@ -34,6 +35,10 @@ BOOTS: Final = 1024
 SKEW_S: Final = 5
 """By how much the clocks of two processes of one verifier may differ."""
 _TEMPLATES: Final = ("ima-ng", "ima-sig")  # what distributions configure; lists of others are read the long way
+
+
+Distance = Callable[[str, Place], Judgement]
+"""What landmarks say about a host and the place it claims."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +63,8 @@ class Appraised:
 class HostAppraisal:
     """Judges evidence of one provider's hosts by one set of reference values.
 
-    `verifier` is the authority's SPIFFE ID; `boot_log` finds a log that a host sent before, by its digest.
+    `verifier` is the authority's SPIFFE ID; `boot_log` finds a log that a host sent before, by its digest; `measured` says
+    what landmarks measured, where there are any.
     """
 
     def __init__(
@@ -70,10 +76,11 @@ class HostAppraisal:
         signers: tuple[keys.PublicKey, ...],
         simulated_allowed: bool,
         boot_log: Callable[[bytes], bytes | None],
+        measured: Distance | None = None,
     ) -> None:
         self._verifier, self._terms, self._reference = verifier, terms, reference
         self._signers, self._simulated_allowed = signers, simulated_allowed
-        self._boot_log = boot_log
+        self._boot_log, self._measured = boot_log, measured
         self._policy = host.strict_policy(reference, not_required=terms.not_required)
         self._allowed = ima.AllowedLines.load(reference.files, bank=reference.bank, templates=_TEMPLATES)
         self._boots: OrderedDict[tuple[bytes, tuple[bytes, ...]], BootState] = OrderedDict()
@@ -141,6 +148,7 @@ class HostAppraisal:
         standing = host.appraise_files(
             standing, read.entries, reference=reference, aggregate=ima.boot_aggregate(pcrs), allowed=read.allowed
         )
+        located = self._location(enrolled, evidence, platform, nonce)  # 5
         facts = host.HostFacts(
             host=enrolled.host,
             ek_digest=enrolled.ek_digest,
@@ -149,7 +157,8 @@ class HostAppraisal:
             boot=boot,
             boot_digest=digest,
             files=standing,
-            location=self._location(enrolled, evidence, platform, nonce),  # 5
+            location=located,
+            distance=self._judged_distance(located),
         )
         progress = Progress(
             clock=quote.value.clock,
@@ -218,6 +227,11 @@ class HostAppraisal:
         return host.ProvenLocation(
             tag=tag, digest=digest, registered_digest=platform.tag_digest, registered_location=platform.location
         )
+
+    def _judged_distance(self, located: host.ProvenLocation | None) -> Judgement | None:
+        if self._measured is None or located is None or located.tag.geographical is None:
+            return None
+        return self._measured(located.tag.host, distance.parse_place(located.tag.geographical))
 
     def _judge(self, facts: host.HostFacts, nonce: bytes, *, asked: Instant, now: Instant) -> AttestationResult:
         if not self._reference.valid.contains(now):

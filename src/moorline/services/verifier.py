@@ -50,17 +50,19 @@ from moorline.services import (
     settings,
     verifier_asking,
     verifier_events,
+    verifier_landmarks,
     verifier_push,
     verifier_references,
     verifier_results,
     verifier_watch,
 )
 from moorline.services.attestation_authority import AttestationAuthority, Parts, PlatformLookup, Sign
-from moorline.services.host_appraisal import Terms
+from moorline.services.host_appraisal import Distance, Terms
 from moorline.services.http_short import Answering, ShortWay
 from moorline.services.process import announce_ready, serve_all
 from moorline.services.service_audit import ServiceLog
 from moorline.services.verifier_asking import Asking
+from moorline.services.verifier_landmarks import Measurements
 from moorline.services.verifier_push import Pushing, ReceiverSettings
 from moorline.services.verifier_references import References, Sources
 from moorline.services.verifier_results import READERS
@@ -155,6 +157,10 @@ class VerifierSettings:
     """Seconds a result stands."""
     challenge_s: int = 30
     """Seconds a challenge is good for."""
+    landmarks: Path | None = None
+    """Landmarks whose measurements may refute the place in a host's tag: [landmark.NAME] with place and key."""
+    measurements: Path | None = None
+    """The folder of what these landmarks measured: HOST.pem, the host's echo key, and HOST.*.cose."""
     pull_every_s: int | None = None
     """Ask each host whose last result is older than this; left out, hosts come by themselves, once a period."""
     takeover_s: float = 5.0
@@ -487,7 +493,9 @@ async def run(configured: VerifierSettings, *, announce: Callable[..., None] = a
     async with LedgerClient(endpoints, roots_pem=roots_pem) as ledger:
         platforms = LedgerPlatforms(ledger, trust, store, provider=configured.provider, clock=clock)
         signer = _signer(configured, roots_pem)
-        authority = compose(configured, anchors, verifier, store, platforms, signer, clock)
+        measured = measurements(configured, clock)
+        judged = None if measured is None else measured.judge
+        authority = compose(configured, anchors, verifier, store, platforms, signer, clock, judged)
         may_ask = frozenset(SpiffeId.parse(text) for text in configured.may_ask)
         app = application(authority, anchors, trust_domain=configured.trust_domain, clock=clock, may_ask=may_ask)
         secure_log = ServiceLog(
@@ -514,6 +522,7 @@ async def run(configured: VerifierSettings, *, announce: Callable[..., None] = a
         references = References(held, (await asyncio.to_thread(held.read))[1], authority)
         verifier_references.add_routes(app, references, trust_domain=configured.trust_domain)
         watching = (
+            *(() if measured is None else (measured.keep(),)),
             references.keep(),
             watch.keep(),
             verifier_watch.sweep(authority, watch),
@@ -577,6 +586,7 @@ def compose(
     platforms: PlatformLookup,
     sign: Sign,
     clock: Clock,
+    measured: Distance | None = None,
 ) -> AttestationAuthority:
     """The authority of these settings. Raises Misconfigured, and what reading reference values raises."""
     missing = sorted(set(range(10)) - set(configured.pcrs) | {IMA_PCR} - set(configured.pcrs))
@@ -607,8 +617,22 @@ def compose(
             store=store,
             clock=clock,
             random=secrets.token_bytes,
+            measured=measured,
         )
     )
+
+
+def measurements(configured: VerifierSettings, clock: Clock) -> Measurements | None:
+    """What landmarks measured, where they are configured. Raises Misconfigured (`distance.*`, "verifier.landmarks")."""
+    if configured.landmarks is None and configured.measurements is None:
+        return None
+    if configured.landmarks is None or configured.measurements is None:
+        raise Misconfigured(
+            "verifier.landmarks", "landmarks are of use with their measurements only", expected="landmarks and measurements"
+        )
+    found = Measurements(configured.measurements, verifier_landmarks.landmarks(configured.landmarks), clock)
+    found.look()
+    return found
 
 
 def require_policy(configured: VerifierSettings) -> None:
