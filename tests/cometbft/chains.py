@@ -30,7 +30,9 @@ def public_of(name):
 
 
 def set_of(names, powers=None):
-    return ValidatorSet.of(Validator(public_key=public_of(name), power=(powers or {}).get(name, 1)) for name in names)
+    return ValidatorSet.of(
+        Validator(public_key=public_of(name), power=(powers or {}).get(name, header.AUTHORITY_POWER)) for name in names
+    )
 
 
 def authorities(names):

@@ -22,13 +22,13 @@ async def test_the_chain_id_and_the_validators_must_be_the_ledgers(app):
     chain_id = header.chain_id_of(app.made.genesis.ledger_id)
     good = pb.RequestInitChain(chain_id=chain_id, initial_height=1)
     for one in app.made.genesis.authorities:
-        good.validators.add(power=1).pub_key.ed25519 = one.checkpoint_key
+        good.validators.add(power=header.AUTHORITY_POWER).pub_key.ed25519 = one.checkpoint_key
     answer = await app.ask(init_chain=good)
     assert answer.app_hash == machine.initial(app.made.genesis).root
     for spoil in (
         lambda request: setattr(request, "chain_id", "other"),
         lambda request: request.validators.pop(),
-        lambda request: setattr(request.validators[0], "power", 2),
+        lambda request: setattr(request.validators[0], "power", 1),
         lambda request: setattr(request.validators[0].pub_key, "ed25519", bytes(32)),
     ):
         bad = pb.RequestInitChain()

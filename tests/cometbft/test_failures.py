@@ -247,8 +247,8 @@ async def broadcast_evidence(node, found, *, index, time_ns):
     value = {
         "vote_a": said(found.one),
         "vote_b": said(found.other),
-        "TotalVotingPower": "4",
-        "ValidatorPower": "1",
+        "TotalVotingPower": "8",
+        "ValidatorPower": "2",
         "Timestamp": stamp(time_ns),
     }
     return await show(node, "tendermint/DuplicateVoteEvidence", value)
@@ -288,7 +288,7 @@ def attack_json(lie, validators, own):
         {
             "address": one.address.hex().upper(),
             "pub_key": {"type": "tendermint/PubKeyEd25519", "value": base64.b64encode(one.public_key).decode()},
-            "voting_power": "1",
+            "voting_power": "2",
             "proposer_priority": "0",
         }
         for one in validators.validators
@@ -315,7 +315,7 @@ def attack_json(lie, validators, own):
         },
         "CommonHeight": str(lie.header.height),
         "ByzantineValidators": [one for one in members if bytes.fromhex(one["address"]) in signed_both],
-        "TotalVotingPower": "4",
+        "TotalVotingPower": "8",
         "Timestamp": stamp(own.header.time_ns),
     }
 

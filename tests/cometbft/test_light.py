@@ -232,5 +232,5 @@ def test_votes_that_do_not_exclude_each_other_or_are_forged_convict_nobody():
         duplicate(one, vote("a", digest("block two"))).verify(chain_id="moor-other")
 
 
-def test_authorities_are_validators_with_one_vote_each():
+def test_authorities_are_validators_with_the_same_power():
     assert authority_validators(authorities(FOUR)) == set_of(FOUR)

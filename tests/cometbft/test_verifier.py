@@ -33,7 +33,7 @@ def test_three_of_four_are_enough_and_two_are_not(chain):
 
 
 def test_power_counts_not_heads():
-    chain = Chain(sets={1: FOUR}, powers={"a": 7}).grow(3)
+    chain = Chain(sets={1: FOUR}, powers={"a": 14}).grow(3)
     verifier.verify(chain.blocks[1], chain.make(2, signers=("a",)), rules(chain))
     with pytest.raises(NotAuthentic, match="ledger.quorum_missing"):
         verifier.verify(chain.blocks[1], chain.make(2, signers=("b", "c", "d")), rules(chain))

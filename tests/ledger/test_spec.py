@@ -168,9 +168,8 @@ def test_every_misconduct_names_who_its_page_says():
     assert {kind: evidence.verify(bytes.fromhex(data), trust).offenders for kind, data in found.items()} == {
         kind: (name,) for kind, name in offenders.items()
     }
-    text = page("ledger-evidence.md")
-    in_force = {*shown(text, bytes.fromhex(found["duplicate-vote"]))} & {*shown(text, bytes.fromhex(EMBEDDED["evidence"]))}
-    assert in_force == set()
+    text = page("ledger-evidence.md").partition("## One thing")[2]
+    assert shown(text, bytes.fromhex(found["duplicate-vote"])) == []
     assert all(f"`{kind}`" in text for kind in found)
 
 
