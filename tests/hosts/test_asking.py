@@ -137,6 +137,24 @@ async def test_a_host_that_waits_at_one_process_is_asked_by_another(house):
         looking.cancel()
 
 
+async def test_strangers_who_wait_in_a_hosts_name_hold_two_connections_and_not_more(house):
+    """verifies that: of many who wait for one host the newest two do, the others are told at once that nobody asked; the
+    host, which comes again, is asked all the same; whoever goes away while waiting leaves nothing."""
+    strangers = [asyncio.create_task(house.asking.wait("h1", known=0, wait_s=30)) for _ in range(20)]
+    await asyncio.sleep(0.3)
+    assert [task.done() for task in strangers].count(False) == 2
+    real = asyncio.create_task(house.asking.wait("h1", known=0, wait_s=30))
+    await asyncio.sleep(0.3)
+    number = await house.suspected()
+    assert await asyncio.wait_for(real, 10) == number
+    gone = asyncio.create_task(house.asking.wait("h1", known=number, wait_s=30))
+    await asyncio.sleep(0.1)
+    gone.cancel()
+    await asyncio.gather(*strangers, gone, return_exceptions=True)
+    assert gone.cancelled()
+    assert house.asking._waiting == {}
+
+
 async def test_a_verifier_that_pulls_asks_whoever_is_due_once(house):
     enrol(house.store, "h2", house.machine)
     await house.attests()

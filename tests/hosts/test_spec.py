@@ -1,11 +1,16 @@
 """The example of docs/spec/security-event.md is what the code says."""
 
 import base64
+import dataclasses
 import json
 import re
+import tomllib
 from pathlib import Path
 
+from moorline.nfv import SpiffeId
 from moorline.services import settings
+from moorline.services.host_attesting import AttestationSettings, FurtherVerifier
+from moorline.services.verifier import VerifierSettings
 from moorline.services.verifier_push import ReceiverSettings
 from moorline.wire import keys, security_event
 
@@ -33,3 +38,18 @@ def test_the_settings_of_the_howto_are_settings(tmp_path):
     (tmp_path / "one.toml").write_text(table, "utf-8")
     found = settings.load(ReceiverSettings, tmp_path / "one.toml")
     assert (found.name, found.audience) == ("siem", "siem.example")
+
+
+def test_the_settings_of_several_verifiers_are_settings():
+    """verifies that: every key in the page's blocks is a setting of the file that the page says it is for."""
+    page = (DOCS / "howto" / "run-several-verifiers.md").read_text("utf-8")
+    processes, host, further, asking = (tomllib.loads(one) for one in re.findall(r"```toml\n(.*?)```", page, re.DOTALL))
+
+    def fields(kind):
+        return {field.name for field in dataclasses.fields(kind)}
+
+    assert set(processes) | set(asking) <= fields(VerifierSettings)
+    assert set(host["attestation"]) <= fields(AttestationSettings)
+    (one,) = further["attestation"]["further"]
+    assert set(one) <= fields(FurtherVerifier)
+    assert str(SpiffeId.parse(asking["may_ask"][0])) == asking["may_ask"][0]

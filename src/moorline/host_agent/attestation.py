@@ -162,6 +162,7 @@ class HostAttestation:
         known = 0
         while True:
             waiting = wire.AskWait(host=self._host, known=known, wait_s=HELD_S)
+            began = asyncio.get_running_loop().time()
             try:
                 answer = await self._held_open.post_cbor("/v1/wait", schema.encode(waiting))
                 number = schema.decode(wire.Asked, answer).number
@@ -171,6 +172,8 @@ class HostAttestation:
             if number > known:
                 known = number
                 self._asked.set()
+            elif asyncio.get_running_loop().time() - began < RETRY_S:
+                await asyncio.sleep(RETRY_S)  # somebody else waits in this name, or the verifier holds nothing
 
     async def evidence_for_session(self, binding: bytes) -> bytes:
         """HostEvidence for the attested session, role `host`: a quote that answers this session and no other; no logs."""

@@ -445,7 +445,7 @@ class LedgerPlatforms:
         highest = self._highest
         state = verify_bundle(await self._client.prove(tuple(keys_wanted)), self._trust, now=now, highest=highest)
         if self._highest is None or state.height > self._highest.height:
-            self._store.set_fact(_HIGHEST, state.checkpoint.body().encode("ascii"))
+            self._keep(state.checkpoint)
             self._highest = state.checkpoint
         found: dict[str, PlatformRecord | MoorlineError] = {}
         for host in hosts:
@@ -458,6 +458,12 @@ class LedgerPlatforms:
                 found[host] = record
                 self._known[host] = (state.time, record)  # as many as the provider registered; aged by block time
         return found
+
+    def _keep(self, seen: Checkpoint) -> None:
+        """Remember the newest checkpoint; another process over the same database may know a newer one."""
+        kept = self._store.fact(_HIGHEST)
+        if kept is None or parse_body(kept.decode("ascii")).height < seen.height:
+            self._store.set_fact(_HIGHEST, seen.body().encode("ascii"))
 
     def _keys(self, host: str) -> tuple[str, ...]:
         return (
@@ -513,6 +519,12 @@ async def run(configured: VerifierSettings, *, announce: Callable[..., None] = a
             takeover_s=configured.takeover_s,
             steady=time.monotonic,
             ready=authority.patient,
+        )
+        metrics.measured(
+            app,
+            "moorline_verifier_watched_parts",
+            "Parts of the fleet this process watches",
+            lambda: {(): float(watch.parts)},
         )
         asking = Asking(
             store, verifier_asking.Terms(answer_s=configured.challenge_s, pull_every_s=configured.pull_every_s), clock

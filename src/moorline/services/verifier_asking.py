@@ -7,6 +7,8 @@ need be reachable, and the host knows whom it answers: the server it has dialled
 1. A question is written down first, then hosts that wait are woken: those of this process at once, those that wait at
    another when that one next looks (`look`, every LOOK_EVERY_S).
 2. A host says which question it knows already, and is woken for newer ones only.
+   Anybody can wait in a host's name, and holds a connection by it: of one host the newest WAITING_OF_A_HOST wait, and the
+   oldest makes room, so that strangers hold no more connections than a small multiple of the fleet.
 3. Who asked may wait for the answer; it is the standing result, and how old it is.
 """
 
@@ -28,7 +30,7 @@ from moorline.storage.verifier_store import VerifierStore
 LOOK_EVERY_S: Final = 0.5
 HELD_S: Final = 120.0
 """How long a host's request is held before it is told that nobody asked."""
-WAITING_MAX: Final = 40_000
+WAITING_OF_A_HOST: Final = 2
 SAYS_CHARS: Final = 256
 _ANSWER_LOOK_S: Final = 0.2
 _LOG: Final = structlog.stdlib.get_logger("verifier")
@@ -48,8 +50,7 @@ class Asking:
     def __init__(self, store: VerifierStore, terms: Terms, clock: Clock) -> None:
         self._store, self._terms, self._clock = store, terms, clock
         self._open: dict[str, int] = {}
-        self._waiting: dict[str, set[asyncio.Future[int]]] = {}
-        self._count = 0
+        self._waiting: dict[str, list[asyncio.Future[int]]] = {}
 
     async def ask(self, host: str, reason: Reason, says: str, *, asked_by: str) -> int:
         """Ask an enrolled host; the question's number. Raises Refused("host.not_enrolled"), Unavailable."""
@@ -85,26 +86,26 @@ class Asking:
     async def wait(self, host: str, *, known: int, wait_s: float) -> int:
         """The number of a question newer than `known`, as soon as there is one; `known` if there is none in `wait_s`.
 
-        Raises Refused("host.not_enrolled"), Unavailable("verifier.busy").
+        Also `known`, at once, if others wait in the same name. Raises Refused("host.not_enrolled").
         """
         await asyncio.to_thread(self._store.host, host)
         newest = self._open.get(host, 0)
         if newest > known:  # 2
             return newest
-        if self._count >= WAITING_MAX:
-            raise Unavailable("verifier.busy", "too many hosts wait", expected=f"<= {WAITING_MAX}", retry_after_s=30)
         woken: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(host, set()).add(woken)
-        self._count += 1
+        here = self._waiting.setdefault(host, [])
+        here.append(woken)
+        for oldest in here[:-WAITING_OF_A_HOST]:
+            if not oldest.done():
+                oldest.set_result(0)  # nothing it does not know
         try:
             async with asyncio.timeout(min(wait_s, HELD_S)):
-                return await woken
+                return max(known, await woken)
         except TimeoutError:
             return known
         finally:
-            self._count -= 1
-            self._waiting[host].discard(woken)
-            if not self._waiting[host]:
+            here.remove(woken)
+            if not here and self._waiting.get(host) is here:
                 del self._waiting[host]
 
     async def look(self, watched: Callable[[str], bool]) -> None:

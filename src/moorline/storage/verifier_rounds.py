@@ -134,7 +134,8 @@ def open_challenges(
     ranked = sa.select(CHALLENGES.c.nonce, place.label("place")).where(CHALLENGES.c.host.in_(list(held))).subquery()
     old = sa.select(ranked.c.nonce).where(ranked.c.place >= most)
     connection.execute(sa.delete(CHALLENGES).where(CHALLENGES.c.nonce.in_(old)))
-    values = [{"nonce": nonces[host], "host": host, "expires": expires} for host in held]
+    asked = verifier_asks.newest(connection, held)
+    values = [{"nonce": nonces[host], "host": host, "expires": expires, "ask": asked.get(host, 0)} for host in held]
     connection.execute(sa.insert(CHALLENGES), values)
     return held
 
