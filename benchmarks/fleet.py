@@ -1,14 +1,17 @@
 """A fleet under continuous attestation: N hosts, each once a period, by one verifier process over TLS, HTTP and SQLite.
 
     ./dev bench fleet                                          1,000 hosts, 30 s
-    .venv/bin/python benchmarks/fleet.py --hosts 10000 --seconds 600
+    .venv/bin/python benchmarks/fleet.py --hosts 10000 --minutes 10 --tpms 300
+    .venv/bin/python benchmarks/fleet.py --growth
 
 The verifier is the service's own application in a process of its own, with its database on disk and a P-256 key for results.
-The hosts are here: each has its own attestation key, which signs real TPM quotes over a real boot log and IMA list, and its
-own TLS connection; they share this process, so what making quotes costs is on the same machine and is printed apart. Nobody
+The hosts are here (hosts/simulated.py): each has its own attestation key, which signs real TPM quotes over a real boot log and
+IMA list, and its own TLS connection; they share this process, so what making quotes costs is on the same machine and is printed
+apart. `--tpms` of them have a swtpm process each. Some drift while it runs, and one reader waits for the events. Nobody
 enrols over the wire (their keys are put into the database), and the ledger's platform records are at hand.
 
-A deadline is met when the verdict is there before the host's next turn. The cold start is all hosts at once, with whole logs.
+A deadline is met when the verdict is there before the host's next turn. The cold start is all hosts at once, with whole logs;
+a host that does not get in comes again. Keylime's core takes the same evidence at the end.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import resource
 import ssl
 import statistics
@@ -30,21 +34,26 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from host_poll import Machine, authority_with, enrol, firmware_values
+from host_poll import NOW, POLLS, Core, Machine, authority_with, cpu_seconds, enrol, firmware_values, peer_of
+from hosts.simulated import REFUSED, Chip, Host, Software
+from peers.keylime import VERSION
 
 from moorline.clock import Instant, SystemClock, Validity
 from moorline.nfv import SpiffeId
 from moorline.services import http, http_connection, verifier
 from moorline.storage.verifier_store import VerifierStore
 from moorline.verification.anchors import production_anchors
-from moorline.wire import certificates, keys, schema
-from moorline.wire import host as wire
+from moorline.wire import certificates, keys
+from moorline.wire.http import ClientIdentity, HttpClient
 
 NAME = "v1.verifier.alpha.test"
 VERIFIER = "spiffe://alpha.test/verifier/v1"
+READER = "spiffe://alpha.test/orchestrator/o1"
 PEM = serialization.Encoding.PEM
 HZ = os.sysconf("SC_CLK_TCK")
-OPEN_AT_ONCE = 64
+OPEN_AT_ONCE = 1000
+"""Hosts that call at one time, as a switch comes back: as many as the listen queue holds."""
+DRIFTS = 60
 
 
 # The verifier's process ------------------------------------------------------------------------------------------------
@@ -75,106 +84,96 @@ async def serve(directory: Path) -> None:
 def certify(directory: Path) -> None:
     now = SystemClock().now()
     life = Validity(not_before=Instant(now - 60), not_after=Instant(now + 3500))
-    root_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    root_key = ec.generate_private_key(ec.SECP256R1())
     root = certificates.root_certificate(root_key, name="root", validity=life, serial=1)
-    leaf = certificates.leaf_certificate(
-        key.public_key(),
-        spiffe_id=SpiffeId.parse(VERIFIER),
-        issuer=certificates.Issuer(certificate=root, key=root_key),
-        validity=life,
-        serial=2,
-    )
     (directory / "roots.pem").write_bytes(root.public_bytes(PEM))
-    (directory / "chain.pem").write_bytes(leaf.public_bytes(PEM))
-    pem = key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (directory / "key.pem").write_bytes(pem)
-
-
-# The hosts -------------------------------------------------------------------------------------------------------------
-
-
-class Wire:
-    """One kept TLS connection that asks and waits; as little HTTP as does it, since what it costs is not the verifier's."""
-
-    def __init__(self, address: str, context: ssl.SSLContext) -> None:
-        self._host, _, port = address.rpartition(":")
-        self._port, self._context = int(port), context
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-
-    def again(self) -> Wire:
-        """Another connection to the same place."""
-        return Wire(f"{self._host}:{self._port}", self._context)
-
-    async def open(self) -> None:
-        self._streams = await asyncio.open_connection(
-            self._host, self._port, ssl=self._context, server_hostname=NAME, ssl_handshake_timeout=120
+    for name, chain, private in ((VERIFIER, "chain.pem", "key.pem"), (READER, "reader.pem", "reader-key.pem")):
+        key = ec.generate_private_key(ec.SECP256R1())
+        leaf = certificates.leaf_certificate(
+            key.public_key(),
+            spiffe_id=SpiffeId.parse(name),
+            issuer=certificates.Issuer(certificate=root, key=root_key),
+            validity=life,
+            serial=2,
         )
-
-    async def post(self, path: str, body: bytes) -> bytes:
-        if self._streams is None:
-            await self.open()
-        assert self._streams is not None
-        reader, writer = self._streams
-        writer.write(
-            f"POST {path} HTTP/1.1\r\nhost: v\r\ncontent-type: application/cbor\r\ncontent-length: {len(body)}\r\n\r\n".encode()
-            + body
-        )
-        head = await reader.readuntil(b"\r\n\r\n")
-        size = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-        answer = await reader.readexactly(size)
-        if not head.startswith(b"HTTP/1.1 200"):
-            raise OSError(answer[:200])
-        return answer
+        (directory / chain).write_bytes(leaf.public_bytes(PEM))
+        pem = key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        (directory / private).write_bytes(pem)
 
 
-@dataclass
-class Host:
-    name: str
-    machine: Machine
-    wire: Wire
-    next: wire.HostChallenge | None = None
+# The fleet -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Seen:
+    """What became of polls; `drifted`, `told` and `heard` are times, by host: of a drift, its verdict and its event."""
+
     took: list[float] = field(default_factory=list)
-    quoting: float = 0.0
     missed: int = 0
     failed: int = 0
     why: dict[str, int] = field(default_factory=dict)
+    drifted: dict[str, float] = field(default_factory=dict)
+    sent: dict[str, float] = field(default_factory=dict)
+    told: dict[str, float] = field(default_factory=dict)
+    heard: dict[str, float] = field(default_factory=dict)
+
+    def fail(self, error: Exception) -> None:
+        self.failed += 1
+        self.why[str(error)[:80]] = self.why.get(str(error)[:80], 0) + 1
 
 
-async def poll(host: Host, seen: Seen) -> wire.HostVerdict:
-    if host.next is None:
-        asked = schema.encode(wire.ChallengeRequest(host=host.name))
-        host.next = schema.decode(wire.HostChallenge, await host.wire.post(f"/v1/hosts/{host.name}/challenge", asked))
-    challenge, host.next = host.next, None
-    started = time.process_time()
-    body = schema.encode(host.machine.evidence(challenge))
-    seen.quoting += time.process_time() - started
-    verdict = schema.decode(
-        wire.HostVerdict, await host.wire.post(f"/v1/hosts/{host.name}/evidence", body), max_bytes=wire.MAX_EVIDENCE
-    )
-    host.next = verdict.next
-    return verdict
+async def begin(host: Host, seen: Seen, room: asyncio.Semaphore) -> None:
+    """Attest for the first time; whoever does not get in comes again, as agents do."""
+    while True:
+        async with room:
+            try:
+                assert await host.poll() is None
+            except OSError as error:
+                seen.fail(error)
+            else:
+                return
+        await asyncio.sleep(random.uniform(0.5, 2.0))
 
 
-async def live(host: Host, seen: Seen, *, first: float, period: float, until: float) -> None:
-    due = first
+async def live(host: Host, seen: Seen, *, first: float, period: float, until: float, drift: float | None) -> None:
+    due, failed_before = first, False
     while due < until:
         await asyncio.sleep(max(0.0, due - time.monotonic()))
         sent = time.monotonic()
+        if drift is not None and drift <= sent and host.name not in seen.drifted:
+            host.machine.drift()
+            seen.drifted[host.name], seen.sent[host.name] = drift, sent
         try:
-            verdict = await poll(host, seen)
-        except (OSError, asyncio.IncompleteReadError, ValueError) as error:
-            seen.failed += 1
-            seen.why[str(error)[:80]] = seen.why.get(str(error)[:80], 0) + 1
-            host.wire = host.wire.again()
+            code = await host.poll()
+        except OSError as error:
+            seen.fail(error)
+            seen.missed += not failed_before
+            failed_before = True
         else:
-            assert verdict.code is None, verdict.code
-            seen.took.append(time.monotonic() - sent)
-            seen.missed += time.monotonic() > due + period
+            failed_before = False
+            now = time.monotonic()
+            assert code is None or (code == REFUSED and host.name in seen.drifted), code
+            if code is not None:
+                seen.told.setdefault(host.name, now)
+            seen.took.append(now - sent)
+            seen.missed += now > due + period
         due += period
+
+
+async def follow(address: str, directory: Path, seen: Seen) -> None:
+    """One who is told of verdicts, as an orchestrator is."""
+    identity = ClientIdentity(
+        certificate_chain_pem=(directory / "reader.pem").read_bytes(),
+        private_key_pem=(directory / "reader-key.pem").read_bytes(),
+    )
+    roots, after = (directory / "roots.pem").read_bytes(), 0
+    async with HttpClient(f"https://{address}", server_name=NAME, roots_pem=roots, identity=identity) as client:
+        after = (await client.get_json("/v1/events?after=0"))["newest"]
+        while True:
+            answer = await client.get_json(f"/v1/events?after={after}&wait_s=20")
+            after = answer["next"]
+            for event in answer["events"]:
+                seen.heard.setdefault(event["host"], time.monotonic())
 
 
 def usage(pid: int) -> tuple[float, int]:
@@ -183,82 +182,112 @@ def usage(pid: int) -> tuple[float, int]:
     return (int(fields[11]) + int(fields[12])) / HZ, int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
 
 
-async def run(count: int, seconds: float, period: float, directory: Path) -> None:
+async def run(count: int, seconds: float, period: float, chips: int, directory: Path) -> None:
     certify(directory)
-    store = VerifierStore.open(directory / "verifier.db")
-    machines = [Machine() for _ in range(count)]
-    names = [f"h{number}" for number in range(count)]
-    for name, machine in zip(names, machines, strict=True):
-        enrol(store, name, machine)
-    store.close()
-    process = subprocess.Popen(  # noqa: ASYNC220 - before anything else runs in this loop
-        [sys.executable, __file__, "--serve", str(directory)], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent
-    )
-    try:
+    template = Machine()
+    with contextlib.ExitStack() as stack:
+        machines: list[Software | Chip] = [Chip(directory / f"t{number}") for number in range(min(chips, count))]
+        for machine in machines:
+            stack.callback(machine.stop)
+        machines += [Software.like(template) for _ in range(count - len(machines))]
+        store = VerifierStore.open(directory / "verifier.db")
+        for number, machine in enumerate(machines):
+            enrol(store, f"h{number}", machine)
+        store.close()
+        process = subprocess.Popen(  # noqa: ASYNC220 - before anything else runs in this loop
+            [sys.executable, __file__, "--serve", str(directory)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parent,
+        )
+        stack.callback(process.wait, 20)
+        stack.callback(process.terminate)
         assert process.stdout is not None
         address = json.loads(process.stdout.readline())["address"]
-        await drive(process.pid, address, names, machines, seconds, period, directory)
-    finally:
-        process.terminate()
-        process.wait(20)
+        await drive(process.pid, address, machines, seconds, period, directory)
 
 
 async def drive(
-    pid: int, address: str, names: list[str], machines: list[Machine], seconds: float, period: float, directory: Path
+    pid: int, address: str, machines: list[Software | Chip], seconds: float, period: float, directory: Path
 ) -> None:
     context = ssl.create_default_context(cafile=str(directory / "roots.pem"))
-    hosts = [Host(name, machine, Wire(address, context)) for name, machine in zip(names, machines, strict=True)]
-    count, seen, room = len(hosts), Seen(), asyncio.Semaphore(OPEN_AT_ONCE)
-
-    async def begin(host: Host) -> None:
-        async with room:  # as a switch that comes back: everybody calls, the listen queue lets so many in at once
-            await host.wire.open()
-        await poll(host, seen)
-
+    hosts = [Host(f"h{number}", machine, address, context, NAME) for number, machine in enumerate(machines)]
+    count, first, room = len(hosts), Seen(), asyncio.Semaphore(OPEN_AT_ONCE)
+    chips = sum(isinstance(one, Chip) for one in machines)
     idle_cpu, idle_memory = usage(pid)
     started = time.monotonic()
-    cold = await asyncio.gather(*(begin(host) for host in hosts), return_exceptions=True)
-    settled, lost = time.monotonic() - started, [one for one in cold if isinstance(one, BaseException)]
+    await asyncio.gather(*(begin(host, first, room) for host in hosts))
+    settled = time.monotonic() - started
     cold_cpu, _ = usage(pid)
     row(
-        f"cold start of {count} hosts at once",
+        f"cold start of {count} hosts at once, {chips} with a swtpm",
         f"{settled:.1f} s",
-        f"{len(lost)} lost, {(cold_cpu - idle_cpu) / count * 1000:.2f} ms CPU a host",
+        f"0 lost, {first.failed} came again, {(cold_cpu - idle_cpu) / count * 1000:.2f} ms CPU a host {first.why or ''}",
     )
-    warm = Seen()
+    seen = Seen()
+    following = asyncio.create_task(follow(address, directory, seen))
     own, before, begun = time.process_time(), usage(pid)[0], time.monotonic()
     until = begun + seconds
+    drifting = set(random.sample(range(chips, count), min(DRIFTS, (count - chips) // 4)))
+    drifts = {index: begun + seconds * random.uniform(0.1, 0.7) for index in drifting}
     await asyncio.gather(
         *(
-            live(host, warm, first=begun + index * period / count, period=period, until=until)
+            live(host, seen, first=begun + index * period / count, period=period, until=until, drift=drifts.get(index))
             for index, host in enumerate(hosts)
         )
     )
     after, memory = usage(pid)
-    elapsed, polls = time.monotonic() - begun, len(warm.took)
-    each = (after - before) / max(1, polls)
-    took = sorted(warm.took) or [0.0]
+    elapsed = time.monotonic() - begun
+    await asyncio.sleep(1.5)
+    following.cancel()
+    report(seen, count, period, elapsed, after - before, (memory - idle_memory) / count)
+    row("the hosts' own CPU, in this process", f"{(time.process_time() - own) / elapsed:.2f} cores", "on the same two cores")
+
+
+def report(seen: Seen, count: int, period: float, elapsed: float, cpu: float, memory: float) -> None:
+    polls = len(seen.took)
+    each = cpu / max(1, polls)
     row(
         f"{count} hosts, one period {period:.0f} s, for",
         f"{elapsed:.0f} s",
-        f"{polls} verdicts, {warm.missed} deadlines missed, {warm.failed} failed {warm.why or ''}",
+        f"{polls} verdicts, {seen.missed} deadlines missed, {seen.failed} failed {seen.why or ''}",
     )
     row(
         "verifier CPU a verdict, with TLS, HTTP and SQLite",
         f"{each * 1000:.2f} ms",
-        f"{each / bare():.1f} x bare P-256 verification; {(after - before) / elapsed:.2f} cores",
+        f"{each / bare():.1f} x bare P-256 verification; {cpu / elapsed:.2f} cores",
     )
-    row(
-        "from evidence sent to verdict read",
-        f"{statistics.median(took) * 1000:.0f} ms",
-        f"p99 {took[int(len(took) * 0.99)] * 1000:.0f} ms, longest {took[-1]:.2f} s",
+    spread("from evidence sent to verdict read", seen.took)
+    spread(
+        "from drift to verdict, the wait for the turn included", [at - seen.drifted[one] for one, at in seen.told.items()]
     )
-    row("verifier memory a host", f"{(memory - idle_memory) / count / 1024:.0f} KiB", "with its TLS connection")
-    row(
-        "the hosts' own CPU, in this process",
-        f"{(time.process_time() - own) / elapsed:.2f} cores",
-        f"{warm.quoting / max(1, polls) * 1000:.2f} ms a quote",
-    )
+    heard = {one: at for one, at in seen.heard.items() if one in seen.drifted}
+    spread("from drift to event", [at - seen.drifted[one] for one, at in heard.items()])
+    spread("from evidence of drift sent to event", [at - seen.sent[one] for one, at in heard.items()])
+    lost = len(seen.drifted) - len(heard)
+    row("drifts seen", f"{len(seen.told)} of {len(seen.drifted)}", f"{lost} without an event")
+    row("verifier memory a host", f"{memory / 1024:.0f} KiB", "with its TLS connection")
+
+
+def spread(what: str, took: list[float]) -> None:
+    if took:
+        ordered = sorted(took)
+        worst = f"p99 {ordered[int(len(ordered) * 0.99)] * 1000:.0f} ms, longest {ordered[-1]:.2f} s, of {len(ordered)}"
+        row(what, f"{statistics.median(ordered) * 1000:.0f} ms", worst)
+
+
+def peer() -> None:
+    """Keylime's verifier core on the evidence of one of these hosts, beside ours, one process each."""
+    machine = Machine()
+    core = Core(machine, firmware_values(NOW))
+    message, signature = machine.quote(bytes(range(32)))
+    ours = cpu_seconds(lambda: core.poll(message, signature, bytes(range(32)))) / POLLS
+    row("our core on the same evidence", f"{ours * 1000:.2f} ms", "quote, logs as held, policy, result")
+    found = peer_of(machine)
+    if found is not None:
+        theirs = statistics.median(found[1]() for _ in range(3)) / POLLS
+        found[0].close()
+        row(f"{VERSION}, quote check and empty list", f"{theirs * 1000:.2f} ms", f"{theirs / ours:.1f} x our core")
 
 
 def bare() -> float:
@@ -280,7 +309,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--serve", type=Path)
     parser.add_argument("--hosts", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--minutes", type=float)
     parser.add_argument("--period", type=float, default=10.0)
+    parser.add_argument("--tpms", type=int, default=0, help="how many of the hosts have a swtpm process")
+    parser.add_argument(
+        "--growth", action="store_true", help="a hundred, a thousand and ten thousand hosts, one after the other"
+    )
     asked = parser.parse_args([] if arguments is None else arguments)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65536), most))
@@ -288,8 +322,11 @@ def main(arguments: list[str] | None = None) -> int:
         if asked.serve is not None:
             asyncio.run(serve(asked.serve))
             return 0
-        with tempfile.TemporaryDirectory() as name:
-            asyncio.run(run(asked.hosts, asked.seconds, asked.period, Path(name)))
+        seconds = asked.seconds if asked.minutes is None else asked.minutes * 60
+        for count in (100, 1000, 10000) if asked.growth else (asked.hosts,):
+            with tempfile.TemporaryDirectory(dir="/tmp") as name:
+                asyncio.run(run(count, seconds, asked.period, asked.tpms, Path(name)))
+        peer()
     return 0
 
 
