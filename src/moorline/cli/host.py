@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from moorline.cli import host_assess, host_inspect, host_locate, host_suspect, render, running
+from moorline.cli import host_assess, host_inspect, host_locate, host_probe, host_suspect, render, running
 from moorline.errors import Misconfigured
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ app = typer.Typer(no_args_is_help=True)
 app.add_typer(host_assess.app, name="assess")
 app.add_typer(host_inspect.app, name="inspect")
 app.add_typer(host_locate.app, name="locate")
+app.add_typer(host_probe.app, name="probe")
 
 _DAY_S: Final = 24 * 3600
 Tcti = Annotated[str, typer.Option("--tcti", help="The host's TPM: swtpm:path=/path, device:/dev/tpmrm0.")]

@@ -36,6 +36,9 @@ def assess(  # noqa: PLR0913 - each is an option of its own
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the evidence of every capability.")] = False,
     slow: Annotated[bool, typer.Option("--slow", help="Run what takes seconds too: rate and health of entropy.")] = False,
     noise: Annotated[Path | None, typer.Option(metavar="FILE", help="With --slow: raw samples of the noise source.")] = None,
+    probed: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="What moor host probe --report wrote here today; repeat.")
+    ] = None,
     result: Annotated[
         Path | None, typer.Option(metavar="FILE", help="An attestation result (EAR) of the verifier about this host.")
     ] = None,
@@ -66,7 +69,7 @@ def assess(  # noqa: PLR0913 - each is an option of its own
         raise Misconfigured("assess.noise", "--noise is for --slow", remedy="add --slow")
     tree, now = Tree(root), SystemClock().now()
     attested = _attested(result, verifier_key, audience, host=machine.host_name(tree))
-    observations: list[Observation] = []
+    observations = _probed(probed or [], host=machine.host_name(tree))
     if slow:
         from moorline.attesters.probes import slow as slow_probes
 
@@ -138,6 +141,12 @@ def _put(where: Path, text: str) -> None:
     except OSError as error:
         raise Misconfigured("assess.write", "the report cannot be written", got=f"{where}: {error.strerror}") from None
     typer.echo(f"wrote {where}", err=True)
+
+
+def _probed(reports: list[Path], *, host: str) -> list[Observation]:
+    from moorline.policy.sec009 import probed
+
+    return [probed.parse_probed(render.read(path), host=host, now=SystemClock().now()) for path in reports]
 
 
 def _attested(result: Path | None, key: Path | None, audience: str | None, *, host: str) -> tuple[CapabilityLevel, ...]:

@@ -10,6 +10,7 @@ from moorline.attesters.probes.tree import Tree
 from moorline.policy.sec009.assessment import Observation
 
 _CHANNELS: Final = ("net", "cpu", "ram", "storage", "cache", "offload")
+_OBSERVED: Final = ("net", "cpu", "ram", "storage")
 CAPABILITIES: Final = tuple(f"conceal.{one}" for one in _CHANNELS)
 
 
@@ -21,7 +22,10 @@ def probe(tree: Tree) -> Iterator[Observation]:
                 name, "the cache is not divided: resctrl is not mounted or not offered", "/sys/fs/resctrl: absent or empty"
             )
         else:
+            channel = name.partition(".")[2]
             yield not_probed(
                 name,
-                "an observer has to fail to tell use from idleness, which takes time; no command here does it",
+                "an observer has to fail to tell use from idleness, which takes time"
+                + ("" if channel in _OBSERVED else "; no command here does it"),
+                command=f"moor host probe concealment {channel} -- COMMAND" if channel in _OBSERVED else None,
             )

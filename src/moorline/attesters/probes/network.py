@@ -33,10 +33,11 @@ def probe(tree: Tree) -> Iterator[Observation]:
         yield met(name, f"{len(ports)} ports of {len(bridges)} bridges, all isolated", f"{_NET}: brif/*/isolated 1")
     yield not_probed(
         "net.capture.ratio",
-        "a numbered stream has to pass the point of capture, which takes time and a second machine; no command here does it",
+        "a numbered stream has to pass the point of capture, which takes time",
+        command="moor host probe capture --into HOST:PORT --out HOST:PORT",
     )
     yield not_probed(
         "cleanup.network",
         "that nothing is left is shown for a function that ended, when it ends",
-        command="moor vnf show (clean-up of that function)",
+        command="moor host probe clean-up --snapshot FILE before it starts, and --since FILE after it ended",
     )

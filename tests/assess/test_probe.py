@@ -1,0 +1,211 @@
+"""`moor host probe`: what only trying shows. Each probe has a control, and says nothing where it is not found."""
+
+import json
+import os
+import random
+import socket
+import sys
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from moorline.attesters.probes import capturing, leftovers, machine, observing
+from moorline.attesters.probes.tree import Tree
+from moorline.cli import app
+from moorline.clock import SystemClock
+from moorline.errors import Malformed, Refused, Unavailable
+from moorline.policy.sec009 import capture, observer, probed
+from moorline.policy.sec009.assessment import Status
+
+FAST = observing.Windows(count=8, seconds=0.05)
+
+
+# Capture ----------------------------------------------------------------------------------------------------------------
+
+
+class Tap(threading.Thread):
+    """A point of capture: delivers a copy of what comes to `into`, each as often as `copies` says of its place."""
+
+    def __init__(self, copies=lambda place: 1):
+        super().__init__(daemon=True)
+        self.taken = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.taken.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+        self.taken.bind(("127.0.0.1", 0))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+            free.bind(("127.0.0.1", 0))
+            self.out = free.getsockname()
+        self.into, self.copies = self.taken.getsockname(), copies
+        self.start()
+
+    def run(self):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for place in range(1 << 30):
+                data = self.taken.recv(2048)
+                for _ in range(self.copies(place)):
+                    sender.sendto(data, self.out)
+
+
+STREAM = capturing.Stream(count=400, rate=4000)
+
+
+def test_a_point_of_capture_that_delivers_all_is_met():
+    tap = Tap()
+    seen = capturing.probe(tap.into, tap.out, STREAM)
+    assert (seen.status, seen.value) == (Status.MET, "1.000000")
+
+
+def test_a_point_of_capture_that_loses_one_is_found_out():
+    tap = Tap(lambda place: place != 200)
+    seen = capturing.probe(tap.into, tap.out, STREAM)
+    assert seen.status is Status.NOT_MET
+    assert seen.reason.startswith("1 datagrams were lost")
+    assert float(seen.value) < 1
+
+
+def test_nothing_that_comes_out_and_no_address_are_no_answer():
+    tap = Tap(lambda _: 0)
+    assert capturing.probe(tap.into, tap.out, STREAM).status is Status.NOT_PROBED
+    with pytest.raises(Unavailable) as refused:
+        capturing.probe(tap.into, ("192.0.2.1", 9), STREAM)
+    assert refused.value.code == "capture.address"
+
+
+@given(st.data())
+def test_each_loss_is_counted_and_a_count_that_misses_its_gaps_is_none(data):
+    count = data.draw(st.integers(20, 200))
+    left_out = capture.gaps(count, data.draw(st.integers(1, (count - 2) // 2)), data.draw(st.integers(0, 255)))
+    assert left_out
+    assert not left_out & {0, count - 1}
+    sent = [number for number in range(count) if number not in left_out]
+    kept = [number for number in sent if data.draw(st.booleans())]
+    seen = capture.appraise([*kept, *kept], count=count, left_out=left_out)
+    assert set(seen.lost) == set(sent) - set(kept)
+    assert (seen.captured, seen.repeated, seen.control_held) == (len(kept), len(kept), True)
+    assert seen.whole is (kept == sent)
+    everything = capture.appraise(range(count), count=count, left_out=left_out)
+    assert not everything.control_held
+    assert not everything.whole
+    assert capturing.judge(everything).status is Status.NOT_PROBED
+
+
+# Concealment ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_planted_is_told_and_noise_is_not():
+    """verifies that: the observer's test finds a difference that was planted, and alarms no more often than it says"""
+    chance = random.Random(7)
+    alarms = 0
+    for _ in range(300):
+        idle = [chance.gauss(0, 1) for _ in range(24)]
+        alarms += observer.tell_apart(idle, [chance.gauss(0, 1) for _ in range(24)]).apart
+        told = observer.tell_apart(idle, [chance.gauss(2, 1) for _ in range(24)])
+        assert told.apart
+        assert told.advantage > told.blind_below
+    assert alarms <= 12
+    assert observer.tell_apart([1.0] * 8, [1.0] * 8) == observer.Told(advantage=0.0, chance=1.0, blind_below=1.0)
+    with pytest.raises(Malformed) as refused:
+        observer.tell_apart([0.0] * 7, [1.0] * 20)
+    assert refused.value.code == "observer.windows"
+
+
+@given(st.lists(st.integers(0, 5), min_size=8, max_size=20), st.lists(st.integers(0, 5), min_size=8, max_size=20))
+def test_the_observer_counts_pairs(idle, used):
+    told = observer.tell_apart(idle, used)
+    pairs = [(one > other) - (one < other) for one in used for other in idle]
+    assert told.advantage == pytest.approx(abs(sum(pairs)) / len(pairs))
+    assert 0 <= told.chance <= 1
+
+
+def test_an_observer_sees_a_load_and_not_what_does_nothing():
+    """verifies that: on the real counters of this machine; other load makes the observer blind, which it says"""
+    seen = observing.probe("ram", (), FAST)
+    assert seen.capability == "conceal.ram"
+    assert seen.status in {Status.NOT_MET, Status.NOT_PROBED}, "without a command nothing is ever met"
+    quiet = observing.probe("ram", ("/bin/true",), FAST)
+    if quiet.status is not Status.NOT_PROBED:
+        assert len(quiet.evidence) == 2
+    loud = (
+        sys.executable,
+        "-c",
+        "import time; held = bytearray(400 << 20); held[::4096] = b'x' * len(held[::4096]); time.sleep(9)",
+    )
+    assert observing.probe("ram", loud, observing.Windows(count=8, seconds=0.15)).status is not Status.MET
+
+
+def test_a_blind_observer_says_nothing(monkeypatch):
+    monkeypatch.setitem(observing.CHANNELS, "cpu", lambda: 0.0)
+    seen = observing.probe("cpu", ("/bin/true",), FAST)
+    assert (seen.status, seen.value) == (Status.NOT_PROBED, None)
+    assert "blind" in seen.reason
+
+
+@pytest.mark.parametrize("channel", observing.CHANNELS)
+def test_every_channel_is_read_from_this_machine(channel):
+    assert isinstance(observing.CHANNELS[channel](), float)
+
+
+# Clean-up ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_socket_that_stays_is_named_and_one_that_went_is_not():
+    before = leftovers.held()
+    with socket.socket() as left:
+        left.bind(("127.0.0.1", 0))
+        left.listen(1)
+        port = f"{left.getsockname()[1]:04X}"
+        seen = leftovers.probe(before)
+        assert seen.status is Status.NOT_MET
+        assert any(port in one for one in leftovers.held() - before)
+    assert not any(f":{port} 00000000:0000" in one for one in leftovers.held() - before)
+
+
+def test_a_view_that_misses_its_own_socket_says_nothing(monkeypatch):
+    monkeypatch.setattr(leftovers, "_read", set)
+    with pytest.raises(Unavailable) as refused:
+        leftovers.probe(["interface lo"])
+    assert refused.value.code == "leftovers.control"
+
+
+# The command, and what assess makes of its report ----------------------------------------------------------------------
+
+
+def test_a_report_goes_into_the_assessment_and_no_others(tmp_path):
+    tap, run = Tap(), CliRunner()
+    report = tmp_path / "capture.json"
+    where = ["--into", "{}:{}".format(*tap.into), "--out", "{}:{}".format(*tap.out)]
+    answer = run.invoke(app, ["host", "probe", "capture", *where, "--count", "400", "--report", str(report), "--json"])
+    assert answer.exit_code == 0, answer.output
+    assert json.loads(answer.stdout)["status"] == "met"
+    answer = run.invoke(app, ["host", "assess", "--json", "--probed", str(report)])
+    assert answer.exit_code == 0, answer.output
+    found = {one["id"]: one for one in json.loads(answer.stdout)["capabilities"]}["net.capture.ratio"]
+    assert (found["status"], found["value"], found["assurance"]) == ("met", "1.000000", "asserted")
+
+    host, now, data = machine.host_name(Tree()), SystemClock().now(), json.loads(report.read_text())
+    for change, code in (
+        ({"host": "another"}, "probe.other_host"),
+        ({"at": now - 2 * 86400}, "probe.old"),
+        ({"at": now + 3600}, "probe.old"),
+        ({"capability": "root.tpm20.hardware"}, "probe.report"),
+        ({"status": "declared"}, "probe.report"),
+        ({"evidence": [1]}, "probe.report"),
+        ({"more": 1}, "probe.report"),
+    ):
+        with pytest.raises((Refused, Malformed)) as refused:
+            probed.parse_probed(json.dumps({**data, **change}).encode(), host=host, now=now)
+        assert refused.value.code == code
+
+
+def test_clean_up_is_two_commands(tmp_path):
+    run, before = CliRunner(), tmp_path / "before.json"
+    assert run.invoke(app, ["host", "probe", "clean-up", "--snapshot", str(before)]).exit_code == 0
+    with socket.socket() as left:
+        left.bind(("127.0.0.1", 0))
+        left.listen(1)
+        assert run.invoke(app, ["host", "probe", "clean-up", "--since", str(before)]).exit_code == 1
+    before.write_bytes(os.urandom(20))
+    with pytest.raises(Malformed, match="probe.snapshot"):
+        run.invoke(app, ["host", "probe", "clean-up", "--since", str(before)], catch_exceptions=False)
