@@ -35,11 +35,17 @@ ROWS: Final = tuple(_read((Path(__file__).parent / "sec009.txt").read_text("utf-
 
 
 def items() -> dict[str, str]:
-    """Every requirement and measure of the catalogue with its title."""
+    """Every requirement and measure of the catalogue with its title, and parts of them that rows speak of."""
     from moorline.policy.sec009.catalogue import data
 
     raw = data("catalogue.json")
-    return {entry["id"]: entry["title"] for entry in (*raw["requirements"], *raw["measures"])}
+    found = {}
+    for entry in (*raw["requirements"], *raw["measures"]):
+        found[entry["id"]] = entry["title"]
+        # A part of a clause has a line of its own where a row speaks of it; the clause's line speaks of the rest.
+        parts = entry.get("subclauses", {})
+        found |= {part: title for part, title in parts.items() if any(row.item == part for row in ROWS)}
+    return found
 
 
 def capabilities_of(item: str) -> list[str]:
@@ -53,6 +59,8 @@ def capabilities_of(item: str) -> list[str]:
         named += [f"`{one['capability']}` ({one['by']})" if one["capability"] else one["by"] for one in table["service"]]
         return list(dict.fromkeys(named))
     rule = measure_rules().get(item)
+    if rule is None and item.count(".") > 1:
+        return capabilities_of(item.rpartition(".")[0])
     if rule is None:
         return []
     return [" or ".join(f"`{name}`" for name in clause) for clause in rule.clauses] + list(rule.services)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -250,6 +252,57 @@ def _fill(path: Path) -> None:
     with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(512))
+
+
+READ_ONLY = """
+import sys
+from pathlib import Path
+from moorline.errors import MoorlineError
+from moorline.hsm.token import open_token
+from moorline.hsm.token.softhsm import location_in
+
+def tried(what):
+    try:
+        what()
+    except MoorlineError as error:
+        return error.code
+    return "done"
+
+with open_token(location_in(Path(sys.argv[1]))) as token:
+    before = token.counter("c")
+    print(tried(lambda: token.ecdsa("k", bytes(32))), tried(lambda: token.unseal("w", Path(sys.argv[2]).read_bytes(), b"x")))
+    print(tried(lambda: token.generate_ec_key("new")), tried(lambda: token.import_mac_key("m", bytes(32))))
+    print(tried(lambda: token.advance("c")), token.counter("c") == before)
+    print(tried(lambda: token.destroy_key("k")), token.has_key("k"))
+"""
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+def test_a_token_directory_that_became_read_only(tmp_path):
+    """verifies that: on a read-only file system keys that are there work; what cannot be made or undone is said."""
+    location = initialise_softhsm(tmp_path / "t", label="t")
+    with open_token(location) as token:
+        token.generate_ec_key("k")
+        token.generate_wrapping_key("w")
+        token.advance("c")
+        (tmp_path / "sealed").write_bytes(token.seal("w", b"m", b"x"))
+    tokens = tmp_path / "t" / "tokens"
+    assert tokens.is_dir()
+    command = ["bwrap", "--dev-bind", "/", "/", "--ro-bind", str(tokens), str(tokens)]
+    command += [sys.executable, "-c", READ_ONLY, str(tmp_path / "t"), str(tmp_path / "sealed")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    works, makes, counts, destroys = (line.split() for line in done.stdout.splitlines())
+    assert works == ["done", "done"]
+    assert "done" not in makes
+    assert counts[0] != "done"
+    assert counts[1] == "True"
+    assert destroys[0] != "done"
+    assert destroys[1] == "True"
+    with open_token(location) as token:  # writable again
+        assert not token.has_key("new")
+        assert not token.has_secret("m")
+        assert token.advance("c") == 2
 
 
 def test_a_full_token_says_so_and_keeps_what_it_has(tmp_path):

@@ -25,6 +25,7 @@ from moorline.services import (
     broker_revocation,
     broker_revoking,
     broker_sessions,
+    broker_tenant_logs,
 )
 from moorline.services.broker import Broker, compose
 from moorline.services.broker_clock import keep_marking
@@ -92,6 +93,7 @@ def _served(broker: Broker, tenants: OpenTenants | None, doors: _Doors) -> list[
         broker_pairs.keep_pairing(broker),
         broker_following.keep_following(broker),
         broker_calendar.keep_calendar(broker),
+        broker_tenant_logs.keep_holding(broker),
         broker_drift.keep_watching(broker),
         broker_drift.keep_ending(broker),
         broker_revoking.keep_revoking(broker),

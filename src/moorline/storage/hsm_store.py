@@ -218,6 +218,20 @@ class HsmStore:
             c.execute(sa.insert(_LOG).values(tenant=tenant, number=number, data=data))
         return number
 
+    def tenant_log_end(self, tenant: str) -> tuple[int, bytes | None]:
+        """How many entries a tenant's log has, and the last one."""
+        query = sa.select(_LOG).where(_LOG.c.tenant == tenant).order_by(_LOG.c.number.desc()).limit(1)
+        with self._reading() as c:
+            last = c.execute(query).one_or_none()
+        return (0, None) if last is None else (int(last.number) + 1, bytes(last.data))
+
+    def tenant_log_entry(self, tenant: str, number: int) -> bytes | None:
+        """One entry of a tenant's log; None if it is not there."""
+        query = sa.select(_LOG.c.data).where(_LOG.c.tenant == tenant, _LOG.c.number == number)
+        with self._reading() as c:
+            data = c.execute(query).scalar()
+        return None if data is None else bytes(data)
+
     def tenant_log(self, tenant: str) -> tuple[bytes, ...]:
         """A tenant's log, in order."""
         query = sa.select(_LOG.c.data).where(_LOG.c.tenant == tenant).order_by(_LOG.c.number)
