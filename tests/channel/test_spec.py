@@ -5,9 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from moorline.channel import signed
 from moorline.channel.messages import pack, unpack
 from moorline.channel.session import (
     Active,
@@ -19,12 +21,15 @@ from moorline.channel.session import (
     Send,
     SessionFacts,
     State,
+    message_digest,
     transcript,
 )
 from moorline.clock import Instant
+from moorline.errors import NotAuthentic
 from moorline.evidence.snp import parse_report
-from moorline.wire import cbor, launch, schema
+from moorline.wire import cbor, keys, launch, schema
 from moorline.wire.device import Request, Response, Status
+from moorline.wire.launch import ChannelProfile
 from moorline.wire.session import Call, Challenge, Evidence, FunctionFields, FunctionSecrets, Hello
 
 SPEC = Path(__file__).parents[2] / "docs" / "spec"
@@ -102,6 +107,75 @@ def test_the_page_shows_the_example(example, messages):
     for beginning in re.findall(r"h'([0-9a-f]{8})…'", page):
         assert any(bytes.fromhex(beginning) in body for body in messages.values()), beginning
     assert transcript(messages["hello"]) != transcript(messages["challenge"])
+
+
+# The HPKE-only profile -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def behind():
+    return json.loads((SPEC / "examples" / "attested-session-hpke-only.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def carried(behind):
+    return {name: bytes.fromhex(text) for name, text in behind["messages"].items()}
+
+
+def test_the_attester_behind_a_proxy_says_every_byte_of_the_example(behind, carried):
+    hello = unpack(Hello, carried["hello"])
+    assert hello.profile is ChannelProfile.HPKE_ONLY
+    fields = launch.parse_fields(schema.decode(FunctionFields, hello.fields).launch_fields)
+    seeds = {name: bytes.fromhex(text) for name, text in behind["attester"].items()}
+    kem = KemKey.of(
+        MLKEM768PrivateKey.from_seed_bytes(seeds["mlkem768_seed"]),
+        X25519PrivateKey.from_private_bytes(seeds["x25519_private"]),
+    )
+    attester = Initiator(hello=hello, kem=kem, export=lambda _label, _context: b"of some proxy")
+    assert attester.start() == [Send(body=carried["hello"])]
+    (judge,) = attester.receive(carried["challenge"])
+    assert judge.digest.hex() == behind["challenge_digest"]
+    attester.judged(keys.parse_public(bytes.fromhex(behind["hsm_key"])))
+    proof = launch.token_proof(launch.token(bytes.fromhex(behind["launch_key"]), fields), judge.digest)
+    assert proof.hex() == behind["token_proof"]
+    (collect,) = attester.proven(proof)
+    assert collect.binding.hex() == behind["binding"]
+    shown = unpack(Evidence, carried["evidence"])
+    report = parse_report(shown.evidence)
+    assert (report.report_data, report.host_data.hex()) == (collect.binding, behind["commitment"])
+    assert report.host_data == launch.commitment(fields)
+    assert attester.collected(shown.format, shown.evidence, shown.endorsements) == [Send(body=carried["evidence"])]
+    assert attester.receive(carried["answer"]) == [Send(body=carried["confirm"])]
+    assert schema.decode(FunctionSecrets, attester.secrets).storage_key == b"\xd0" * 32
+    assert attester.receive(carried["activation"]) == [Active()]
+    assert attester.activation.spiffe_id == "spiffe://alpha.test/svc/records/records-1"
+    assert attester.seal(Call(id=0, operation="time", body=b"")) == carried["record"]
+
+
+@pytest.mark.parametrize("name", ["challenge", "answer"])
+def test_what_the_broker_signs_counts_for_this_session_and_key_only(behind, carried, name):
+    """verifies that: messages 2 and 4 are COSE_Sign1 by the HSM key over everything before them, and by no other key."""
+    purpose = {"challenge": signed.CHALLENGE, "answer": signed.ANSWER}[name]
+    before = {
+        "challenge": message_digest(carried["hello"]),
+        "answer": transcript(carried["hello"], carried["challenge"], carried["evidence"]),
+    }[name]
+    hsm_key = keys.parse_public(bytes.fromhex(behind["hsm_key"]))
+    shown = signed.SignedMessage(purpose, carried[name])
+    shown.require_signed(hsm_key, before)
+    with pytest.raises(NotAuthentic, match=r"session\.signed_for_another"):
+        shown.require_signed(hsm_key, transcript(carried["hello"]))
+    with pytest.raises(NotAuthentic, match=r"session\.not_signed_by_hsm"):
+        shown.require_signed(ec.generate_private_key(ec.SECP256R1()).public_key(), before)
+
+
+def test_the_page_shows_the_example_behind_a_proxy(behind, carried):
+    page = (SPEC / "attested-session.md").read_text()
+    for value in (behind["challenge_digest"], behind["token_proof"], behind["binding"]):
+        assert value in page
+    for name, body in carried.items():
+        assert re.search(rf"{name} +{len(body)} ", page), name
+        assert f'["{cbor.decode(body)[0]}", ' in page
 
 
 def test_the_device_page_shows_what_the_code_says():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,6 +22,8 @@ from moorline.errors import MoorlineError
 from moorline.ledger import transactions as tx
 from moorline.ledger.records import PackageRule
 from moorline.simulators.silicon import GuestContext, guest_policy
+from moorline.storage import steps
+from moorline.wire import keys
 from moorline.wire import launch as launches
 from moorline.wire.guest import FunctionConfiguration
 from moorline.wire.launch import ChannelProfile
@@ -203,4 +206,70 @@ async def test_the_profile_needs_no_proxy(world):  # noqa: F811
     held, chip = launched(world)
     link = await attest(world.alpha.broker.said["sessions"], held, chip)
     await link.synchronise()
+    await link.aclose()
+
+
+class Mortal:
+    """Alpha's broker, which dies by SIGKILL at the step it is told, and is started again."""
+
+    def __init__(self, broker, order):
+        self.broker, self.order = broker, order
+
+    async def dies_at(self, step):
+        self.order.write_text(step)
+        return asyncio.create_task(self._buried(step))
+
+    async def _buried(self, step):
+        assert await asyncio.wait_for(self.broker.running.wait(), 60) == -signal.SIGKILL, step
+        assert not self.order.exists()
+        await self.broker.start()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def mortal(world, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv(steps.VARIABLE, str(tmp_path / "die"))
+    await world.alpha.broker.stop()
+    await world.alpha.broker.start()
+    yield Mortal(world.alpha.broker, tmp_path / "die")
+    monkeypatch.delenv(steps.VARIABLE)
+    await world.alpha.broker.stop()
+    await world.alpha.broker.start()
+
+
+async def launches_of(world, instance):  # noqa: F811
+    async with world.alpha.admin() as admin:
+        found = (await admin.get_json("/v1/launches"))["launches"]
+        alarms = (await admin.get_json("/v1/alarms"))["alarms"]
+    return [row for row in found if row["instance"] == instance], len(alarms)
+
+
+@pytest.mark.long
+async def test_a_broker_behind_a_proxy_dies_at_every_step(world, proxy, mortal):  # noqa: F811
+    """verifies that: kill -9 at every step of the HPKE-only path leaves one identity, no alarm, no second key."""
+    _, alarms = await launches_of(world, "")
+    for step in ("broker.launch.consumed", "broker.launch.confirmed"):
+        held, chip = launched(world)
+        buried = await mortal.dies_at(step)
+        link = await attest(proxy, held, chip)
+        await buried
+        rows, after = await launches_of(world, held.fields.instance)
+        assert [row["state"] for row in rows] == ["confirmed"], step
+        assert after == alarms, step
+        await link.synchronise()
+    key = keys.public_bytes(link.identity.key.public_key())
+    buried = await mortal.dies_at("broker.renewal.recorded")
+    with pytest.raises(MoorlineError):
+        await link.renew()
+    await buried
+    for step in ("broker.session.held", "broker.renewal.recorded"):
+        buried = await mortal.dies_at(step)
+        with pytest.raises(MoorlineError):
+            await link.resume(proxy, chip)
+        await buried
+    await link.resume(proxy, chip)
+    await link.renew()
+    assert keys.public_bytes(link.identity.key.public_key()) == key
+    rows, after = await launches_of(world, held.fields.instance)
+    assert len(rows) == 1
+    assert after == alarms
     await link.aclose()
