@@ -70,7 +70,7 @@ def ledger(monkeypatch):
 
 @pytest.mark.asyncio
 async def test_what_was_proven_is_used_for_a_moment_and_then_asked_again(ledger):
-    """verifies that: within half of reuse_s nobody is asked twice; after the whole of it a revocation counts."""
+    """verifies that: within three quarters of reuse_s nobody is asked twice; after the whole of it a revocation counts."""
     authorities, view, passed = ledger
     for _ in range(3):
         assert (await view.state(("a", "b")))["a"] is None
@@ -85,11 +85,11 @@ async def test_what_was_proven_is_used_for_a_moment_and_then_asked_again(ledger)
 
 @pytest.mark.asyncio
 async def test_what_is_in_use_is_asked_again_before_it_is_too_old_and_nobody_waits(ledger):
-    """verifies that: past half its time a proof still serves, one question renews all in use; its failure is no one's."""
+    """verifies that: past three quarters of its time a proof still serves, one question renews all in use; its failure is no one's."""
     authorities, view, passed = ledger
     await view.state(("a", "b"))
     await view.state(("c",))
-    passed[0] = 0.6
+    passed[0] = 0.8
     authorities.records["a"] = b"revoked"
     authorities.gone = True
     assert (await view.state(("a",)))["a"] is None

@@ -26,6 +26,8 @@ from moorline.wire.keys import PublicKey
 
 _ANSWER_S: Final = 10.0
 _CODE_CHARS: Final = 128
+_ASK_AHEAD: Final = 0.75
+"""How old, of `reuse_s`, a standing result may be before it is asked for again while it is still used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +96,7 @@ class HostAuthority:
         """The verified result about a host. Raises Unavailable if the verifier cannot be asked: that decides nothing."""
         now, kept = time.monotonic(), self._kept.get(host)
         if kept is not None and kept[0] > now - self.reuse_s and self.clock.now() < kept[1].expires:
-            if kept[0] <= now - self.reuse_s / 2 and host not in self._asking:
+            if kept[0] <= now - _ASK_AHEAD * self.reuse_s and host not in self._asking:
                 self._ask(host, now)  # what is asked for all the time is asked again in time, and nobody waits for it
             return kept[1]
         # A question on its way is as good as its answer will be: all sessions of a host ask it once.

@@ -22,6 +22,8 @@ from moorline.storage.broker_store import BrokerStore
 _HIGHEST = "highest-checkpoint"
 _KEPT_MAX: Final = 4096
 _ASKED_MAX: Final = 48
+_ASK_AHEAD: Final = 0.75
+"""How old, of `reuse_s`, what is asked for all the time may be before it is asked again: nobody waits for that answer."""
 _BUNDLES: Final = 4
 """A bundle for others is handed out for this many times as long: they judge its age themselves."""
 
@@ -90,7 +92,7 @@ class LedgerView:
         missing = [key for key in dict.fromkeys(keys) if key not in held]
         if missing:
             parts.append(await self._asked(missing))
-        elif min(asked for asked, _ in held.values()) < now - self._reuse_s / 2:
+        elif min(asked for asked, _ in held.values()) < now - _ASK_AHEAD * self._reuse_s:
             self._ask_ahead(since)
         return self._together(keys, parts)
 

@@ -2,10 +2,10 @@
 
 In a batch each stands for itself: one that is refused takes nothing along. Of each,
 
-1. that its generation lives is looked at before a key is taken for it (who ended empties no pool);
-2. the key is taken from the pool, gone from the database before, and certified;
-3. that the generation lives is judged again in the transaction that records certificate and audit entry;
-4. key and certificate leave after that.
+1. the key is taken from the pool, gone from the database before, and certified;
+2. that the generation lives is judged in the transaction that records certificate and audit entry;
+3. key and certificate leave after that. A key of somebody who ended meanwhile is lost, as one of a broker that died is: the
+session of such a one is closed within half a second, so that nobody empties a pool by it.
 """
 
 from __future__ import annotations
@@ -43,13 +43,12 @@ class _Made:
 def rekeyed(broker: Broker, wanted: Sequence[Rekey]) -> list[RekeyReply | Exception]:
     """What each gets, in order. Numbers are those of the module's docstring. Raises what the database raises."""
     now = broker.clock.now()
-    ended = broker.instances.ended([(one.instance, one.generation) for one in wanted])  # 1
-    made = [_made(broker, one, now) if end is None else end for one, end in zip(wanted, ended, strict=True)]  # 2
+    made = [_made(broker, one, now) for one in wanted]  # 1
     recorded = iter(
         broker.instances.renew_all([one.renewal for one in made if isinstance(one, _Made)], kind="function-renewed", at=now)
-    )  # 3
+    )  # 2
     broker.refill.set()
-    return [_reply(broker, one, next(recorded)) if isinstance(one, _Made) else one for one in made]  # 4
+    return [_reply(broker, one, next(recorded)) if isinstance(one, _Made) else one for one in made]  # 3
 
 
 def _made(broker: Broker, wanted: Rekey, now: Instant) -> _Made | MoorlineError:

@@ -158,11 +158,6 @@ class InstanceStore:
         if refused is not None:
             raise refused
 
-    def ended(self, names: Sequence[tuple[str, int]]) -> list[Refused | None]:
-        """As `require_live` about many at once: for each why not, or None."""
-        with self._store.reading() as c:
-            return generations.ended(c, names)
-
     def renew_all(self, renewals: Sequence[Renewal], *, kind: str, at: Instant) -> list[Refused | None]:
         """As `renew` for many in one transaction: for each None, or why nothing of it was recorded."""
 
