@@ -9,8 +9,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from moorline.channel import signed
+from moorline.channel.kem import suite_of
 from moorline.channel.messages import pack, problem_frame
-from moorline.channel.session import Initiator, Responder, Sign, State, _suite
+from moorline.channel.session import Initiator, Responder, Sign, State
 from moorline.errors import MoorlineError, Refused
 from moorline.wire import cose, keys, schema
 from moorline.wire.launch import ChannelProfile
@@ -131,7 +132,7 @@ def test_an_answer_the_proxy_sealed_itself_is_noticed():
     """verifies that: the KEM key stands in message 1, so anybody can seal to it; what counts is the signature."""
 
     def forged(_):
-        suite, public = _suite(KEM.public)
+        suite, public = suite_of(KEM.public)
         sealed = suite.encrypt(schema.encode(Sealed(key=b"e" * 32, secrets=b"evil")), public, info=bytes(32))
         made = signed.payload(bytes(32), Answer(sealed=sealed))
         return signed.framed(cose.sign(signed.ANSWER, made, keys.KeySigner(OTHER)))

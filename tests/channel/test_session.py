@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moorline.channel.kem import suite_of
 from moorline.channel.messages import pack, problem_frame, unpack
 from moorline.channel.session import (
     Appraise,
@@ -26,7 +27,6 @@ from moorline.channel.session import (
     Send,
     SessionFacts,
     State,
-    _suite,
     p256_raw,
     transcript,
 )
@@ -359,7 +359,7 @@ def test_an_answer_for_another_key_or_transcript_is_refused():
         body = pair.broker_does(pair.broker.receive(body, NOW))
         evidence = pair.attester_does(pair.attester.receive(body))
         digest = transcript(pack(hello()), body, evidence) if info == "right" else bytes(32)
-        suite, public = _suite(seal_to.public)
+        suite, public = suite_of(seal_to.public)
         sealed = suite.encrypt(schema.encode(Sealed(key=bytes(32), secrets=b"")), public, info=digest)
         with pytest.raises(NotAuthentic) as caught:
             pair.attester.receive(pack(Answer(sealed=sealed)))

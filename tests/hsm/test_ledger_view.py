@@ -85,7 +85,7 @@ async def test_what_was_proven_is_used_for_a_moment_and_then_asked_again(ledger)
 
 @pytest.mark.asyncio
 async def test_what_is_in_use_is_asked_again_before_it_is_too_old_and_nobody_waits(ledger):
-    """verifies that: past three quarters of its time a proof still serves, one question renews all in use; its failure is no one's."""
+    """verifies that: an older proof still serves, one question renews all in use; its failure is no one's."""
     authorities, view, passed = ledger
     await view.state(("a", "b"))
     await view.state(("c",))
