@@ -204,6 +204,18 @@ async def test_who_does_not_ask_in_time_is_told_and_hung_up_on(address, monkeypa
     writer.close()
 
 
+async def test_who_leaves_with_the_last_word_leaves_nothing_behind(address, monkeypatch):
+    monkeypatch.setattr(http_connection, "HEADERS_S", 0.1)
+    monkeypatch.setattr(http_connection, "_LAST_WORD_S", 0.2)
+    complaints = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    reader, writer = await raw(address)
+    assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
+    writer.close()
+    await asyncio.sleep(0.5)
+    assert complaints == []
+
+
 async def test_garbage_is_answered_with_a_problem(address):
     reader, writer = await raw(address, b"\x00\x01\x02 what is this\r\n\r\n")
     answer = await reader.read()

@@ -212,7 +212,11 @@ class Connection(H11Protocol):
         if not self.transport.is_closing():
             self.transport.write(head.encode("ascii") + b"connection: close\r\n\r\n" + body)
             self.transport.close()
-            self.loop.call_later(_LAST_WORD_S, self.transport.abort)  # also if the peer reads nothing
+            self.loop.call_later(_LAST_WORD_S, self._abort)  # also if the peer reads nothing
+
+    def _abort(self) -> None:
+        if self in self.connections:  # a transport that is gone cannot be aborted
+            self.transport.abort()
 
     def _make_room(self) -> None:
         if len(self.connections) >= self.room:
