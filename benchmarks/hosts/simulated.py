@@ -38,6 +38,7 @@ class Line(asyncio.Protocol):
         self._needed = 0
         self._answer: asyncio.Future[bytes] | None = None
         self._transport: asyncio.Transport | None = None
+        self.lost = False
 
     @classmethod
     async def open(cls, address: str, context: ssl.SSLContext, name: str) -> Line:
@@ -52,6 +53,7 @@ class Line(asyncio.Protocol):
         self._transport = transport
 
     def connection_lost(self, _: Exception | None) -> None:
+        self.lost = True  # as the verifier hangs up on who asks nothing for long
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(OSError("the connection ended"))
 
@@ -186,7 +188,9 @@ class Host:
             raise
 
     async def _poll(self) -> str | None:
-        line = self._line = self._line or await Line.open(*self._where)
+        if self._line is None or self._line.lost:
+            self._line = await Line.open(*self._where)
+        line = self._line
         challenge, self._next = self._next, None
         if challenge is None:
             asked = schema.encode(wire.ChallengeRequest(host=self.name))
