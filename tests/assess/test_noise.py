@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from moorline.attesters.probes import slow
 from moorline.attesters.probes.tree import Tree
 from moorline.errors import Malformed
-from moorline.policy.sec009.noise import WINDOW, appraise, proportion_cutoff, repetition_cutoff
+from moorline.policy.sec009 import noise as tests_of_noise
+from moorline.policy.sec009.noise import WINDOW, appraise, control, proportion_cutoff, repetition_cutoff
 
 
 @pytest.mark.parametrize(("entropy", "repetition", "proportion"), [(1, 31, 325), (4, 9, 71), (8, 5, 16)])
@@ -81,3 +82,13 @@ def test_the_device_of_this_machine():
     assert seen["entropy.health"].status.value in ("not_probed", "not_met")
     if os.access(slow.DEVICE, os.R_OK):
         assert "bytes/s" in (seen["entropy.rate"].value or "")
+
+
+def test_tests_that_do_not_find_what_was_planted_say_nothing(tmp_path, monkeypatch):
+    assert control()
+    raw = tmp_path / "raw"
+    raw.write_bytes(random.Random(3).randbytes(8192))
+    assert observed(Tree(tmp_path), raw)["entropy.health"].status == "met"
+    monkeypatch.setattr(tests_of_noise, "proportion_cutoff", lambda *_: 1000)
+    assert not control()
+    assert observed(Tree(tmp_path), raw)["entropy.health"].status == "not_probed"

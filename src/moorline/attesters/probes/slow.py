@@ -18,7 +18,7 @@ from typing import Final
 from moorline.attesters.probes.saying import met, not_met, not_probed
 from moorline.attesters.probes.tree import Tree
 from moorline.policy.sec009.assessment import Observation
-from moorline.policy.sec009.noise import START_UP, Health, appraise
+from moorline.policy.sec009.noise import START_UP, Health, appraise, control
 
 DEVICE: Final = "/dev/hwrng"
 _DEADLINE_S: Final = 10.0
@@ -55,6 +55,8 @@ def _health(source: Path, seen: Health, *, raw: bool) -> Observation:
         f"{source}: {seen.samples} samples, repetition {seen.repetition} of {seen.repetition_cutoff}, "
         f"proportion {seen.proportion} of {seen.proportion_cutoff}"
     )
+    if not control():
+        return not_probed("entropy.health", "the tests do not find a source that is stuck or biased on purpose", said)
     if not seen.healthy:
         return not_met("entropy.health", "a health test of SP 800-90B failed, or there were too few samples", said)
     if not raw:

@@ -39,6 +39,17 @@ class Health:
         )
 
 
+def control() -> bool:
+    """Whether the tests find what is planted here: a source that is stuck, and one that is biased without long runs."""
+    stuck = appraise(bytes(START_UP), entropy=1.0)
+    biased = appraise(bytes(0 if place % 10 < 7 else 1 + place % 255 for place in range(START_UP)), entropy=1.0)
+    return (
+        stuck.repetition >= stuck.repetition_cutoff
+        and biased.repetition < biased.repetition_cutoff
+        and biased.proportion >= biased.proportion_cutoff
+    )
+
+
 def repetition_cutoff(entropy: float) -> int:
     """C = 1 + ceil(-log2(alpha) / H) for H bits of entropy a sample (4.4.1)."""
     return 1 + math.ceil(-ALPHA_LOG2 / entropy)
