@@ -145,37 +145,44 @@ class Connection(H11Protocol):
 
     def _answered(self, task: asyncio.Future[bytes]) -> None:
         self._answering = None
-        if self.transport.is_closing() or task.cancelled():
+        if task.cancelled():
             return
+        error = task.exception()
+        if error is not None and not isinstance(error, MoorlineError):  # a defect, which uvicorn would end in the same way
+            _LOG.error("a request could not be answered", exc_info=error)
+        if not self.transport.is_closing():
+            self._write(error, b"" if error is not None else task.result())
+
+    def _write(self, error: BaseException | None, body: bytes) -> None:
         assert self.short is not None
-        status, body, media_type = 200, b"", self.short.media_type
-        try:
-            body = task.result()
-        except MoorlineError as error:
+        status, media_type = 200, self.short.media_type
+        if isinstance(error, MoorlineError):
             status, body, media_type = error.http_status, problem(error), PROBLEM_TYPE
-        except Exception:  # a defect; the application's own exceptions end at uvicorn in the same way
-            _LOG.exception("a request could not be answered")
+        elif error is not None:
             status, media_type = 500, "text/plain"
-        self._wait(self.idle_s + HEADERS_S)
+        fields = b"".join(name + b": " + value + b"\r\n" for name, value in self.server_state.default_headers)
+        if isinstance(error, Unavailable):
+            fields += b"retry-after: %d\r\n" % max(1, round(error.retry_after_s))
+        line = f"HTTP/1.1 {status} \r\ncontent-length: {len(body)}\r\ncontent-type: {media_type}\r\n"
+        self.transport.write(line.encode("ascii") + fields + b"\r\n" + body)
+        self._count(status)
+        if self._stopping or status == 500:
+            self.transport.close()
+        else:
+            self._go_on()
+
+    def _count(self, status: int) -> None:
         self.server_state.total_requests += 1
         if self.answered is not None:
             self.answered.labels("POST", f"{status // 100}xx").inc()
-        self.transport.write(self._head(status, len(body), media_type, task) + body)
-        if self._stopping or status == 500:
-            self.transport.close()
-            return
+
+    def _go_on(self) -> None:
+        """Wait for the next request, or read it: of a peer that did not wait it is there."""
+        self._wait(self.idle_s + HEADERS_S)
         behind, self._behind = self._behind, b""
         self.flow.resume_reading()
         if behind:
             self.data_received(behind)
-
-    def _head(self, status: int, length: int, media_type: str, task: asyncio.Future[bytes]) -> bytes:
-        fields = b"".join(name + b": " + value + b"\r\n" for name, value in self.server_state.default_headers)
-        error = None if status == 200 else task.exception()
-        if isinstance(error, Unavailable):
-            fields += b"retry-after: %d\r\n" % max(1, round(error.retry_after_s))
-        line = f"HTTP/1.1 {status} \r\ncontent-length: {length}\r\ncontent-type: {media_type}\r\n"
-        return line.encode("ascii") + fields + b"\r\n"
 
     # Patience --------------------------------------------------------------------------------------------------------
 
