@@ -45,8 +45,8 @@ sys.path.remove(BENCHMARKS)  # names there, such as ledger, are folders of tests
 
 
 @pytest.fixture
-def house(database_url, tmp_path):
-    return House(database_url, tmp_path)
+def house(tmp_path):
+    return House(f"sqlite:///{tmp_path / 'v.db'}", tmp_path)
 
 
 def told(house):
