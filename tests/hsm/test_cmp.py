@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moorline.errors import Malformed
-from moorline.wire import cmp
+from moorline.device import cmp as device_cmp
+from moorline.errors import Malformed, Refused
+from moorline.wire import cmp, cmp_mac, der
 from moorline.wire.certificates import spiffe_id_of
 from moorline.wire.cmp import Body
 
@@ -291,3 +297,103 @@ def test_failure_bits_are_where_openssl_looks_for_them(failure):
     assert unused == 7 - failure % 8
     assert int.from_bytes(value, "big") >> unused & 1
     assert len(value) == failure // 8 + 1
+
+
+# PBMAC1 (RFC 9481 6.1.2): OpenSSL 3.0 does not speak it within CMP, but computes PBKDF2 and HMAC by themselves -----------
+
+SHA = {"sha256": "1.2.840.113549.2.9", "sha384": "1.2.840.113549.2.10", "sha512": "1.2.840.113549.2.11"}
+
+
+def pbmac1(*, prf="sha256", scheme="sha256", salt=b"s" * 16, iterations=1000, length=32, **other):
+    """An AlgorithmIdentifier; `other` replaces OIDs."""
+    inner = der.sequence(
+        der.octets(salt),
+        der.integer(iterations),
+        b"" if length is None else der.integer(length),
+        b"" if prf is None else der.sequence(der.oid(SHA.get(prf, prf)), b"\x05\x00"),
+    )
+    derivation = der.sequence(der.oid(other.get("derivation", "1.2.840.113549.1.5.12")), inner)
+    parameters = der.sequence(derivation, der.sequence(der.oid(SHA.get(scheme, scheme)), b"\x05\x00"))
+    return cmp.Algorithm(oid=cmp_mac.PBMAC1, parameters=parameters)
+
+
+def by_openssl(folder, secret, data, *, prf, scheme, salt, iterations, length):
+    """The same by openssl's own PBKDF2 and HMAC."""
+    options = {"digest": prf, "pass": secret, "hexsalt": salt.hex(), "iter": str(iterations)}
+    words = [word for name, value in options.items() for word in ("-kdfopt", f"{name}:{value}")]
+    derived = openssl(folder, "kdf", "-keylen", str(length), *words, "PBKDF2", check=True).stdout.strip().replace(":", "")
+    (folder / "data").write_bytes(data)
+    words = ("-digest", scheme, "-macopt", f"hexkey:{derived}", "-in", "data", "HMAC")
+    return bytes.fromhex(openssl(folder, "mac", *words, check=True).stdout.strip())
+
+
+@pytest.mark.parametrize(
+    ("prf", "scheme", "length"), [("sha256", "sha256", 32), ("sha512", "sha384", 20), ("sha384", "sha512", 64)]
+)
+def test_pbmac1_is_what_openssl_computes(tmp_path, prf, scheme, length):
+    """verifies that: PBKDF2 and HMAC with each hash give what openssl gives; without keyLength the MAC's own size counts."""
+    chosen = {"prf": prf, "scheme": scheme, "salt": b"\x00salt\xff", "iterations": 1234, "length": length}
+    ours = cmp_mac.mac(pbmac1(**chosen), "one-time", b"header and body")
+    assert ours == by_openssl(tmp_path, "one-time", b"header and body", **chosen)
+    own = hashlib.new(scheme).digest_size
+    without = cmp_mac.mac(pbmac1(**{**chosen, "length": None}), "one-time", b"header and body")
+    assert without == by_openssl(tmp_path, "one-time", b"header and body", **{**chosen, "length": own})
+
+
+@pytest.mark.parametrize(
+    "weak",
+    [
+        {"iterations": 99},
+        {"iterations": 100_001},
+        {"prf": None},  # the default is SHA-1
+        {"prf": "1.2.840.113549.2.7"},
+        {"scheme": "1.2.840.113549.2.7"},
+        {"length": 15},
+        {"length": 65},
+        {"salt": b"s" * 129},
+        {"derivation": "1.3.6.1.4.1.11591.4.11"},
+    ],
+)
+def test_pbmac1_that_is_weak_or_unknown_is_refused(weak):
+    """verifies that: few or too many iterations, SHA-1, short keys, long salts and other derivations compute nothing."""
+    with pytest.raises(Refused, match=r"cmp\.algorithm"):
+        cmp_mac.mac(pbmac1(**weak), "one-time", b"data")
+
+
+@given(st.binary(max_size=80))
+def test_any_parameters_are_pbmac1s_or_malformed(data):
+    """verifies that: parameters nobody ever wrote raise what a parser raises, and nothing else."""
+    with contextlib.suppress(Malformed, Refused):
+        cmp_mac.mac(cmp.Algorithm(oid=cmp_mac.PBMAC1, parameters=data), "one-time", b"data")
+
+
+@story
+async def test_a_device_enrols_with_pbmac1(client):
+    """verifies that: p10cr under PBMAC1 gets a certificate in an answer under the same MAC; a wrong code gets none."""
+    secret = await client.code("phone-12")
+    key = ec.generate_private_key(ec.SECP256R1())
+    chosen = {"prf": "sha256", "scheme": "sha512", "salt": b"q" * 16, "iterations": 500, "length": 32}
+    asked = cmp.Reply(
+        sender=cmp.directory_name(x509.Name([])),
+        recipient=cmp.directory_name(x509.Name([])),
+        time=datetime.now(UTC).strftime("%Y%m%d%H%M%SZ"),
+        algorithm=pbmac1(**chosen),
+        reference=b"phone-12",
+        transaction=b"t" * 16,
+        sender_nonce=b"n" * 16,
+        recipient_nonce=None,
+        body=Body.P10CR,
+        content=device_cmp.pkcs10(key, "phone-12"),
+        info=((cmp.IMPLICIT_CONFIRM, b"\x05\x00"),),
+    )
+    for transaction, code_, body in ((b"u" * 16, "wrong", Body.ERROR), (b"t" * 16, secret, Body.CP)):
+        message = replace(asked, transaction=transaction)
+        mac = by_openssl(client.folder, code_, cmp.protected_part(message), **chosen)
+        (client.folder / "asked.der").write_bytes(cmp.encode(message, mac, ()))
+        answer = await asyncio.to_thread(posted, client, "asked.der")
+        assert answer.body is body
+    assert answer.header.algorithm == asked.algorithm
+    assert answer.protection == by_openssl(client.folder, secret, answer.protected, **chosen)
+    made = x509.load_der_x509_certificate(cmp.issued_certificate(answer.content))
+    assert made.public_key() == key.public_key()
+    assert str(spiffe_id_of(made)) == "spiffe://beta.test/device/phone-12"

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import hmac
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
@@ -43,21 +42,17 @@ from moorline.services.broker_est_access import Attempts
 from moorline.storage.broker_cmp import CmpStore, CmpTransaction
 from moorline.storage.broker_enrolments import Applicant
 from moorline.verification.chains import verify_chain
-from moorline.wire import cmp, der, est
+from moorline.wire import cmp, cmp_mac, der, est
 from moorline.wire.cmp import Algorithm, Body, Failure, Message, Reply
 from moorline.wire.keys import PublicKey, parse_public, public_bytes
 
 CMP_TYPE: Final = "application/pkixcmp"
-_PBM: Final = "1.2.840.113533.7.66.13"
 _ECDSA: Final[dict[str, hashes.HashAlgorithm]] = {
     "1.2.840.10045.4.3.2": hashes.SHA256(),
     "1.2.840.10045.4.3.3": hashes.SHA384(),
     "1.2.840.10045.4.3.4": hashes.SHA512(),
 }
-_OWF: Final = {"2.16.840.1.101.3.4.2.1": "sha256", "2.16.840.1.101.3.4.2.3": "sha512"}
-_MACS: Final = {"1.3.6.1.5.5.8.1.2": "sha1", "1.2.840.113549.2.7": "sha1", "1.2.840.113549.2.9": "sha256"}
 _SIGNED: Final = Algorithm(oid="1.2.840.10045.4.3.2", parameters=b"")
-_ITERATIONS: Final = range(100, 100_001)
 _NONCE_BYTES: Final = 16
 _CLOCK_S: Final = 600
 _CONFIRM_S: Final = 300
@@ -144,7 +139,7 @@ class Cmp:
             if message.body is Body.GENM:
                 return None
             raise NotAuthentic("cmp.protection", "this message has to be protected")
-        if message.header.algorithm.oid == _PBM:
+        if message.header.algorithm.oid in cmp_mac.ALGORITHMS:
             return self._by_code(message, message.header.algorithm, message.protection, address)
         return self._by_signature(message, message.header.algorithm, message.protection)
 
@@ -155,7 +150,7 @@ class Cmp:
         self._attempts.require_patience(who, now)
         try:
             code = code_of(self._broker, device)
-            if not same(_password_mac(algorithm, code, message.protected), protection):
+            if not same(cmp_mac.mac(algorithm, code, message.protected), protection):
                 raise NotAuthentic("cmp.protection", "the MAC is not by this device's code")
         except NotAuthentic:
             self._attempts.failed(who, now)
@@ -315,7 +310,7 @@ class Cmp:
             algorithm = message.header.algorithm
             assert algorithm is not None
             reply = replace(reply, algorithm=algorithm, reference=message.header.reference)
-            mac = _password_mac(algorithm, sender.code, cmp.protected_part(reply))
+            mac = cmp_mac.mac(algorithm, sender.code, cmp.protected_part(reply))
             return cmp.encode(reply, mac, chain)
         key = self._broker.ca.issuer.key
         assert isinstance(key, ec.EllipticCurvePrivateKey)
@@ -364,22 +359,6 @@ def _verify(public: object, algorithm: Algorithm, signature: bytes, data: bytes,
         if code == "cmp.possession":
             raise NotAuthentic("cmp.possession", "the request is not signed by its own key") from None
         raise NotAuthentic("cmp.protection", "the message is not signed by its signer's key") from None
-
-
-def _password_mac(algorithm: Algorithm, code: str, data: bytes) -> bytes:
-    """RFC 4210 5.1.3.1: K = OWF iterated over secret | salt. Raises Refused("cmp.algorithm") for weak or unknown choices."""
-    salt, owf, iterations, mac = cmp.pbm_parameters(algorithm.parameters)
-    if owf not in _OWF or mac not in _MACS or iterations not in _ITERATIONS or len(salt) > 128:
-        raise Refused(
-            "cmp.algorithm",
-            "this password-based MAC is not taken",
-            expected=f"SHA-256 or SHA-512, {_ITERATIONS.start} to {_ITERATIONS.stop - 1} times, HMAC with SHA-1 or SHA-256",
-            got=f"{owf}, {iterations}, {mac}",
-        )
-    key = code.encode("ascii") + salt
-    for _ in range(iterations):
-        key = hashlib.new(_OWF[owf], key).digest()
-    return hmac.digest(key, data, _MACS[mac])
 
 
 def _seconds(time: str) -> int:

@@ -281,6 +281,42 @@ def pbm_parameters(der: bytes) -> tuple[bytes, str, int, str]:
     return parts[0].content, _algorithm(parts[1]).oid, _integer(parts[2]), _algorithm(parts[3]).oid
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pbmac1:
+    """PBMAC1-params (RFC 8018 A.5) with PBKDF2-params: OIDs, salt, iterations; `key_length` None: left out."""
+
+    derivation: str
+    salt: bytes
+    iterations: int
+    key_length: int | None
+    prf: str
+    scheme: str
+
+
+def pbmac1_parameters(der: bytes) -> Pbmac1:
+    """What PBMAC1 is to be computed with. Raises only Malformed."""
+    parts = _children(_one(der, SEQUENCE).content)
+    if len(parts) != 2:
+        raise _malformed("PBMAC1 parameters")
+    derivation = _algorithm(parts[0])
+    inner = _children(_one(derivation.parameters, SEQUENCE).content)
+    if len(inner) < 2 or inner[0].tag != OCTET_STRING:
+        raise _malformed("PBKDF2 parameters")
+    rest = inner[2:]
+    length = _integer(rest.pop(0)) if rest and rest[0].tag == INTEGER else None
+    prf = _algorithm(rest.pop(0)).oid if rest else "1.2.840.113549.2.7"  # DEFAULT hmacWithSHA1
+    if rest:
+        raise _malformed("PBKDF2 parameters with more than there are")
+    return Pbmac1(
+        derivation=derivation.oid,
+        salt=inner[0].content,
+        iterations=_integer(inner[1]),
+        key_length=length,
+        prf=prf,
+        scheme=_algorithm(parts[1]).oid,
+    )
+
+
 def _header(element: Element) -> Header:
     parts = _children(element.content)
     if len(parts) < 3 or parts[0].tag != INTEGER:
