@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,14 +15,18 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moorline.cli import run as moor
+from moorline.clock import Instant, SystemClock, Validity
 from moorline.device import cmp as device_cmp
-from moorline.errors import Malformed, Refused
+from moorline.errors import Malformed, Misconfigured, Refused
+from moorline.hsm import root_update
 from moorline.wire import cmp, cmp_mac, der
-from moorline.wire.certificates import spiffe_id_of
+from moorline.wire.certificates import root_certificate, spiffe_id_of
 from moorline.wire.cmp import Body
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -34,7 +39,13 @@ async def beta(tmp_path_factory):
     consortium = await Consortium.found(tmp_path_factory.mktemp("cmp"))
     try:
         (listen,) = free_addresses(1)
-        yield await consortium.admit("beta", listen_revocation=listen, revocation_poll_s=1)
+        following = consortium.directory / "next"
+        words = ("crl", "renew-root", "--root", str(consortium.directory / "ledger" / "root"), "--output", str(following))
+        assert await asyncio.to_thread(moor, list(words)) == 0
+        update = following / "root-update.pem"
+        made = await consortium.admit("beta", listen_revocation=listen, revocation_poll_s=1, root_update=update)
+        made.next_root = following
+        yield made
     finally:
         await consortium.close()
 
@@ -170,6 +181,71 @@ async def test_rr_revokes_the_devices_own_certificate_and_no_other(client, tmp_p
 async def test_genm_tells_the_cas(client):
     await client.initial("phone-7")
     assert "GENP" in (await client("genm", *SIGNED, "-infotype", "caCerts", "-verbosity", "7")).upper()
+
+
+@story
+@pytest.mark.parametrize("asked_for", ["1.3.6.1.5.5.7.4.18", "1.3.6.1.5.5.7.4.20"])
+async def test_genm_tells_of_the_next_root(client, asked_for):
+    """verifies that: a root that was really renewed is announced by three certificates; openssl follows them both ways."""
+    asked = replace(sample()[0], body=Body.GENM, content=der.sequence(der.sequence(der.oid(asked_for))))
+    header = cmp._encoded_header(
+        replace(asked, time=datetime.now(UTC).strftime("%Y%m%d%H%M%SZ"), transaction=os.urandom(16))
+    )
+    (client.folder / "genm.der").write_bytes(der.sequence(header, der.tagged(Body.GENM, asked.content)))
+    answer = await asyncio.to_thread(posted, client, "genm.der")
+    assert answer.body is Body.GENP
+    told = (client.beta.next_root / "root-update.pem").read_bytes()
+    new, with_old, with_new = x509.load_pem_x509_certificates(told)
+    shown = [one.public_bytes(serialization.Encoding.DER) for one in (new, with_old, with_new)]
+    assert der.sequence(shown[0], der.tagged(0, shown[1]), der.tagged(1, shown[2])) in answer.content.der
+    for name, one in (("new", new), ("with_old", with_old), ("with_new", with_new)):
+        (client.folder / f"{name}.pem").write_bytes(one.public_bytes(serialization.Encoding.PEM))
+    assert new == x509.load_pem_x509_certificate((client.beta.next_root / "root.pem").read_bytes())
+    assert new.public_key() == with_old.public_key() != with_new.public_key()
+    await client.initial(f"phone-{20 + int(asked_for[-2:])}")
+    for trusted, between, leaf, ok in (
+        ("root.pem", (), "with_old.pem", True),
+        ("new.pem", ("with_new.pem", "chain.pem"), "cert.pem", True),
+        ("new.pem", ("chain.pem",), "cert.pem", False),
+    ):
+        words = [
+            "verify",
+            "-x509_strict",
+            "-CAfile",
+            trusted,
+            *(word for name in between for word in ("-untrusted", name)),
+            leaf,
+        ]
+        assert (openssl(client.folder, *words).returncode == 0) is ok, words
+
+
+def test_what_leads_to_no_other_root_is_not_announced(tmp_path):
+    """verifies that: certificates in another order, of another root, or of the same one are refused at the start."""
+    old, new, other = (tmp_path / name for name in ("old", "new", "other"))
+    for folder in (old, other):
+        key = ec.generate_private_key(ec.SECP384R1())
+        now = SystemClock().now()
+        life = Validity(not_before=now, not_after=Instant(now + 3600))
+        made = root_certificate(key, name="root", validity=life, serial=7)
+        folder.mkdir()
+        (folder / "root.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+        form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        (folder / "root.key.pem").write_bytes(key.private_bytes(*form))
+    assert moor(["crl", "renew-root", "--root", str(old), "--output", str(new)]) == 0
+    assert (new / "root.key.pem").stat().st_mode & 0o077 == 0
+    pem = (new / "root-update.pem").read_bytes()
+    first, second, third = (one.public_bytes(serialization.Encoding.PEM) for one in x509.load_pem_x509_certificates(pem))
+    roots = [
+        x509.load_pem_x509_certificate((folder / "root.pem").read_bytes()).public_bytes(serialization.Encoding.DER)
+        for folder in (old, other)
+    ]
+    assert root_update.verify(pem, (roots[0],)).pem() == pem
+    own = (old / "root.pem").read_bytes()
+    for wrong in (b"", first, first + third + second, second + first + third, own + own + own, pem + first):
+        with pytest.raises(Misconfigured, match=r"root_update\.not_one"):
+            root_update.verify(wrong, (roots[0],))
+    with pytest.raises(Misconfigured):
+        root_update.verify(pem, (roots[1],))
 
 
 @story

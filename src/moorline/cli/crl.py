@@ -56,6 +56,50 @@ def make(
     render.files([render.new_file(out, pem)], as_json=as_json, then=["name it in crls_above of the broker's settings"])
 
 
+@app.command("renew-root")
+def renew_root(
+    root: Annotated[Path, typer.Option(help="Folder with the present root: root.pem and root.key.pem.")],
+    output: Annotated[Path, typer.Option(help="New folder for the next root and root-update.pem.")],
+    *,
+    years: Annotated[int, typer.Option(min=1, max=30, help="How long the next root lives.")] = 10,
+    as_json: render.AsJson = False,
+) -> None:
+    """Make the next root, and certificates from the present one to it and back. Run it where the root key may exist."""
+    import secrets
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from moorline.clock import Instant, SystemClock, Validity
+    from moorline.hsm import root_update
+    from moorline.hsm.issuers import name_of
+    from moorline.ledger.ceremony import key_pem, write_private
+    from moorline.wire.certificates import Issuer, root_certificate
+
+    try:
+        present = x509.load_pem_x509_certificate(render.read(root / "root.pem"))
+        key = serialization.load_pem_private_key(render.read(root / "root.key.pem"), password=None)
+    except (ValueError, TypeError) as error:
+        raise Misconfigured("crl.no_issuer", "certificate or key cannot be read", got=type(error).__name__) from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or present.public_key() != key.public_key():
+        raise Misconfigured("crl.other_key", "the key is not the certificate's", remedy="name the folder of this root")
+    now = SystemClock().now()
+    following = ec.generate_private_key(ec.SECP384R1())
+    validity = Validity(not_before=now, not_after=Instant(now + years * 365 * 86400))
+    made = root_certificate(following, name=name_of(present), validity=validity, serial=secrets.randbits(120))
+    serials = (secrets.randbits(120), secrets.randbits(120))
+    new = Issuer(certificate=made, key=following)
+    update = root_update.introduce(Issuer(certificate=present, key=key), new, now=now, serials=serials)
+    written = [
+        render.new_file(output / "root.pem", made.public_bytes(serialization.Encoding.PEM)),
+        render.new_file(output / "root-update.pem", update.pem()),
+    ]
+    write_private(output / "root.key.pem", key_pem(following))
+    then = [f"name {written[1]} in root_update of each broker's settings; CMP clients are told of it"]
+    render.files(written, as_json=as_json, then=then)
+
+
 @app.command()
 def show(
     file: Annotated[Path, typer.Argument(help="A list, DER or PEM.")],

@@ -21,12 +21,14 @@ from cryptography.hazmat.primitives import serialization
 
 from moorline.clock import Clock, SystemClock
 from moorline.errors import Misconfigured
+from moorline.hsm import root_update
 from moorline.hsm.issuing import HsmIdentity, IssuingCa
 from moorline.hsm.keys import HSM_IDENTITY, ISSUING_CA
 from moorline.hsm.launch_keys import LaunchKeys, Terms
 from moorline.hsm.pair import PairKeys
 from moorline.hsm.pool import KeyPool, Watermarks
 from moorline.hsm.release_policy import ReleasePolicy
+from moorline.hsm.root_update import RootUpdate
 from moorline.hsm.rotation import RotatingToken, in_force, retiring
 from moorline.hsm.verifier_keys import VerifierKeys
 from moorline.ledger.client import Endpoint, LedgerClient
@@ -108,6 +110,7 @@ class Broker:
     revocations: RevocationStore
     enrolments: EnrolmentStore
     manufacturer_roots: bytes | None
+    root_update: RootUpdate | None
     hsm: HsmStore
     pairs: PairStore
     pair_keys: PairKeys
@@ -220,6 +223,7 @@ def _assembled(
         revocations=revocations,
         enrolments=EnrolmentStore(store, revocations, quota=settings.device_certificates),
         manufacturer_roots=_manufacturer_roots(settings),
+        root_update=_root_update(settings, roots_pem),
         decisions=Decisions(_release_policy(settings)),
         access_log=AccessLog(),
         hsm=hsm,
@@ -244,6 +248,13 @@ def _manufacturer_roots(settings: BrokerSettings) -> bytes | None:
         return None
     _certificates(settings.manufacturer_roots)
     return _read(settings.manufacturer_roots)
+
+
+def _root_update(settings: BrokerSettings, roots_pem: bytes) -> RootUpdate | None:
+    if settings.root_update is None:
+        return None
+    roots = tuple(_der(each) for each in x509.load_pem_x509_certificates(roots_pem))
+    return root_update.verify(_read(settings.root_update), roots)
 
 
 def _hosts(

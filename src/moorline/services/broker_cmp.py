@@ -59,6 +59,7 @@ _CONFIRM_S: Final = 300
 _CA_CERTS: Final = "1.3.6.1.5.5.7.4.17"
 _ROOT_UPDATE: Final = "1.3.6.1.5.5.7.4.18"
 _TEMPLATE: Final = "1.3.6.1.5.5.7.4.19"
+_ROOT_CERT: Final = "1.3.6.1.5.5.7.4.20"
 _KINDS: Final = {Body.IR: Body.IP, Body.CR: Body.CP, Body.KUR: Body.KUP, Body.P10CR: Body.CP}
 _REASONS: Final = {1: "key_compromise", 3: "affiliation_changed", 4: "superseded", 5: "cessation_of_operation"}
 _LOG: Final = structlog.stdlib.get_logger("broker")
@@ -258,8 +259,10 @@ class Cmp:
 
     def _informed(self, message: Message, sender: _Sender | None) -> bytes:
         above = der.sequence(*self._broker.ca.bundle, *self._broker.roots)
-        known = {_CA_CERTS: above, _ROOT_UPDATE: b"", _TEMPLATE: _template()}
-        asked = cmp.info_types(message.content)
+        update = b"" if self._broker.root_update is None else self._broker.root_update.content()
+        known = {_CA_CERTS: above, _ROOT_UPDATE: update, _TEMPLATE: _template()}
+        # A client that names its root (RFC 9483 4.3.2) is answered under the name of the update.
+        asked = (_ROOT_UPDATE if name == _ROOT_CERT else name for name in cmp.info_types(message.content))
         content = cmp.general_response(tuple((name, known[name]) for name in asked if name in known))
         return self._protected(self._reply(message, Body.GENP, content), message, sender)
 

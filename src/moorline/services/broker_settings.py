@@ -135,6 +135,8 @@ class BrokerSettings:
     """Contracts with other providers that this broker tells their HSMs of."""
     crls_above: Path | None = None
     """PEM file with the CRLs of provider, authorities and root, handed on to who checks the whole chain."""
+    root_update: Path | None = None
+    """PEM file with the next root, introduced by the present one and back (moor crl renew-root); CMP clients are told."""
     rotation: Rotation | None = None
     """Ages at which keys are replaced by themselves; left out, keys are rotated by command only."""
 

@@ -56,6 +56,13 @@ def root_certificate(key: PrivateKey, *, name: str, validity: Validity, serial: 
     return builder.sign(key, hash_for(key))
 
 
+def cross_certificate(root: x509.Certificate, *, issuer: Issuer, validity: Validity, serial: int) -> x509.Certificate:
+    """A root's name and key under another root (RFC 4210 4.4): a way from the one to the other."""
+    public = root.public_key()
+    assert isinstance(public, ec.EllipticCurvePublicKey)
+    return _signed(_ca(root.subject, public, issuer.certificate.subject, validity, serial, path_length=3), issuer)
+
+
 def authority_certificate(
     public: PublicKey, *, name: str, issuer: Issuer, validity: Validity, serial: int
 ) -> x509.Certificate:
