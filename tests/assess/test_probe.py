@@ -155,11 +155,12 @@ def test_a_socket_that_stays_is_named_and_one_that_went_is_not():
     with socket.socket() as left:
         left.bind(("127.0.0.1", 0))
         left.listen(1)
-        port = f"{left.getsockname()[1]:04X}"
-        seen = leftovers.probe(before)
-        assert seen.status is Status.NOT_MET
-        assert any(port in one for one in leftovers.held() - before)
-    assert not any(f":{port} 00000000:0000" in one for one in leftovers.held() - before)
+        mine = f"127.0.0.1:{left.getsockname()[1]} "
+        assert leftovers.probe(before).status is Status.NOT_MET
+        seen = leftovers.probe(before, [mine])
+        assert (seen.status, seen.reason.startswith("1 things are left: tcp 127.0.0.1:")) == (Status.NOT_MET, True)
+    assert leftovers.probe(before, [mine]).status is Status.MET
+    assert leftovers.probe([], [mine]).status is Status.NOT_PROBED
 
 
 def test_a_view_that_misses_its_own_socket_says_nothing(monkeypatch):
@@ -205,7 +206,9 @@ def test_clean_up_is_two_commands(tmp_path):
     with socket.socket() as left:
         left.bind(("127.0.0.1", 0))
         left.listen(1)
-        assert run.invoke(app, ["host", "probe", "clean-up", "--since", str(before)]).exit_code == 1
+        mine = f":{left.getsockname()[1]} "
+        assert run.invoke(app, ["host", "probe", "clean-up", "--since", str(before), "--about", mine]).exit_code == 1
+    assert run.invoke(app, ["host", "probe", "clean-up", "--since", str(before), "--about", mine]).exit_code == 0
     before.write_bytes(os.urandom(20))
     with pytest.raises(Malformed, match="probe.snapshot"):
         run.invoke(app, ["host", "probe", "clean-up", "--since", str(before)], catch_exceptions=False)

@@ -84,6 +84,9 @@ def clean_up(
         Path | None, typer.Option(metavar="FILE", help="Write what is there, before the function starts.")
     ] = None,
     since: Annotated[Path | None, typer.Option(metavar="FILE", help="Compare with such a snapshot, after it ended.")] = None,
+    about: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Only what names this: an address, :port, a namespace; repeat.")
+    ] = None,
     report: Report = None,
     as_json: render.AsJson = False,
 ) -> None:
@@ -99,7 +102,7 @@ def clean_up(
         render.files([snapshot], as_json=as_json, then=then, things=str(len(found)))
         return
     assert since is not None
-    _answer(leftovers.probe(_snapshot(since)), report, as_json=as_json)
+    _answer(leftovers.probe(_snapshot(since), about or ()), report, as_json=as_json)
 
 
 def _snapshot(path: Path) -> list[str]:

@@ -2,11 +2,13 @@
 
 `held` is taken before the function starts, and again after it ended; what is there then and was not before is a leftover.
 Each time a socket of the probe's own has to be found in it (the positive control): a view that misses it misses others too.
+A busy host has new things of its own: `about` says which count, by an address, a port or a name.
 Only this network namespace is read, and the names of those that have one; what a switch or another host keeps is not.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Collection
 from pathlib import Path
@@ -29,9 +31,8 @@ def held() -> frozenset[str]:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as own:
         own.bind(("127.0.0.1", 0))
         own.listen(1)
-        port = own.getsockname()[1]
+        mine = f"tcp 127.0.0.1:{own.getsockname()[1]} 0.0.0.0:0"
         found = _read()
-    mine = f"tcp 0100007F:{port:04X} 00000000:0000"
     if mine not in found:
         raise Unavailable(
             "leftovers.control",
@@ -41,9 +42,10 @@ def held() -> frozenset[str]:
     return frozenset(found - {mine})
 
 
-def probe(before: Collection[str]) -> Observation:
-    """What there is now and was not before, as an observation."""
-    left = sorted(held() - frozenset(before))
+def probe(before: Collection[str], about: Collection[str] = ()) -> Observation:
+    """What there is now and was not before, as an observation; of all of it, or of what names something of `about`."""
+    new = held() - frozenset(before)
+    left = sorted(one for one in new if not about or any(name in one for name in about))
     if left:
         said = "; ".join(left[:8])
         return not_met(CAPABILITY, f"{len(left)} things are left: {said}", f"before: {len(before)} things")
@@ -57,13 +59,24 @@ def _read() -> set[str]:
     for kind in _SOCKETS:
         for fields in _rows(Path(f"/proc/net/{kind}")):
             if len(fields) > 3 and (kind.startswith("udp") or fields[3] not in _CLOSED):
-                found.add(f"{kind} {fields[1]} {fields[2]}")
+                found.add(f"{kind} {_shown(fields[1])} {_shown(fields[2])}")
     for name, path in _LISTS:
         found |= {f"{name} {' '.join(fields[:4])}" for fields in _rows(path)}
     for name, folder in (("interface", Path("/sys/class/net")), ("namespace", _NAMESPACES)):
         if folder.is_dir():
             found |= {f"{name} {one.name}" for one in folder.iterdir()}
     return found
+
+
+def _shown(text: str) -> str:
+    """Address and port of a line of /proc/net: words of four bytes in the order of this machine."""
+    address, _, port = text.partition(":")
+    try:
+        words = bytes.fromhex(address)
+        raw = b"".join(words[start : start + 4][::-1] for start in range(0, len(words), 4))
+        return f"{ipaddress.ip_address(raw)}:{int(port, 16)}"
+    except ValueError:
+        return text
 
 
 def _rows(path: Path) -> list[list[str]]:
