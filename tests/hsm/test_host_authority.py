@@ -40,7 +40,7 @@ def authority(reuse_s):
         server_name="none.invalid",
         roots_pem=b"",
         identity=lambda: None,
-        key=ec.generate_private_key(ec.SECP256R1()).public_key(),
+        keys=lambda key=ec.generate_private_key(ec.SECP256R1()).public_key(): (key,),
         audience="alpha.test",
         clock=FixedClock(),
         reuse_s=reuse_s,
