@@ -24,6 +24,9 @@ class Said:
         self.number, self.result, self.expires = number, "stands", NOW + 60
 
 
+KEY = ec.generate_private_key(ec.SECP256R1())
+
+
 class Authority(HostAuthority):
     """Answers when it is let, with the number of the question."""
 
@@ -40,7 +43,7 @@ def authority(reuse_s):
         server_name="none.invalid",
         roots_pem=b"",
         identity=lambda: None,
-        keys=lambda key=ec.generate_private_key(ec.SECP256R1()).public_key(): (key,),
+        keys=lambda: (KEY.public_key(),),
         audience="alpha.test",
         clock=FixedClock(),
         reuse_s=reuse_s,
