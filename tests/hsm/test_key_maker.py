@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -76,6 +77,20 @@ def test_a_child_that_answers_nonsense_is_not_believed():
         assert liar.pid is None
     finally:
         liar.close()
+
+
+def test_a_broker_that_ends_does_not_wait_for_a_child_that_gets_no_time():
+    """verifies that: closing ends a question that is under way, and what it would have answered is not made after all."""
+    starved = KeyMaker((sys.executable, "-c", "import time; time.sleep(600)"))
+    answers = []
+    asking = threading.Thread(target=lambda: answers.append(starved.make(KeyKind.P256, [bytes(40)])))
+    asking.start()
+    while starved.pid is None:
+        time.sleep(0.01)
+    starved.close()
+    asking.join(10)
+    assert answers == [[]]
+    assert starved.pid is None
 
 
 def test_it_does_not_outlive_a_broker_that_was_killed():

@@ -209,7 +209,8 @@ class FunctionSession:
     def _decide(self, action: ReleaseAction, request: ReleaseRequest, floor: ReleaseDecision) -> None:
         assert self.record is not None
         self.broker.decisions.decide(action, request, floor, self.record, session=session_name(self.claim))
-        self.asked = request
+        # A renewal looks at the host anew: the result itself is not kept for as long as the session is open, its digest is.
+        self.asked = replace(request, host=replace(request.host, result=None))
 
     def _revocable(self, fields: LaunchFields) -> tuple[Revocable, ...]:
         provider = self.broker.settings.provider

@@ -29,7 +29,7 @@ from moorline.hsm.key_pairs import KeyPair
 from moorline.wire import cbor
 from moorline.wire.frames import HEADER, frame
 
-_DEADLINE_S: Final = 60.0
+_DEADLINE_S: Final = 15.0
 _END_S: Final = 2.0
 _LOG: Final = structlog.stdlib.get_logger("broker")
 
@@ -37,7 +37,7 @@ _LOG: Final = structlog.stdlib.get_logger("broker")
 class KeyMaker:
     """The broker's end. The child is started when it is first needed, and again if it died."""
 
-    def __init__(self, command: Sequence[str] = (sys.executable, "-m", __name__)) -> None:
+    def __init__(self, command: Sequence[str] = (sys.executable, "-P", "-m", __name__)) -> None:
         self._command = command
         self._child: subprocess.Popen[bytes] | None = None
         self._turn = threading.Lock()
@@ -49,19 +49,27 @@ class KeyMaker:
         return None if self._child is None else self._child.pid
 
     def make(self, profile: str, seeds: Sequence[bytes]) -> list[KeyPair]:
-        """A pair for each seed, made when there is time. If the child fails, they are made here."""
+        """A pair for each seed, made when there is time. If the child fails or has no time for long, they are made here.
+
+        Once the broker ends there are none.
+        """
         with self._turn:
             try:
                 return self._asked(profile, seeds)
             except (OSError, Malformed) as error:
                 self._stop()
+                if self._closed:
+                    return []
                 _LOG.warning("key maker failed", reason=type(error).__name__)
         return [key_pairs.pair(profile, seed) for seed in seeds]
 
     def close(self) -> None:
-        """End the child."""
+        """End the child, also while somebody waits for its answer."""
+        self._closed = True
+        child = self._child
+        if child is not None:
+            child.kill()  # it holds nothing that anybody was promised
         with self._turn:
-            self._closed = True
             self._stop()
 
     def _asked(self, profile: str, seeds: Sequence[bytes]) -> list[KeyPair]:
