@@ -16,7 +16,7 @@ import functools
 import random
 import secrets
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -30,14 +30,11 @@ from fastapi import Body, FastAPI, Request, Response
 
 from moorline.audit.checkpoint import log_name
 from moorline.clock import Clock, Instant, SystemClock
-from moorline.errors import Malformed, Misconfigured, MoorlineError
+from moorline.errors import Malformed, Misconfigured
 from moorline.evidence.ima import PCR as IMA_PCR
 from moorline.evidence.snp import parse_report
-from moorline.ledger import standing
-from moorline.ledger.checkpoint import Checkpoint, parse_body
 from moorline.ledger.client import Endpoint, LedgerClient
-from moorline.ledger.light_client import LedgerTrust, verify_bundle
-from moorline.ledger.records import PlatformRecord, RevocationKind
+from moorline.ledger.light_client import LedgerTrust
 from moorline.nfv import Role, SpiffeId, parse_name
 from moorline.policy import host as policy_host
 from moorline.policy.match import NotRequired
@@ -63,6 +60,7 @@ from moorline.services.process import announce_ready, serve_all
 from moorline.services.service_audit import ServiceLog
 from moorline.services.verifier_asking import Asking
 from moorline.services.verifier_landmarks import Measurements
+from moorline.services.verifier_platforms import LedgerPlatforms
 from moorline.services.verifier_push import Pushing, ReceiverSettings
 from moorline.services.verifier_references import References, Sources
 from moorline.services.verifier_results import READERS
@@ -82,9 +80,6 @@ from moorline.wire.http import CBOR_TYPE, ClientIdentity, HttpClient
 
 _VENDOR: Final = "vendor"
 _SIMULATED: Final = "simulated"
-_HIGHEST: Final = "highest-checkpoint"
-_IN_ONE_PROOF: Final = 16
-"""Hosts whose records are proven together: an authority answers for 64 keys at once."""
 _SPKI: Final = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 _HOSTS: Final = "/v1/hosts/"
 _ALL_BOOT: Final = tuple(range(11))
@@ -408,70 +403,6 @@ def appraise_evidence(body: dict[str, Any], anchors: Anchors, *, now: Instant) -
     }
 
 
-class LedgerPlatforms:
-    """Platform records from the ledger, proven, kept no longer than the ledger's proofs may be old; many in one proof."""
-
-    def __init__(
-        self, client: LedgerClient, trust: LedgerTrust, store: VerifierStore, *, provider: str, clock: Clock
-    ) -> None:
-        self._client, self._trust, self._store, self._provider, self._clock = client, trust, store, provider, clock
-        kept = store.fact(_HIGHEST)
-        self._highest: Checkpoint | None = None if kept is None else parse_body(kept.decode("ascii"))
-        self._known: dict[str, tuple[Instant, PlatformRecord]] = {}
-
-    async def __call__(self, hosts: tuple[str, ...]) -> dict[str, PlatformRecord | MoorlineError]:
-        """The active, unrevoked record of each host, or Refused (`ledger.*`), or Unavailable if no authority answers."""
-        found: dict[str, PlatformRecord | MoorlineError] = {}
-        wanted: list[str] = []
-        now = self._clock.now()
-        for host in hosts:
-            known = self._known.get(host)
-            if known is not None and now - known[0] <= self._trust.max_age_s:
-                found[host] = known[1]
-            else:
-                self._known.pop(host, None)
-                wanted.append(host)
-        for start in range(0, len(wanted), _IN_ONE_PROOF):
-            chosen = wanted[start : start + _IN_ONE_PROOF]
-            try:
-                found |= await self._proven(chosen, now)
-            except MoorlineError as error:
-                found |= dict.fromkeys(chosen, error)
-        return found
-
-    async def _proven(self, hosts: list[str], now: Instant) -> dict[str, PlatformRecord | MoorlineError]:
-        keys_wanted = dict.fromkeys(key for host in hosts for key in self._keys(host))
-        # What was seen before asking: answers to questions asked at the same time may come back in any order.
-        highest = self._highest
-        state = verify_bundle(await self._client.prove(tuple(keys_wanted)), self._trust, now=now, highest=highest)
-        if self._highest is None or state.height > self._highest.height:
-            self._keep(state.checkpoint)
-            self._highest = state.checkpoint
-        found: dict[str, PlatformRecord | MoorlineError] = {}
-        for host in hosts:
-            try:
-                standing.not_revoked(state, RevocationKind.HOST, self._provider, host)
-                record = standing.active_platform(state, self._provider, host)
-            except MoorlineError as error:
-                found[host] = error
-            else:
-                found[host] = record
-                self._known[host] = (state.time, record)  # as many as the provider registered; aged by block time
-        return found
-
-    def _keep(self, seen: Checkpoint) -> None:
-        """Remember the newest checkpoint; another process over the same database may know a newer one."""
-        kept = self._store.fact(_HIGHEST)
-        if kept is None or parse_body(kept.decode("ascii")).height < seen.height:
-            self._store.set_fact(_HIGHEST, seen.body().encode("ascii"))
-
-    def _keys(self, host: str) -> tuple[str, ...]:
-        return (
-            *standing.platform_keys(self._provider, host),
-            *standing.revocation_keys(RevocationKind.HOST, self._provider, host),
-        )
-
-
 def local_signer(path: Path) -> Sign:
     """Signing with a key in a file, where a provider has no token."""
     key = serialization.load_pem_private_key(_read(path), None)
@@ -513,34 +444,9 @@ async def run(configured: VerifierSettings, *, announce: Callable[..., None] = a
         signing = secure_log.keep(lambda error: structlog.get_logger().warning("checkpoint", **error.as_problem()))
         deliveries = store.deliveries()
         verifier_push.add_routes(app, deliveries, authority, trust_domain=configured.trust_domain)
-        watch = Watch(
-            store.watchers(),
-            process=secrets.token_hex(16),
-            takeover_s=configured.takeover_s,
-            steady=time.monotonic,
-            ready=authority.patient,
-        )
-        metrics.measured(
-            app,
-            "moorline_verifier_watched_parts",
-            "Parts of the fleet this process watches",
-            lambda: {(): float(watch.parts)},
-        )
-        asking = Asking(
-            store, verifier_asking.Terms(answer_s=configured.challenge_s, pull_every_s=configured.pull_every_s), clock
-        )
-        verifier_results.add_asking(app, authority, asking, trust_domain=configured.trust_domain, clock=clock)
-        held = sources(configured, store, clock)
-        references = References(held, (await asyncio.to_thread(held.read))[1], authority)
-        verifier_references.add_routes(app, references, trust_domain=configured.trust_domain)
-        watching = (
-            *(() if measured is None else (measured.keep(),)),
-            references.keep(),
-            watch.keep(),
-            verifier_watch.sweep(authority, watch),
-            verifier_watch.follow(authority),
-            asking.keep(watch.holds),
-        )
+        watch, watching = await _watching(app, configured, store, authority, clock)
+        if measured is not None:
+            watching = (measured.keep(), *watching)
         pushing = Pushing(
             authority=authority,
             verifier=str(verifier),
@@ -553,6 +459,39 @@ async def run(configured: VerifierSettings, *, announce: Callable[..., None] = a
         )
         telling = (verifier_push.keep_telling(pushing, receiver) for receiver in told)
         await serve_all(_serve(configured, app, roots_pem, announce), *watching, signing, *telling)
+
+
+async def _watching(
+    app: FastAPI, configured: VerifierSettings, store: VerifierStore, authority: AttestationAuthority, clock: Clock
+) -> tuple[Watch, tuple[Coroutine[None, None, None], ...]]:
+    """What this process does without being asked, and its routes: its part of the fleet, questions, reference values."""
+    watch = Watch(
+        store.watchers(),
+        process=secrets.token_hex(16),
+        takeover_s=configured.takeover_s,
+        steady=time.monotonic,
+        ready=authority.patient,
+    )
+    metrics.measured(
+        app,
+        "moorline_verifier_watched_parts",
+        "Parts of the fleet this process watches",
+        lambda: {(): float(watch.parts)},
+    )
+    asking = Asking(
+        store, verifier_asking.Terms(answer_s=configured.challenge_s, pull_every_s=configured.pull_every_s), clock
+    )
+    verifier_results.add_asking(app, authority, asking, trust_domain=configured.trust_domain, clock=clock)
+    held = sources(configured, store, clock)
+    references = References(held, (await asyncio.to_thread(held.read))[1], authority)
+    verifier_references.add_routes(app, references, trust_domain=configured.trust_domain)
+    return watch, (
+        references.keep(),
+        watch.keep(),
+        verifier_watch.sweep(authority, watch),
+        verifier_watch.follow(authority),
+        asking.keep(watch.holds),
+    )
 
 
 async def _broker(configured: VerifierSettings, roots_pem: bytes) -> HttpClient:
