@@ -185,31 +185,44 @@ def _held(state: State, who: int) -> Block | None:
     return max(above) if above else None
 
 
+Lie = tuple[Block, Block | None] | None
+"""What the Byzantine authority says in its word: a head, and what it holds above; None if it gives none."""
+
+
+def lies(rules: Rules, state: State) -> list[Lie]:
+    """Every word that a Byzantine authority could give."""
+    if rules.byzantine < 0:
+        return [None]
+    blocks = {GENESIS, *(one for _, one in state.proposed)}
+    return [None, *((one.parent, one) for one in blocks if one.parent is not None)]
+
+
 def _taken_over(rules: Rules, state: State) -> Iterator[State]:
     """R5, once for each word that a Byzantine authority could give."""
+    for lie in lies(rules, state):
+        yield from taken_with(rules, state, lie)
+
+
+def taken_with(rules: Rules, state: State, lie: Lie) -> Iterator[State]:
+    """R5, with this word of the Byzantine authority."""
     if state.words[1] is None and not rules.false(1):
         return
-    honest = {who: word for who, word in enumerate(state.words) if word is not None and not rules.false(who)}
-    blocks = {GENESIS, *(one for _, one in state.proposed)}
-    lies = [None, *((one.parent, one) for one in blocks if one.parent is not None)]
-    for lie in lies:
-        words = dict(honest)
-        if lie is not None:
-            words[rules.byzantine] = lie
-        members = rules.set_after(GENESIS)
-        wanted = tolerated_faults(len(members)) + 1 if rules.few_words else rules.needed(len(members))
-        if len(words) < wanted:
-            continue
-        # A head is shown with its quorum's signatures, so nobody can claim one that was not committed.
-        shown = [head for who, (head, _) in words.items() if not rules.false(who)]
-        head = max(shown, default=GENESIS)
-        above = [held for _, held in words.values() if held is not None and held.parent == head]
-        choices = {None} if rules.forgets_held or not above else {max(above, key=lambda one: (above.count(one), one))}
-        if not rules.false(1) and state.heads[1] not in head.chain():
-            continue
-        for chosen in choices:
-            after = replace(state, taken=(head, chosen))
-            yield after if rules.false(1) else _with(after, 1, heads=head)
+    words = {who: word for who, word in enumerate(state.words) if word is not None and not rules.false(who)}
+    if lie is not None:
+        words[rules.byzantine] = lie
+    members = rules.set_after(GENESIS)
+    wanted = tolerated_faults(len(members)) + 1 if rules.few_words else rules.needed(len(members))
+    if len(words) < wanted:
+        return
+    # A head is shown with its quorum's signatures, so nobody can claim one that was not committed.
+    shown = [head for who, (head, _) in words.items() if not rules.false(who)]
+    head = max(shown, default=GENESIS)
+    above = [held for _, held in words.values() if held is not None and held.parent == head]
+    chosen = None if rules.forgets_held or not above else max(above, key=lambda one: (above.count(one), one))
+    if not rules.false(1) and state.heads[1] not in head.chain():
+        return
+    after = replace(state, taken=(head, chosen))
+    yield after if rules.false(1) else _with(after, 1, heads=head)
 
 
 def _with(state: State, who: int, **changes: object) -> State:
