@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from moorline.errors import Misconfigured, Refused
+from moorline.clock import Instant
+from moorline.errors import Misconfigured, Refused, Unavailable
 from moorline.hsm import release
 from moorline.hsm.release_policy import RecordFacts, ReleaseAction, ReleasePolicy, facts_of
+from moorline.services import broker_explain
 from moorline.services.broker_explain import Decisions
+from moorline.storage import broker_decisions
+from moorline.storage.broker_decisions import DecisionStore
+from moorline.storage.broker_store import BrokerStore
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_release import FIELDS, GOOD, TABLE, host
@@ -124,6 +131,88 @@ def test_of_many_decisions_the_newest_are_kept():
     assert len(decisions.about(FIELDS.instance)) == 1000
     assert decisions.about("session-1009")
     assert not decisions.about("session-9 ")
+
+
+@dataclass
+class Written:
+    """What broker_explain needs of a broker."""
+
+    decisions: Decisions
+    explanations: DecisionStore
+
+    @property
+    def clock(self):
+        """Its clock stands where that of the requests does."""
+        return SimpleNamespace(now=lambda: GOOD.now)
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = BrokerStore.open(f"sqlite:///{tmp_path / 'broker.db'}")
+    yield made
+    made.close()
+
+
+def told(broker, name):
+    broker_explain._write(broker)
+    return [json.loads(body) for body in broker.explanations.about(name)]
+
+
+def decide(broker, session, request=GOOD):
+    with contextlib.suppress(Refused):
+        broker.decisions.decide(ReleaseAction.RELEASE, request, release.decide(request), RECORD, session=session)
+
+
+def test_decisions_outlive_the_process_and_the_newest_of_a_session_counts(store):
+    """verifies that: another process over the database says what this one decided, by instance and by part of a session."""
+    policy = ReleasePolicy(ALL, name="all")
+    one = Written(Decisions(policy), DecisionStore(store))
+    decide(one, "function from 127.0.0.1, kem aa%", TABLE["guessed proof"][0])
+    decide(one, "function from 127.0.0.1, kem bb")
+    broker_explain._write(one)
+    decide(one, "function from 127.0.0.1, kem aa%")
+    broker_explain._write(one)
+    other = Written(Decisions(policy), DecisionStore(store))
+    assert [found["allowed"] for found in told(other, FIELDS.instance)] == [True, True]
+    assert [found["session"] for found in told(other, "kem aa%")] == ["function from 127.0.0.1, kem aa%"]
+    assert told(other, "kem %b") == told(other, "nobody") == []
+
+
+def test_decisions_are_pruned_by_age_and_number(store, monkeypatch):
+    policy = ReleasePolicy(ALL, name="all")
+    broker = Written(Decisions(policy), DecisionStore(store))
+    old = Decisions(policy)
+    request = replace(GOOD, now=Instant(GOOD.now - broker_decisions.KEPT_S - 1))
+    with contextlib.suppress(Refused):
+        old.decide(ReleaseAction.RELEASE, request, release.decide(request), RECORD, session="old")
+    rows = [broker_explain._stored(one) for one in old.taken()]
+    broker.explanations.keep(rows, at=request.now)
+    assert broker.explanations.about("old")
+    broker.explanations.keep([], at=GOOD.now)
+    assert not broker.explanations.about("old")
+    monkeypatch.setattr(broker_decisions, "KEPT", 3)
+    for number in range(5):
+        decide(broker, f"session-{number}")
+    broker.explanations.keep([broker_explain._stored(one) for one in broker.decisions.taken()], at=GOOD.now)
+    assert [json.loads(body)["session"] for body in broker.explanations.about("session-")] == [
+        "session-4", "session-3", "session-2"
+    ]  # fmt: skip
+
+
+def test_what_cannot_be_written_is_kept_and_written_later(store, monkeypatch):
+    broker = Written(Decisions(ReleasePolicy(ALL, name="all")), DecisionStore(store))
+    decide(broker, "s-1", TABLE["guessed proof"][0])
+    decide(broker, "s-2")
+
+    def away(*_args, **_options):
+        decide(broker, "s-1")  # meanwhile decided anew
+        raise Unavailable("storage.unavailable", "the database is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DecisionStore, "keep", away)
+        with pytest.raises(Unavailable):
+            broker_explain._write(broker)
+    assert {one["session"]: one["allowed"] for one in told(broker, "s-")} == {"s-1": True, "s-2": True}
 
 
 def test_the_page_shows_facts_as_they_are(shipped):

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import load_der_private_key
 from moorline.errors import MoorlineError, Unavailable
 from moorline.services import settings
 from moorline.wire import keys, launch, schema
+from moorline.wire.http import HttpClient
 from moorline.wire.launch import token_proof
 from moorline.wire.session import FunctionFields, FunctionSecrets, LauncherSecrets, SessionRole, resume_message
 
@@ -47,6 +48,30 @@ async def pair(postgres, tmp_path_factory):
 
 async def ended(session):
     return (await asyncio.wait_for(session.ended(), 20)).code
+
+
+async def test_either_broker_says_why(pair):
+    """verifies that: what one process decided, `moor hsm explain` learns from the other, and a refusal as well."""
+    world, (first, second), _ = pair
+    good, late = world.fields(), world.fields(package_digest=b"z" * 32)
+    world.address = first
+    async with await world.function(good):
+        pass
+    world.address = second
+    assert await world.refused(world.function(late)) == "launch.package_not_registered"
+    for admin in ("admin.sock", "admin-2.sock"):
+        told = {}
+        async with HttpClient(
+            "http://broker", server_name="", roots_pem=b"", uds=str(world.alpha.directory / admin)
+        ) as client:
+            for fields in (good, late):
+                async with asyncio.timeout(10):
+                    while not told.get(fields.instance):
+                        answer = await client.get_json(f"/v1/decisions/{fields.instance}")
+                        told[fields.instance] = answer["decisions"]
+                        await asyncio.sleep(0.1)
+        assert told[good.instance][0]["allowed"] is True
+        assert told[late.instance][0]["decided_by"] == "launch.package_not_registered"
 
 
 async def test_a_token_counts_once_for_both(pair):

@@ -31,9 +31,9 @@ def explain(
     if not found:
         raise Refused(
             "release.no_decision",
-            "this broker process remembers no decision about it",
+            "the broker remembers no decision about it",
             got=request,
-            remedy="ask the other broker processes, or look in the secure log (moor log show)",
+            remedy="decisions are kept for a week; what was consumed stands in the secure log (moor log show)",
         )
     newest = found[0]
     if as_json:

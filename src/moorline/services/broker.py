@@ -44,6 +44,7 @@ from moorline.services.broker_open import OpenFunctions
 from moorline.services.broker_settings import BrokerSettings, require_sane, token_of
 from moorline.services.broker_tls import TlsKeys
 from moorline.services.key_maker import KeyMaker
+from moorline.storage.broker_decisions import DecisionStore
 from moorline.storage.broker_enrolments import EnrolmentStore
 from moorline.storage.broker_instances import InstanceStore
 from moorline.storage.broker_pairs import PairStore
@@ -105,6 +106,7 @@ class Broker:
     anchoring: asyncio.Lock
     decisions: Decisions
     access_log: AccessLog
+    explanations: DecisionStore
     effects: dict[str, float]
     """Seconds from the last lost verdict to the last session closed: since the verifier's event, and since it was read."""
     revocations: RevocationStore
@@ -226,6 +228,7 @@ def _assembled(
         root_update=_root_update(settings, roots_pem),
         decisions=Decisions(_release_policy(settings)),
         access_log=AccessLog(),
+        explanations=DecisionStore(store),
         hsm=hsm,
         effects={},
         pairs=pairs,

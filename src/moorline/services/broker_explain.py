@@ -1,29 +1,37 @@
-"""Why keys were released or withheld: the last decisions of this process, rule by rule, for `moor hsm explain`.
+"""Why keys were released or withheld: the last decisions, rule by rule, for `moor hsm explain`.
 
-They are kept in memory, the newest thousand of each broker process; what was consumed and refused for good stands in the
-secure log. A request that somebody writes down (facts as `hsm.release_policy.facts_of` makes them) is decided by the policy
-alone: what the protocol demands is then what the facts claim.
+They are kept in the broker's database, written twice a second beside the sessions: any broker process over it answers for
+all of them, also after a restart. A process that is killed takes the last half second's along; what was consumed and refused
+for good stands in the secure log. A request that somebody writes down (facts as `hsm.release_policy.facts_of` makes them) is
+decided by the policy alone: what the protocol demands is then what the facts claim.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import structlog
 from fastapi import FastAPI
 
 from moorline.clock import Instant
 from moorline.errors import Malformed, MoorlineError, Refused
 from moorline.hsm.release import ReleaseDecision, ReleaseRequest
 from moorline.hsm.release_policy import PolicyDecision, RecordFacts, ReleaseAction, ReleasePolicy, facts_of
+from moorline.storage.broker_decisions import StoredDecision
 from moorline.wire.launch import identity_name
 
 if TYPE_CHECKING:
     from moorline.services.broker import Broker
 
 _KEPT: Final = 1000
+_WRITE_EVERY_S: Final = 0.5
+_LOG: Final = structlog.stdlib.get_logger("broker")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +70,7 @@ class Decided:
 
 
 class Decisions:
-    """Makes decisions, and remembers them. Safe for threads."""
+    """Makes decisions, and remembers them until they are written: the newest thousand. Safe for threads."""
 
     def __init__(self, policy: ReleasePolicy) -> None:
         self.policy = policy
@@ -101,7 +109,7 @@ class Decisions:
             raise refusal
 
     def about(self, name: str) -> tuple[Decided, ...]:
-        """Decisions about an instance, an identity or a session (or the start of its name), newest first."""
+        """Decisions not written yet about an instance, an identity or a session (or a part of its name), newest first."""
         with self._turn:
             kept = list(reversed(self._kept.values()))
         return tuple(
@@ -109,6 +117,57 @@ class Decisions:
             for one in kept
             if name in (one.identity, one.facts["principal"]["instance"]) or (name and name in one.session)
         )
+
+    def taken(self) -> tuple[Decided, ...]:
+        """Those not written yet, oldest first; they are the caller's to write."""
+        with self._turn:
+            kept = tuple(self._kept.values())
+            self._kept.clear()
+        return kept
+
+    def put_back(self, made: tuple[Decided, ...]) -> None:
+        """They could not be written now. What was decided since about the same is newer, and stays."""
+        with self._turn:
+            newer = self._kept
+            self._kept = OrderedDict(((one.identity, one.session), one) for one in made)
+            self._kept.update(newer)
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+
+
+async def keep_writing(broker: Broker) -> None:
+    """Write decisions to the database, until cancelled; then once more."""
+    while True:
+        try:
+            await asyncio.sleep(_WRITE_EVERY_S)
+            await asyncio.to_thread(_write, broker)
+        except asyncio.CancelledError:
+            with suppress(MoorlineError):
+                _write(broker)
+            raise
+        except MoorlineError as error:
+            _LOG.warning("decisions not written yet", code=error.code)
+
+
+def _write(broker: Broker) -> None:
+    made = broker.decisions.taken()
+    if not made:
+        return
+    try:
+        broker.explanations.keep([_stored(one) for one in made], at=broker.clock.now())
+    except MoorlineError:
+        broker.decisions.put_back(made)
+        raise
+
+
+def _stored(one: Decided) -> StoredDecision:
+    return StoredDecision(
+        identity=one.identity,
+        session=one.session,
+        instance=one.facts["principal"]["instance"],
+        at=one.at,
+        body=json.dumps(one.as_json(), separators=(",", ":")).encode(),
+    )
 
 
 def _stands_on(request: ReleaseRequest) -> dict[str, object] | None:
@@ -129,8 +188,10 @@ def add_routes(app: FastAPI, broker: Broker) -> None:
 
     @app.get("/v1/decisions/{name}")
     async def decisions(name: str) -> dict[str, list[dict[str, object]]]:
-        """What this process decided about an instance, an identity or a session, newest first."""
-        return {"decisions": [one.as_json() for one in broker.decisions.about(name)]}
+        """What was decided about an instance, an identity or a session, at whichever process, newest first."""
+        await asyncio.to_thread(_write, broker)
+        found = await asyncio.to_thread(broker.explanations.about, name)
+        return {"decisions": [json.loads(body) for body in found]}
 
     @app.post("/v1/decisions/explain")
     async def explain(facts: dict[str, Any]) -> dict[str, object]:

@@ -19,6 +19,7 @@ from moorline.services import (
     broker_cmp,
     broker_drift,
     broker_est,
+    broker_explain,
     broker_following,
     broker_pairs,
     broker_pools,
@@ -99,6 +100,7 @@ def _served(broker: Broker, tenants: OpenTenants | None, doors: _Doors) -> list[
         broker_revoking.keep_revoking(broker),
         broker_pools.keep_pools(broker),
         keep_marking(broker.clock),
+        broker_explain.keep_writing(broker),
     ]
 
 

@@ -1,0 +1,72 @@
+"""Why keys were released or withheld, for every broker process over the database, and after a restart.
+
+The newest decision of each identity and session; none older than a week, and so many at most. They are an explanation for
+people, no evidence: what counts stands in the secure log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import sqlalchemy as sa
+
+from moorline.clock import Instant
+from moorline.storage.broker_store import BrokerStore
+from moorline.storage.transactions import retried
+
+KEPT_S: Final = 7 * 24 * 3600
+KEPT: Final = 100_000
+SHOWN: Final = 100
+_DECISIONS: Final = sa.table(
+    "decisions",
+    sa.column("number", sa.BigInteger),
+    sa.column("identity", sa.String),
+    sa.column("session", sa.String),
+    sa.column("instance", sa.String),
+    sa.column("at", sa.BigInteger),
+    sa.column("body", sa.LargeBinary),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredDecision:
+    """One decision. `body` is the explanation as people are shown it, JSON; nothing in it is secret."""
+
+    identity: str
+    session: str
+    instance: str
+    at: Instant
+    body: bytes
+
+
+@retried
+class DecisionStore:
+    """The broker's store, as far as explanations go."""
+
+    def __init__(self, store: BrokerStore) -> None:
+        self._store = store
+
+    def keep(self, made: Sequence[StoredDecision], *, at: Instant) -> None:
+        """Keep these, in this order, each in place of the one before of its identity and session; forget what is old."""
+        with self._store.transaction() as c:
+            for one in made:
+                same = (_DECISIONS.c.identity == one.identity, _DECISIONS.c.session == one.session)
+                c.execute(sa.delete(_DECISIONS).where(*same))
+                values = {name: getattr(one, name) for name in StoredDecision.__dataclass_fields__}
+                c.execute(sa.insert(_DECISIONS).values(**values))
+            newest = c.execute(sa.select(sa.func.max(_DECISIONS.c.number))).scalar() or 0
+            old = sa.or_(_DECISIONS.c.at < at - KEPT_S, _DECISIONS.c.number <= newest - KEPT)
+            c.execute(sa.delete(_DECISIONS).where(old))
+
+    def about(self, name: str) -> tuple[bytes, ...]:
+        """Explanations about an instance, an identity, or sessions with this in their names; newest first, at most SHOWN."""
+        found = sa.or_(
+            _DECISIONS.c.identity == name,
+            _DECISIONS.c.instance == name,
+            _DECISIONS.c.session.contains(name, autoescape=True),
+        )
+        query = sa.select(_DECISIONS.c.body).where(found).order_by(_DECISIONS.c.number.desc()).limit(SHOWN)
+        with self._store.reading() as c:
+            return tuple(c.execute(query).scalars())
