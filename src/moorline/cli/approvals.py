@@ -20,6 +20,7 @@ from moorline.errors import Malformed, Unavailable
 if TYPE_CHECKING:
     from moorline.ledger.genesis import Genesis
     from moorline.ledger.light_client import ProvenState
+    from moorline.ledger.records import AuthorityRecord
     from moorline.ledger.transactions import Action, Body, Payload
 
 Output = Annotated[
@@ -172,3 +173,12 @@ def _certificate(der: bytes) -> str:
     fingerprint = found.fingerprint(hashes.SHA256()).hex()
     until = found.not_valid_after_utc.date().isoformat()
     return f"{found.subject.rfc4514_string()}{confined}, until {until}, SHA-256 {fingerprint}"
+
+
+def authority(folder: Path) -> AuthorityRecord:
+    """What the ledger has of the authority whose folder this is, proven."""
+    from moorline.ledger import records
+    from moorline.ledger.ceremony import load_authority
+
+    key = records.authority_key(load_authority(folder.absolute()).name)
+    return records.parse(records.AuthorityRecord, proven(folder, key).record(key))

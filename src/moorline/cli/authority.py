@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moorline.cli import acting, approvals, authority_decisions, authority_signer, render, running
+from moorline.cli import acting, approvals, authority_ca, authority_decisions, authority_signer, render, running
 from moorline.errors import Malformed, NotAuthentic
 
 if TYPE_CHECKING:
@@ -168,5 +168,6 @@ def _asked_names(asked: x509.CertificateSigningRequest) -> tuple[str, str]:
 
 
 authority_decisions.register(app)
+authority_ca.register(app)
 app.command()(authority_signer.signer_key)
 running.register(app, check=_settings)

@@ -14,7 +14,6 @@ from moorline.cli import acting, approvals, render
 from moorline.errors import Misconfigured, Refused
 
 if TYPE_CHECKING:
-    from moorline.ledger.ceremony import AuthorityKeys
     from moorline.ledger.client import Submitter
     from moorline.ledger.transactions import Action
 
@@ -97,16 +96,21 @@ def rotate_key(
     """
     from cryptography.hazmat.primitives import serialization
 
-    from moorline.ledger import records
+    from moorline.ledger import ca_renewal
     from moorline.ledger.ceremony import load_authority, make_next_keys
     from moorline.ledger.transactions import RotateAuthorityKey
     from moorline.wire import keys
 
     folder = by.absolute()
+    if ca_renewal.kept(folder) is not None:
+        raise Refused(
+            "authority.rotation_pending",
+            "this authority's next CA certificate waits for its place",
+            remedy="moor authority take-keys first: each proposal replaces the whole record",
+        )
     made = make_next_keys(folder)
     name = load_authority(folder).name
-    key = records.authority_key(name)
-    known = address or records.parse(records.AuthorityRecord, approvals.proven(folder, key).record(key)).address
+    known = address or approvals.authority(folder).address
     action = RotateAuthorityKey(
         name=name,
         certificate=made.ca.certificate.public_bytes(serialization.Encoding.DER),
@@ -122,20 +126,26 @@ def rotate_key(
 
 def take_keys(by: acting.By, *, as_json: render.AsJson = False) -> None:
     """Put the next keys in place of the old ones, once the ledger has them; the old ones are deleted."""
-    from moorline.ledger.ceremony import load_next, take_next_keys
+    from moorline.ledger import ca_renewal
+    from moorline.ledger.ceremony import load_authority, load_next, take_next_keys
 
     folder = by.absolute()
-    following = load_next(folder)
-    if following is None:
+    following, certificate = load_next(folder), ca_renewal.kept(folder)
+    if following is None and certificate is None:
         raise Misconfigured(
-            "authority.no_next_keys", "there are no next keys in this folder", remedy="moor authority rotate-key makes them"
+            "authority.no_next_keys",
+            "there are no next keys in this folder, and no next CA certificate",
+            remedy="moor authority rotate-key makes keys, moor authority renew-ca a certificate",
         )
-    if not _in_force(folder, following):
-        raise Refused(
-            "authority.keys_not_in_force",
-            "the ledger does not have the next keys yet",
-            remedy="have enough authorities approve the proposal first",
-        )
+    found = approvals.authority(folder)
+    if certificate is not None:
+        _require_in_force(found.certificate == certificate)
+        ca_renewal.take(folder)
+    if following is None:
+        facts = {"authority": load_authority(folder).name, "certificate": "the new one is in place"}
+        render.facts(facts, as_json=as_json, then="give it to the providers below: it stands in their chains")
+        return
+    _require_in_force(found.checkpoint_key == following.checkpoint.public_key().public_bytes_raw())
     take_next_keys(folder)
     render.facts(
         {"authority": following.name, "keys": "the new ones are in place, the old ones deleted"},
@@ -144,12 +154,13 @@ def take_keys(by: acting.By, *, as_json: render.AsJson = False) -> None:
     )
 
 
-def _in_force(folder: Path, keys: AuthorityKeys) -> bool:
-    from moorline.ledger import records
-
-    key = records.authority_key(keys.name)
-    found = records.parse(records.AuthorityRecord, approvals.proven(folder, key).record(key))
-    return found.checkpoint_key == keys.checkpoint.public_key().public_bytes_raw()
+def _require_in_force(yes: bool) -> None:  # noqa: FBT001 - the one thing it is about
+    if not yes:
+        raise Refused(
+            "authority.keys_not_in_force",
+            "the ledger does not have the next keys, or the next CA certificate, yet",
+            remedy="have enough authorities approve the proposal first",
+        )
 
 
 def review(

@@ -169,17 +169,22 @@ def join_authority(directory: Path, *, genesis: bytes, root: Path, address: str,
     found = genesis_module.parse(genesis)
     if (directory / "ca.key.pem").exists():
         raise Misconfigured("ledger.authority_folder", "there are an authority's keys already", got=directory)
+    made = _authority(directory.absolute().name, load_root(root, found), now)
+    _write_keys(directory, made, genesis)
+    write_public(directory / "authority.toml", _settings(made.name, address).encode())
+    return made
+
+
+def load_root(root: Path, genesis: Genesis) -> Issuer:
+    """The root's key and certificate from its folder. Raises Misconfigured("ledger.authority_folder")."""
     try:
         certificate = x509.load_pem_x509_certificate((root / "root.pem").read_bytes())
         key = serialization.load_pem_private_key((root / "root.key.pem").read_bytes(), None)
     except (OSError, ValueError) as error:
         raise Misconfigured("ledger.authority_folder", "the root's folder cannot be read", got=error) from None
-    if _der(certificate) not in found.roots or not isinstance(key, ec.EllipticCurvePrivateKey):
+    if _der(certificate) not in genesis.roots or not isinstance(key, ec.EllipticCurvePrivateKey):
         raise Misconfigured("ledger.authority_folder", "this root is not the genesis's", got=root)
-    made = _authority(directory.absolute().name, Issuer(certificate=certificate, key=key), now)
-    _write_keys(directory, made, genesis)
-    write_public(directory / "authority.toml", _settings(made.name, address).encode())
-    return made
+    return Issuer(certificate=certificate, key=key)
 
 
 def make_next_keys(directory: Path) -> AuthorityKeys:
@@ -280,11 +285,15 @@ def write_public(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
+def certified_authority(public: keys.PublicKey, *, name: str, root: Issuer, now: Instant) -> x509.Certificate:
+    """An authority's CA certificate under the root, as long-lived as they are."""
+    validity = _validity(now, AUTHORITY_LIFE_S)
+    return certificates.authority_certificate(public, name=name, issuer=root, validity=validity, serial=_serial())
+
+
 def _authority(name: str, root: Issuer, now: Instant) -> AuthorityKeys:
     key = ec.generate_private_key(ec.SECP256R1())
-    certificate = certificates.authority_certificate(
-        key.public_key(), name=name, issuer=root, validity=_validity(now, AUTHORITY_LIFE_S), serial=_serial()
-    )
+    certificate = certified_authority(key.public_key(), name=name, root=root, now=now)
     return AuthorityKeys(
         name=name,
         ca=Issuer(certificate=certificate, key=key),

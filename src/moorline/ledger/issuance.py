@@ -186,8 +186,8 @@ def authority_spkis(certificate: bytes, transaction_key: bytes, checkpoint_key: 
     return (spki(certificate), transaction_key, checkpoint)
 
 
-def public_key(certificate: x509.Certificate) -> keys.PublicKey:
-    """The certificate's key, if it is of a kind used here; raises Malformed("key.unsupported")."""
+def public_key(certificate: x509.Certificate | x509.CertificateSigningRequest) -> keys.PublicKey:
+    """The key of a certificate or request, if it is of a kind used here; raises Malformed("key.unsupported")."""
     key = certificate.public_key()
     if not isinstance(key, keys.PublicKey):
         raise Malformed("key.unsupported", "this kind of key is not used here", got=type(key).__name__)

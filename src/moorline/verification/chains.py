@@ -25,7 +25,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, SignatureAlgorithmOID
 from OpenSSL import crypto
 
 from moorline.clock import Instant, to_datetime
@@ -34,6 +34,19 @@ from moorline.nfv import Role, SpiffeId, parse_name
 from moorline.wire.certificates import parse_certificate, spiffe_id_of
 
 MAX_INTERMEDIATES: Final = 8
+_SERIAL_END: Final = 1 << 159
+_ALGORITHMS: Final = frozenset(
+    {
+        SignatureAlgorithmOID.ECDSA_WITH_SHA256,
+        SignatureAlgorithmOID.ECDSA_WITH_SHA384,
+        SignatureAlgorithmOID.ECDSA_WITH_SHA512,
+        SignatureAlgorithmOID.ED25519,
+        SignatureAlgorithmOID.RSA_WITH_SHA256,
+        SignatureAlgorithmOID.RSA_WITH_SHA384,
+        SignatureAlgorithmOID.RSA_WITH_SHA512,
+        SignatureAlgorithmOID.RSASSA_PSS,
+    }
+)
 _FROM_VERIFY_CHAIN: Final = object()
 
 
@@ -187,7 +200,28 @@ def _path(
     except crypto.Error as error:
         # OpenSSL's own decoder is a second opinion on bytes that `parse_certificate` took.
         raise Malformed("certificate.undecodable", "the bytes are not a certificate", got=str(error)) from None
-    return tuple(certificate.to_cryptography().public_bytes(Encoding.DER) for certificate in found)
+    path = [certificate.to_cryptography() for certificate in found]
+    for one in path:
+        _sound(one)
+    return tuple(one.public_bytes(Encoding.DER) for one in path)
+
+
+def _sound(certificate: x509.Certificate) -> None:
+    """What OpenSSL lets pass at its default level: weak digests, and serial numbers outside RFC 5280 4.1.2.2."""
+    algorithm = certificate.signature_algorithm_oid
+    if algorithm not in _ALGORITHMS:
+        raise NotAuthentic(
+            "chain.algorithm",
+            "a certificate of the chain is signed by an algorithm that does not count here",
+            expected="ECDSA, Ed25519 or RSA, with SHA-256 or longer",
+            got=algorithm.dotted_string,
+        )
+    if not 0 < certificate.serial_number < _SERIAL_END:
+        raise NotAuthentic(
+            "chain.serial",
+            "a serial number is positive and has 20 octets at most (RFC 5280 4.1.2.2)",
+            got=certificate.serial_number,
+        )
 
 
 @lru_cache(maxsize=256)  # CA certificates come again with every peer; a leaf never stands here

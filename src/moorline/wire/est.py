@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import pkcs7
 from cryptography.x509.oid import NameOID
@@ -62,12 +62,17 @@ def parse_csr(der: bytes, *, possession: bool = True) -> Csr:
         csr = x509.load_der_x509_csr(der)
         public = csr.public_key()
         possessed = csr.is_signature_valid
+        weak = isinstance(csr.signature_hash_algorithm, hashes.SHA1 | hashes.MD5)
         names = [str(one.value) for one in csr.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
         attributes = {one.oid.dotted_string: (one.value, one._type) for one in csr.attributes}  # noqa: SLF001 - no other way
     except Exception as error:  # the loader raises ValueError, UnsupportedAlgorithm and others on odd bytes
         raise Malformed("est.csr_malformed", "the bytes are not a PKCS#10 request", got=type(error).__name__) from None
     if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
         raise Malformed("est.key_kind", "only P-256 keys are certified", expected="P-256")
+    if possession and weak:
+        raise NotAuthentic(
+            "est.csr_algorithm", "a request signed over SHA-1 or MD5 proves nothing", expected="SHA-256 or longer"
+        )
     if possession and not possessed:
         raise NotAuthentic("est.possession", "the request is not signed by its own key")
     return Csr(
