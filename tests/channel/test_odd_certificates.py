@@ -1,7 +1,7 @@
 """Certificates with odd encodings, names and signatures, where devices, functions, peers and brokers take them.
 
-Each is signed by the right issuing CA after it was made odd: only the oddness can be what refuses it. The ledger's own list is
-tests/ledger/test_bad_input.py; requests for certificates (EST, CMP's p10cr) are at the end.
+Each is signed by the right issuing CA after it was made odd: only the oddness can be what refuses it. The ledger's own list
+is tests/ledger/test_bad_input.py; requests for certificates (EST, CMP's p10cr) are at the end.
 """
 
 import warnings
@@ -108,6 +108,7 @@ def code_of(call):
     return caught.value.code
 
 
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
 @pytest.mark.parametrize("name", ODD)
 def test_an_odd_certificate_is_refused(consortium, name):
     leaf = ODD[name](consortium)

@@ -1,7 +1,7 @@
-"""Every command about the registry runs for real somewhere, with real authorities: on a walkthrough's page, or in a named test.
+"""Every command about the registry runs for real somewhere, with real authorities: on a page that is executed, or in a test.
 
-verifies that: no command of the nouns ledger, provider, authority and contract is there that nobody ever ran; a new one has to be
-put on a page, which is executed, or into the table below, whose tests are looked into. And each one says what is wrong use.
+verifies that: no command of the nouns ledger, provider, authority and contract is there that nobody ever ran. A new one has
+to be put on a walkthrough's page, or into the table below, whose tests are looked into. And each one says what is wrong use.
 """
 
 import re
