@@ -7,7 +7,9 @@ what would be done, and approves exactly that.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +24,11 @@ if TYPE_CHECKING:
     from moorline.ledger.light_client import ProvenState
     from moorline.ledger.records import AuthorityRecord
     from moorline.ledger.transactions import Action, Body, Payload
+
+    Decision = tuple[Action, str]
+else:
+    Decision = tuple
+"""An action to propose, and words for it."""
 
 Output = Annotated[
     Path | None,
@@ -173,6 +180,35 @@ def _certificate(der: bytes) -> str:
     fingerprint = found.fingerprint(hashes.SHA256()).hex()
     until = found.not_valid_after_utc.date().isoformat()
     return f"{found.subject.rfc4514_string()}{confined}, until {until}, SHA-256 {fingerprint}"
+
+
+def proposes(decide: Callable[..., Decision]) -> Callable[..., None]:
+    """A command that proposes what `decide` makes of its arguments: an action, and words for it.
+
+    Beside its own arguments it takes the options of every proposal: --by, --output, --valid-until, --quiet, --json.
+    """
+    from moorline.cli import acting
+
+    own = list(inspect.signature(decide, eval_str=True).parameters.values())
+    nothing, keyword = inspect.Parameter.empty, inspect.Parameter.KEYWORD_ONLY
+    options = {"output": (Output, None), "valid_until": (ValidUntil, None), "quiet": (render.Quiet, False)}
+    more = [
+        inspect.Parameter(name, keyword, default=default, annotation=kind)
+        for name, (kind, default) in {"by": (acting.By, nothing), **options, "as_json": (render.AsJson, False)}.items()
+    ]
+    asks_by = any(one.name == "by" for one in own)
+    parameters = [*(one for one in own if one.name != "by"), *more]
+
+    def command(**given: Any) -> None:  # noqa: ANN401 - what typer reads by the signature below
+        chosen = {one.name: given.pop(one.name) for one in more}
+        by = chosen.pop("by")
+        action, says = decide(**given, **({"by": by} if asks_by else {}))
+        acting.propose(by, action, says, **chosen)
+
+    command.__doc__, command.__name__ = decide.__doc__, decide.__name__
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
+    return command
 
 
 def authority(folder: Path) -> AuthorityRecord:

@@ -71,16 +71,11 @@ def issue(
 
 
 @app.command()
+@approvals.proposes
 def admit(
     folder: Annotated[Path, typer.Argument(help="The joining authority's folder (moor init authority).")],
-    by: acting.By,
     address: Annotated[str, typer.Option(help="Where it serves, address:port.")],
-    *,
-    output: approvals.Output = None,
-    valid_until: approvals.ValidUntil = None,
-    quiet: render.Quiet = False,
-    as_json: render.AsJson = False,
-) -> None:
+) -> approvals.Decision:
     """Propose to admit another authority. A quorum must approve."""
     from cryptography.hazmat.primitives import serialization
 
@@ -97,7 +92,7 @@ def admit(
         address=address,
     )
     says = f"admit authority {found.name}"
-    acting.propose(by, action, says, quiet=quiet, as_json=as_json, output=output, valid_until=valid_until)
+    return action, says
 
 
 @app.command()

@@ -20,53 +20,32 @@ if TYPE_CHECKING:
 Name = Annotated[str, typer.Argument(help="The authority's name.")]
 
 
+@approvals.proposes
 def retire(
     name: Name,
-    by: acting.By,
-    *,
-    output: approvals.Output = None,
-    valid_until: approvals.ValidUntil = None,
-    quiet: render.Quiet = False,
-    as_json: render.AsJson = False,
-) -> None:
+) -> approvals.Decision:
     """Propose to retire an authority, for good. A quorum must approve."""
     from moorline.ledger.transactions import RetireAuthority
 
-    acting.propose(
-        by, RetireAuthority(name=name), f"retire authority {name}",
-        quiet=quiet, as_json=as_json, output=output, valid_until=valid_until,
-    )  # fmt: skip
+    return RetireAuthority(name=name), f"retire authority {name}"
 
 
+@approvals.proposes
 def set_parameter(
     name: Annotated[str, typer.Argument(help="The parameter, such as max_age_s.")],
     value: Annotated[int, typer.Argument(min=0, help="Its new value.")],
-    by: acting.By,
-    *,
-    output: approvals.Output = None,
-    valid_until: approvals.ValidUntil = None,
-    quiet: render.Quiet = False,
-    as_json: render.AsJson = False,
-) -> None:
+) -> approvals.Decision:
     """Propose to change a parameter of the ledger. A quorum must approve."""
     from moorline.ledger.transactions import SetParameter
 
-    acting.propose(
-        by, SetParameter(name=name, value=value), f"set {name} to {value}",
-        quiet=quiet, as_json=as_json, output=output, valid_until=valid_until,
-    )  # fmt: skip
+    return SetParameter(name=name, value=value), f"set {name} to {value}"
 
 
+@approvals.proposes
 def revoke(
     kind: Annotated[str, typer.Argument(help="measurement, chip or vendor-root.")],
     identifier: Annotated[str, typer.Argument(help="Its digest, hex.")],
-    by: acting.By,
-    *,
-    output: approvals.Output = None,
-    valid_until: approvals.ValidUntil = None,
-    quiet: render.Quiet = False,
-    as_json: render.AsJson = False,
-) -> None:
+) -> approvals.Decision:
     """Propose to revoke a measurement, a chip or a vendor's root for everybody, for good. A quorum must approve."""
     from moorline.ledger.records import RevocationKind
     from moorline.ledger.transactions import RevokeGlobally
@@ -74,21 +53,15 @@ def revoke(
     kinds = [one.value for one in (RevocationKind.MEASUREMENT, RevocationKind.CHIP, RevocationKind.VENDOR_ROOT)]
     if kind not in kinds:
         raise typer.BadParameter(", ".join(kinds), param_hint="kind")
-    acting.propose(
-        by, RevokeGlobally(kind=RevocationKind(kind), id=identifier), f"revoke {kind} {identifier}",
-        quiet=quiet, as_json=as_json, output=output, valid_until=valid_until,
-    )  # fmt: skip
+    return RevokeGlobally(kind=RevocationKind(kind), id=identifier), f"revoke {kind} {identifier}"
 
 
+@approvals.proposes
 def rotate_key(
     by: acting.By,
     *,
     address: Annotated[str | None, typer.Option(help="Where it serves, if that changes too; address:port.")] = None,
-    output: approvals.Output = None,
-    valid_until: approvals.ValidUntil = None,
-    quiet: render.Quiet = False,
-    as_json: render.AsJson = False,
-) -> None:
+) -> approvals.Decision:
     """Make this authority's next transaction and checkpoint keys in its folder, and propose them. A quorum must approve.
 
     Until then the old ones count, from then on the new ones only. A node that is started now holds both and needs no other
@@ -118,10 +91,7 @@ def rotate_key(
         checkpoint_key=made.checkpoint.public_key().public_bytes_raw(),
         address=known,
     )
-    acting.propose(
-        by, action, f"rotate the keys of {name}",
-        quiet=quiet, as_json=as_json, output=output, valid_until=valid_until,
-    )  # fmt: skip
+    return action, f"rotate the keys of {name}"
 
 
 def take_keys(by: acting.By, *, as_json: render.AsJson = False) -> None:

@@ -26,15 +26,10 @@ def provider() -> None:
 
 
 @app.command()
+@approvals.proposes
 def admit(
     certificate: Annotated[Path, typer.Option(help="The provider's chain (moor authority issue).")],
-    by: acting.By,
-    *,
-    output: approvals.Output = None,
-    valid_until: approvals.ValidUntil = None,
-    quiet: render.Quiet = False,
-    as_json: render.AsJson = False,
-) -> None:
+) -> approvals.Decision:
     """Propose, as an authority, to admit a provider. Enough others must approve."""
     from cryptography import x509
     from cryptography.hazmat.primitives import serialization
@@ -44,60 +39,43 @@ def admit(
     own = x509.load_pem_x509_certificates(render.read(certificate))[0]
     name, domain = _names(own)
     action = AdmitProvider(name=name, trust_domain=domain, certificate=own.public_bytes(serialization.Encoding.DER))
-    acting.propose(
-        by, action, f"admit {name} ({domain})", quiet=quiet, as_json=as_json, output=output, valid_until=valid_until
-    )
+    return action, f"admit {name} ({domain})"
 
 
 @app.command()
+@approvals.proposes
 def suspend(
     name: Provider,
-    by: acting.By,
-    *,
-    output: approvals.Output = None,
-    valid_until: approvals.ValidUntil = None,
-    quiet: render.Quiet = False,
-    as_json: render.AsJson = False,
-) -> None:
+) -> approvals.Decision:
     """Propose, as an authority, to suspend a provider: nothing of it counts for anybody until it is reinstated."""
     from moorline.ledger.transactions import SuspendProvider
 
     action = SuspendProvider(name=name)
-    acting.propose(by, action, f"suspend {name}", quiet=quiet, as_json=as_json, output=output, valid_until=valid_until)
+    return action, f"suspend {name}"
 
 
 @app.command()
+@approvals.proposes
 def reinstate(
     name: Provider,
-    by: acting.By,
-    *,
-    output: approvals.Output = None,
-    valid_until: approvals.ValidUntil = None,
-    quiet: render.Quiet = False,
-    as_json: render.AsJson = False,
-) -> None:
+) -> approvals.Decision:
     """Propose, as an authority, to end a suspension."""
     from moorline.ledger.transactions import ReinstateProvider
 
     action = ReinstateProvider(name=name)
-    acting.propose(by, action, f"reinstate {name}", quiet=quiet, as_json=as_json, output=output, valid_until=valid_until)
+    return action, f"reinstate {name}"
 
 
 @app.command()
+@approvals.proposes
 def remove(
     name: Provider,
-    by: acting.By,
-    *,
-    output: approvals.Output = None,
-    valid_until: approvals.ValidUntil = None,
-    quiet: render.Quiet = False,
-    as_json: render.AsJson = False,
-) -> None:
+) -> approvals.Decision:
     """Propose, as an authority, to remove a provider for good."""
     from moorline.ledger.transactions import RemoveProvider
 
     action = RemoveProvider(name=name)
-    acting.propose(by, action, f"remove {name}", quiet=quiet, as_json=as_json, output=output, valid_until=valid_until)
+    return action, f"remove {name}"
 
 
 @app.command()
