@@ -1,5 +1,6 @@
 """`moor host probe`: what only trying shows. Each probe has a control, and says nothing where it is not found."""
 
+import contextlib
 import json
 import os
 import random
@@ -20,7 +21,7 @@ from moorline.errors import Malformed, Refused, Unavailable
 from moorline.policy.sec009 import capture, observer, probed
 from moorline.policy.sec009.assessment import Status
 
-FAST = observing.Windows(count=8, seconds=0.05)
+FAST = observing.Windows(count=8, seconds=0.02)
 
 
 # Capture ----------------------------------------------------------------------------------------------------------------
@@ -119,20 +120,24 @@ def test_the_observer_counts_pairs(idle, used):
     assert 0 <= told.chance <= 1
 
 
-def test_an_observer_sees_a_load_and_not_what_does_nothing():
-    """verifies that: on the real counters of this machine; other load makes the observer blind, which it says"""
-    seen = observing.probe("ram", (), FAST)
-    assert seen.capability == "conceal.ram"
-    assert seen.status in {Status.NOT_MET, Status.NOT_PROBED}, "without a command nothing is ever met"
-    quiet = observing.probe("ram", ("/bin/true",), FAST)
-    if quiet.status is not Status.NOT_PROBED:
-        assert len(quiet.evidence) == 2
-    loud = (
-        sys.executable,
-        "-c",
-        "import time; held = bytearray(400 << 20); held[::4096] = b'x' * len(held[::4096]); time.sleep(9)",
-    )
-    assert observing.probe("ram", loud, observing.Windows(count=8, seconds=0.15)).status is not Status.MET
+def test_an_observer_sees_a_load_and_not_what_does_nothing(tmp_path, monkeypatch):
+    """verifies that: what the control shows and use does not is concealed, by a counter of this test"""
+    counter = tmp_path / "counter"
+    counter.touch()
+    load = ("/bin/sh", "-c", f"while :; do echo x >> {counter}; done")
+    monkeypatch.setitem(observing.CHANNELS, "cpu", lambda: float(counter.stat().st_size))
+    monkeypatch.setattr(observing, "_own_load", lambda _: contextlib.nullcontext(load))
+    concealed = observing.probe("cpu", ("/bin/true",), FAST)
+    assert (concealed.status, concealed.value) == (Status.MET, "advantage 0.00, unseen below 1.00")
+    assert observing.probe("cpu", load, FAST).status is Status.NOT_MET
+    assert observing.probe("cpu", (), FAST).status is Status.NOT_MET
+
+
+def test_nothing_on_this_machine_conceals_memory():
+    """verifies that: on its real counters use is not taken for concealed; other load makes the observer blind"""
+    hold = "import time; held = bytearray(400 << 20); held[::4096] = b'x' * len(held[::4096]); time.sleep(9)"
+    seen = observing.probe("ram", (sys.executable, "-c", hold), observing.Windows(count=8, seconds=0.15))
+    assert seen.status in {Status.NOT_MET, Status.NOT_PROBED}
 
 
 def test_a_blind_observer_says_nothing(monkeypatch):
