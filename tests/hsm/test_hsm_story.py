@@ -6,6 +6,7 @@ One story: each test goes on where the one before it ended. Canaries are looked 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import io
 import json
@@ -22,6 +23,7 @@ import pytest_asyncio
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from moorline.cli import hsm_request, provider_changes
 from moorline.cli import run as moor
 from moorline.clock import Instant, SystemClock, Validity
 from moorline.errors import MoorlineError
@@ -31,6 +33,7 @@ from moorline.hsm.tenants import verify_destroyed
 from moorline.hsm.token import RemoteToken
 from moorline.ledger import transactions as tx
 from moorline.services import settings
+from moorline.services.key_files import load_publics
 from moorline.services.token_owner import TokenOwnerSettings
 from moorline.storage.hsm_store import HsmStore
 from moorline.wire import keys, schema
@@ -260,6 +263,35 @@ async def test_the_hsm_identity_is_rotated_by_a_ledger_transaction(world):
     shown = x509.load_pem_x509_certificates(done.stdout[done.stdout.index(b"-----BEGIN") :].split(b"---\nServer")[0])
     shown[0].verify_directly_issued_by(signed.hsm)
     world.identity = (certificate, identity)
+
+
+async def test_kem_and_verifier_keys_are_rotated(world):
+    """verifies that: a KEM key counts when the ledger has it, beside the identity of now; verifier keys are told first."""
+    folder = world.directory / "kem-2"
+    label = (await world.hsm("key", "rotate", "hsm-kem", "--output", folder))["label"]
+    assert (await world.hsm("key", "activate", label, expect=1))["error"]["code"] == "key.not_registered"
+    asked, certificate = (
+        hsm_request.read(folder / "request.json"),
+        x509.load_pem_x509_certificate((folder / "hsm.pem").read_bytes()),
+    )
+    assert keys.public_bytes(asked.keys().identity) == keys.public_bytes(world.identity[1])  # not the first ceremony's
+    assert asked.keys().kem != world.alpha.hsm.keys.kem
+    body = provider_changes.hsm_body(tx.RotateHsm, asked, folder / "hsm.pem", 3)
+    assert body.certificate == der(certificate)
+    await world.alpha.submitter.send(body)
+    assert (await world.hsm("key", "activate", label))["state"] == "active"
+    await svid(world)  # the TLS certificate is still under the certificate that the ledger has
+    before = await world.hsm("show", "keys")
+    label = (await world.hsm("key", "rotate", "verifier", "--output", world.directory / "v-2"))["label"]
+    known = load_publics(world.directory / "v-2" / "verifier.pem")
+    assert len(known) == 2
+    assert base64.b64encode(keys.public_bytes(known[0])).decode() == before["verifier"]
+    assert (await world.hsm("key", "activate", label))["state"] == "active"
+    after = await world.hsm("show", "keys")
+    assert after["verifier"] == base64.b64encode(keys.public_bytes(known[1])).decode()
+    assert after["kem"] == base64.b64encode(asked.keys().kem).decode()
+    wrong = ("key", "activate", "verifier@9", "--certificate", folder / "hsm.pem")
+    assert (await world.hsm(*wrong, expect=2))["error"]["code"] == "key.role"
 
 
 async def test_a_tenant_from_its_making_to_its_end(world):
