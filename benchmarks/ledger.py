@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -28,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,26 +220,34 @@ class Chain:
             world.signed(SenderKind.AUTHORITY, NAMES[1], approve, world.authorities[NAMES[1]].signer(), height),
         ]
 
-    def grow(self, count: int, start: int, label: str) -> float:
+    def grow(self, count: int, start: int, label: str, *, apart: bool = False) -> float:
         """So many more records, by real transactions in full blocks; seconds it took without signing them."""
         spent, done = 0.0, 0
+        for batch in self.signed_apart(count, start) if apart else self.signed_here(count, start):
+            spent += timed(lambda batch=batch: self.block(batch))
+            done += len(batch)
+            if sys.stderr.isatty():
+                print(f"\r   {label}: {done:,} of {count:,}", end="", file=sys.stderr)
+        return spent
+
+    def signed_here(self, count: int, start: int) -> Iterator[list[bytes]]:
+        for at in range(0, count, 1000):
+            yield self.world.revocations(min(1000, count - at), self.node.head.state.height, start + at)
+
+    def signed_apart(self, count: int, start: int) -> Iterator[list[bytes]]:
+        """The same, signed by another process four blocks ahead; for who runs this file as a program."""
         world, first = self.world, self.node.head.state.height
         private = world.provider.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+        wanted = iter(
+            (world.made.genesis.ledger_id, private, min(1000, count - at), first + at // 1000, start + at)
+            for at in range(0, count, 1000)
+        )
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as signing:
-            asked: deque = deque()
-            for at in range(0, count, 1000):
-                of = (world.made.genesis.ledger_id, private, min(1000, count - at), first + at // 1000, start + at)
-                asked.append((of, signing.submit(signed_revocations, *of) if at < 4000 else None))
+            asked = deque(signing.submit(signed_revocations, *one) for one in itertools.islice(wanted, 4))
             while asked:
-                (of, batch) = asked.popleft()
-                if len(asked) > 3 and asked[3][1] is None:
-                    asked[3] = (asked[3][0], signing.submit(signed_revocations, *asked[3][0]))
-                found = batch.result()
-                spent += timed(lambda found=found: self.block(found))
-                done += len(found)
-                if sys.stderr.isatty():
-                    print(f"\r   {label}: {done:,} of {count:,}", end="", file=sys.stderr)
-        return spent
+                batch = asked.popleft().result()
+                asked.extend(signing.submit(signed_revocations, *one) for one in itertools.islice(wanted, 1))
+                yield batch
 
 
 def signed_revocations(ledger_id: bytes, private: bytes, count: int, height: int, start: int) -> list[bytes]:

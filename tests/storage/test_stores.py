@@ -312,6 +312,26 @@ def test_the_orchestrators_store(database_url):
     store.close()
 
 
+def test_one_subtree_of_a_ledgers_state_is_read_as_all_of_it_is(database_url):
+    """verifies that: each read sees what was committed last, first and last subtree too, also where the quick way errs."""
+    store, other = (LedgerStore(open_database(database_url, "ledger")) for _ in range(2))
+    for value in (b"1", b"2"):
+        places = {prefix.to_bytes(2, "big") + bytes(30): (f"k{prefix}", value) for prefix in (0, 3, 4, 0xFFFF)}
+        other.put_state(StateWrites(records=places, subtrees={}, nonces={}))
+        assert [store.records(prefix, prefix) for prefix in (0, 3, 5, 0xFFFF)] == [
+            [("k0", value)],
+            [("k3", value)],
+            [],
+            [("k65535", value)],
+        ]
+    store._subtrees._between = store._subtrees._from = "SELECT nothing"
+    assert store.records(3, 3) == [("k3", b"2")]
+    other.put_state(StateWrites(records={b"\0\4" + bytes(30): ("k4", b"3")}, subtrees={}, nonces={}))
+    assert store.records(4, 4) == [("k4", b"3")]
+    for one in (store, other):
+        one.close()
+
+
 def test_the_ledgers_store(database_url):
     """verifies that: blocks with what follows from them, and one signature a height, by the schema itself."""
     store = LedgerStore(open_database(database_url, "ledger"))

@@ -22,6 +22,7 @@ class SubtreeReader:
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
         self._connection: sa.PoolProxiedConnection | None = None
+        self._between, self._from = _BETWEEN, _FROM
 
     def records(self, prefix: int) -> list[tuple[str, bytes]] | None:
         """Keys and values whose places begin with these 16 bits; None where the ordinary way has to be gone.
@@ -36,9 +37,9 @@ class SubtreeReader:
             cursor = self._connection.cursor()
             low = prefix.to_bytes(2, "big")
             if prefix == 0xFFFF:
-                cursor.execute(_FROM, (low,))
+                cursor.execute(self._from, (low,))
             else:
-                cursor.execute(_BETWEEN, (low, (prefix + 1).to_bytes(2, "big")))
+                cursor.execute(self._between, (low, (prefix + 1).to_bytes(2, "big")))
             return list(cursor.fetchall())  # to the end: a statement that is open would hold its snapshot
         except (sqlite3.Error, SQLAlchemyError):
             self.close()
