@@ -90,6 +90,8 @@ def _engine(url: str, store: str) -> sqlalchemy.Engine:
     if parsed.drivername == "sqlite":
         engine = sqlalchemy.create_engine(parsed, execution_options=options)
         event.listen(engine, "connect", _durable)
+        if store == "ledger":
+            event.listen(engine, "connect", _scattered)
         return engine
     if parsed.drivername != "postgresql+pg8000":
         raise _not_a_url()
@@ -137,6 +139,14 @@ def _durable(connection: Any, _: object) -> None:  # noqa: ANN401 - a DB-API con
     # secure_delete: what is deleted is overwritten, for rows that hold (wrapped) keys.
     pragmas = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON", f"busy_timeout={BUSY_MS}")
     for pragma in pragmas:
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _scattered(connection: Any, _: object) -> None:  # noqa: ANN401 - as above
+    # The ledger's keys are hashes: each row of a block is on a page of its own, wherever. Pages that come again stay in
+    # memory, and reach the database once for several blocks. Everything in it is public: what is deleted need not be
+    # overwritten, on yet another page.
+    for pragma in ("cache_size=-65536", "wal_autocheckpoint=8000", "secure_delete=OFF"):
         connection.execute(f"PRAGMA {pragma}")
 
 
