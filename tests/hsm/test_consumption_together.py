@@ -167,8 +167,11 @@ def test_those_that_come_together_share_their_statements(database_url):
             generation=1,
             host="h1",
         )
+        issued = Issued(serial=f"{number:x}", spiffe_id=f"id-{number}", key_digest=b"", not_after=LATER, der=b"der")
         start.wait()
         answers.append(store.consume(launch, advance=advanced, not_after=LATER, at=NOW, nonce=b"n", storage=b"w"))
+        start.wait()
+        assert store.confirm(launch, issued, at=NOW) == issued
 
     threads = [threading.Thread(target=one) for _ in range(16)]
     for thread in threads:
@@ -176,7 +179,9 @@ def test_those_that_come_together_share_their_statements(database_url):
     for thread in threads:
         thread.join()
     assert len({one.public for one in answers}) == 16
-    assert next(counted) < 16 * 8
+    assert next(counted) < 16 * 12  # one by one it is a dozen for each consumption, and half a dozen for each confirmation
+    assert {row.state for row in store.launches()} == {"confirmed"}
+    assert len(store.certificates(valid_at=NOW)) == 16
     with store.reading() as c:
         assert len(generations.known(c, [f"new-{n}" for n in range(16)])) == 16
     log.verify(store.audit(), domain=AUDIT_DOMAIN)

@@ -14,6 +14,7 @@ from moorline.clock import Instant
 from moorline.errors import Refused, Unavailable
 from moorline.storage.broker_facts import AUDIT_DOMAIN
 from moorline.storage.broker_store import BrokerStore
+from moorline.storage.group import Together
 
 NOW = Instant(1_790_000_000)
 
@@ -174,4 +175,48 @@ def test_many_threads_lose_nothing(database_url, threads):
     entries = store.audit()
     log.verify(entries, domain=AUDIT_DOMAIN)
     assert len(entries) == threads * 20
+    store.close()
+
+
+class Kind:
+    """A store's door for one kind of work, in the shape that `gathered` knows: an item instead of a function."""
+
+    def __init__(self, store, kind):
+        self._group, self._kind, self._store = store._group, kind, store
+
+    def write(self, item):
+        return self._store.write(item) if callable(item) else self._group.together(self._kind, item)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_kind_of_work_is_done_together_or_else_each_for_itself(database_url, fails):
+    """verifies that: what cannot be done together, or fails so, is done one by one, and nothing is done twice."""
+    store, together = BrokerStore.open(database_url), []
+
+    def one(c, name):
+        store.append_in(c, NOW, "alone", {"name": name})
+        if name == "refused":
+            raise Refused("test.no", "no")
+        return f"alone {name}"
+
+    def many(c, names):
+        together.append(tuple(names))
+        for name in names[::2]:
+            store.append_in(c, NOW, "together", {"name": name})
+        if fails:
+            raise Unavailable("test.broken", "it broke behind what it wrote")
+        return [f"together {name}" if number % 2 == 0 else None for number, name in enumerate(names)]
+
+    names = ["a", "b", "c", "refused"]
+    outcomes = gathered(Kind(store, Together(one=one, many=many)), Door(store._engine), [entry(store, "first"), *names])
+    (asked,) = together
+    assert sorted(asked) == names
+    done = {name: "together" if not fails and asked.index(name) % 2 == 0 else "alone" for name in names}
+    expected = [f"{done[name]} {name}" for name in names]
+    told = ["alone refused" if isinstance(outcome, Refused) else outcome for outcome in outcomes[1:]]
+    assert told == expected
+    written = [log.parse_entry(data) for data in store.audit()][1:]
+    kept = [line for line in expected if line != "alone refused"]
+    assert sorted(f"{line.event} {line.subject}" for line in written) == sorted(kept)
+    log.verify(store.audit(), domain=AUDIT_DOMAIN)
     store.close()
