@@ -1,8 +1,8 @@
 """The issuing CAs of one HSM that can stand above a living certificate: the active one, and those before it that retire.
 
 The active one signs certificates. A retiring one signs nothing but what its own certificates still need: CRLs and OCSP
-responses, until its key retires. One that the ledger does not call active any more (RevokeIssuingCa) signs nothing at all,
-and is served to nobody: `ended` says so, and there is no way back for that certificate.
+responses, until its key retires. One that the ledger does not call active any more (RevokeIssuingCa, or a provider out of
+force) signs nothing at all, and is served to nobody, for as long as the ledger says so: `end`.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ class Issuers:
     def _new(self, held: tuple[HeldCa, ...]) -> tuple[HeldCa, ...]:
         return tuple(one for one in held if one.der not in self._known)
 
-    def end(self, certificate: bytes) -> None:
-        """The ledger does not call this issuing CA (DER) active any more."""
+    def end(self, certificates: frozenset[bytes]) -> None:
+        """These (DER), and no others, are what the ledger does not call active: revoked, or their provider out of force."""
         with self._turn:
-            self._ended |= {certificate}
+            self._ended = certificates
 
     def active(self) -> Issuer:
         """What signs certificates. Raises Refused("issuing.ca_revoked")."""

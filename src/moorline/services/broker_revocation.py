@@ -109,16 +109,11 @@ class Lists:
         held = {name_of(one.certificate): one for one in broker.ca.issuers.held()}
         wanted = (key for name in held for key in standing.issuing_ca_keys(provider, name))
         state = await broker.ledger.state(tuple(dict.fromkeys(wanted)))
-        for name, one in held.items():
-            try:
-                counts = same(standing.active_issuing_ca(state, provider, name).certificate, one.der)
-            except Refused as error:
-                if error.code == "ledger.not_proven":
-                    raise
-                counts = False
-            if not counts and one.der in broker.ca.living:
+        ended = {name: one.der for name, one in held.items() if not _counts(state, provider, name, one.der)}
+        for name, certificate in ended.items():
+            if certificate in broker.ca.living:
                 _LOG.error("issuing CA does not count any more", name=name)
-                broker.ca.issuers.end(one.der)
+        broker.ca.issuers.end(frozenset(ended.values()))
         return state.time
 
     def validity(self) -> Validity:
@@ -315,6 +310,16 @@ def _revoked(part: _Part, state: ProvenState) -> Iterator[Revoked]:
 def _reason(kind: RevocationKind) -> str:
     certificate = kind is RevocationKind.CERTIFICATE
     return (x509.ReasonFlags.unspecified if certificate else x509.ReasonFlags.cessation_of_operation).name
+
+
+def _counts(state: ProvenState, provider: str, name: str, certificate: bytes) -> bool:
+    """Whether the ledger has exactly this issuing CA as active. Raises Refused("ledger.not_proven")."""
+    try:
+        return same(standing.active_issuing_ca(state, provider, name).certificate, certificate)
+    except Refused as error:
+        if error.code == "ledger.not_proven":
+            raise
+        return False
 
 
 def _of(der: bytes, issuer: Issuer) -> bool:
