@@ -48,7 +48,8 @@ def test_the_pin_of_a_new_token_is_in_no_command_line(tmp_path):
     pins = []
     officer = "canary-officer-pin-30b1"
     try:
-        for number in range(5):
+        while len(pins) < 5 or len(seen) <= 5:  # on a busy machine the watcher gets few looks
+            number = len(pins)
             location = initialise_softhsm(tmp_path / str(number), label=f"t{number}", so_pin=officer)
             pins.append(location.pin_file.read_text().encode())
     finally:
