@@ -23,6 +23,7 @@ import json
 import os
 import random
 import resource
+import signal
 import ssl
 import statistics
 import subprocess
@@ -316,6 +317,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--growth", action="store_true", help="a hundred, a thousand and ten thousand hosts, one after the other"
     )
     asked = parser.parse_args([] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # whoever ends it ends what it started
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65536), most))
     with contextlib.suppress(KeyboardInterrupt):
