@@ -18,6 +18,7 @@ from moorline.cli.demo import federating
 from moorline.cli.demo.attack_tools import Outcome, once, refused_with
 from moorline.cli.demo.world import World, der, now
 from moorline.clock import Instant, Validity
+from moorline.device.store import DeviceStore
 from moorline.ledger import standing
 from moorline.ledger import transactions as tx
 from moorline.nfv import Role, SpiffeId
@@ -65,6 +66,9 @@ async def _raid(world: World) -> _Raid:
             key.public_key(), name=CA, issuer=world.beta.issuer, validity=_life(), serial=secrets.randbits(120)
         )
         issuer = Issuer(certificate=certificate, key=key)
+        await federating.enrol(
+            world, _DEVICE
+        )  # beta's HSM speaks for certificates that it made: the rogue has one of those too
         unregistered = await _let_in(world, issuer, world.beta.trust_domain)
         await world.beta.submitter.send(tx.RegisterIssuingCa(id=CA, certificate=der(certificate)))
         registered = await _let_in(world, issuer, world.beta.trust_domain)
@@ -89,7 +93,9 @@ async def _let_in(world: World, issuer: Issuer, trust_domain: str) -> str | None
     async def bundle() -> bytes:
         return await world.ledger.prove(wanted)
 
-    return await refused_with(federating.visit(world, TlsIdentity(key=key, chain=tuple(map(der, chain))), bundle))
+    shown = TlsIdentity(key=key, chain=tuple(map(der, chain)))
+    enrolled = DeviceStore(directory=federating.device_directory(world, _DEVICE)).identity()
+    return await refused_with(federating.visit(world, shown, bundle, at_home=enrolled))
 
 
 def _life() -> Validity:

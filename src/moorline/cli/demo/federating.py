@@ -145,18 +145,21 @@ async def store_and_read(world: World, name: str) -> None:
     await visit(world, identity, bundle)
 
 
-async def visit(world: World, identity: TlsIdentity, bundle: Callable[[], Awaitable[bytes]]) -> None:
+async def visit(
+    world: World, identity: TlsIdentity, bundle: Callable[[], Awaitable[bytes]], *, at_home: TlsIdentity | None = None
+) -> None:
     """Store a record at alpha's function and read it, by somebody who judges nobody: whatever refuses is the function.
 
     `bundle` is what is shown as the ledger's proof of the device's standing. What beta's HSM says is passed on as it is, and
-    nothing if it says nothing. Raises the function's refusal.
+    nothing if it says nothing; it is asked as `at_home`, where that is another identity of the same name. Raises the
+    function's refusal.
     """
     trust = world.consortium.trust
     own = parse_certificate(identity.chain[0])
     home = HttpsHome(
         endpoint=Endpoint(url=f"https://{world.beta.https}", server_name=world.beta.name_of(Role.HSM, HSM)),
         roots_pem=roots_pem(trust),
-        identity=lambda: identity,
+        identity=lambda: at_home or identity,
     )
 
     async def ask_home(peer: VerifiedChain, secured: channel.Secured) -> bytes:
