@@ -11,6 +11,7 @@ import asyncio
 import copy
 import hashlib
 import ssl
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,8 @@ from moorline.simulators.tpm import SimulatedTpm
 from moorline.wire import host as wire
 from moorline.wire import schema
 
+ANSWER_S = 5.0
+"""A challenge that is good for less than this is not answered."""
 REFUSED = "host.file_not_in_reference_values"
 
 
@@ -176,6 +179,7 @@ class Host:
         self._where = (address, context, server)
         self._line: Line | None = None
         self._next: Any = None
+        self._good_until = 0.0
 
     async def poll(self) -> str | None:
         """The code of the verdict. Raises OSError."""
@@ -192,11 +196,12 @@ class Host:
             self._line = await Line.open(*self._where)
         line = self._line
         challenge, self._next = self._next, None
-        if challenge is None:
+        if challenge is None or time.monotonic() > self._good_until:  # as the agent does
             asked = schema.encode(wire.ChallengeRequest(host=self.name))
             challenge = SimpleNamespace(**cbor2.loads(await line.post(f"/v1/hosts/{self.name}/challenge", asked)))
         body = await self.machine.evidence(challenge)
         verdict = cbor2.loads(await line.post(f"/v1/hosts/{self.name}/evidence", body))
         self._next = SimpleNamespace(**verdict["next"])
+        self._good_until = time.monotonic() + self._next.good_s - ANSWER_S
         code: str | None = verdict["code"]
         return code
