@@ -130,15 +130,16 @@ def steps(rules: Rules, state: State) -> Iterator[State]:
                 adopted = _with(state, who, heads=block)
                 yield adopted
                 if rules.together and who in (0, 1):
-                    yield from (after for after in _proposals(rules, adopted) if _on_top(adopted, after, block))
+                    yield from (after for after in _proposals(rules, adopted) if _by(who, adopted, after))
         if rules.promotes and state.words[who] is None:
             yield _with(state, who, words=(state.heads[who], _held(state, who)))
     if rules.promotes and state.taken is None:
         yield from _taken_over(rules, state)
 
 
-def _on_top(before: State, after: State, block: Block) -> bool:
-    return any(one.parent == block for _, one in after.proposed - before.proposed)
+def _by(who: int, before: State, after: State) -> bool:
+    """Whether it is this sequencer that proposes, on top of what it has just committed."""
+    return any(term == who and one.parent == before.heads[who] for term, one in after.proposed - before.proposed)
 
 
 def _proposals(rules: Rules, state: State) -> Iterator[State]:

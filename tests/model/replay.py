@@ -8,7 +8,8 @@ compared with the model's; and what the model forbids at that state is attempted
 Where both ends differ on purpose:
 - an authority that hears of a new term by its certificate follows it without a word of its own; in the model it gives the
   word then, which says nothing any more. Such an attempt is not made;
-- a sequencer signs its own block and commits it in one go (`Sequencer._commit`), so a run adopts right after it;
+- a sequencer signs its own block and commits it in one go (`Sequencer._commit`), so a run adopts right after it, alone or
+  with its next proposal in the same transaction;
 - which of two blocks that are held by equally many is proposed again depends on their bytes; such runs end there.
 """
 
@@ -30,6 +31,7 @@ from moorline.ledger.engines.embedded import Proposal
 from moorline.ledger.engines.node import Committed, Node
 from moorline.ledger.engines.office import Candidate
 from moorline.ledger.terms import Promise
+from moorline.storage.ledger_store import StoredProposal
 from moorline.wire import schema
 
 from .quorum_model import GENESIS, Block, Rules, State, committed, lies, steps, taken_with
@@ -58,7 +60,7 @@ def walk(rules: Rules, seed: int, *, length: int) -> list[State]:
         if what == "sign":
             ((term, block),) = chosen.signed[who] - way[-2].signed[who]
             if who == term:
-                way.append(next(one for one in steps(rules, chosen) if one.heads[who] == block))
+                way.append(chance.choice([one for one in steps(rules, chosen) if one.heads[who] == block]))
     return way
 
 
@@ -74,6 +76,9 @@ def kind(before: State, after: State) -> tuple[str, int]:
     """What happened between two states, and at whom (-1: everywhere)."""
     if after.taken != before.taken:
         return "take", 1
+    for who in (0, 1):
+        if after.proposed != before.proposed and after.heads[who] != before.heads[who]:
+            return "go_on", who
     if after.proposed != before.proposed:
         return "propose", -1
     for name, what in (("words", "word"), ("signed", "sign"), ("heads", "adopt")):
@@ -194,19 +199,23 @@ class Replay:
         return checkpoint.cosign(head.checkpoint(), name=node.name, key=node._keys[0], now=node.now()).line()
 
     def _proposal(self, term: int, wanted: Block) -> bytes:
-        made, node = self.block(wanted), self.nodes[term]
+        made = self.block(wanted)
+        seal = self._sealed(term, made)
+        certificate = self.certificate if term == TERM else None
+        return schema.encode(
+            Proposal(block=made.body, previous=None, cosignatures=(), seal=seal, first=None, certificate=certificate)
+        )
+
+    def _sealed(self, term: int, made: Made) -> seals.Seal:
+        node = self.nodes[term]
         self.attempts += 1
-        seal = seals.seal(
+        return seals.seal(
             made.header,
             ledger_id=node.genesis.ledger_id,
             term=term,
             attempt=self.attempts,
             name=node.name,
             key=node._keys[0],
-        )
-        certificate = self.certificate if term == TERM else None
-        return schema.encode(
-            Proposal(block=made.body, previous=None, cosignatures=(), seal=seal, first=None, certificate=certificate)
         )
 
     def _committed(self, wanted: Block, who: set[int] | None = None) -> Committed:
@@ -221,10 +230,23 @@ class Replay:
     async def _propose(self, _who: int, before: State, after: State) -> None:
         ((term, block),) = after.proposed - before.proposed
         self.block(block)
-        if term == TERM and not self.rules.false(TERM):
+        bound = before.taken is not None and block.parent == before.taken[0]
+        if term == TERM and bound and not self.rules.false(TERM):
             stored = self.nodes[TERM].store.proposed()
             if stored is not None and stored.height == block.height and stored.body != self.block(block).body:
                 raise Mismatch(f"the new sequencer has to propose another block than {block}")
+
+    async def _go_on(self, who: int, before: State, after: State) -> None:
+        """Commits and proposes the next in one transaction, as `Sequencer` does (docs/adr/0020)."""
+        ((term, block),) = after.proposed - before.proposed
+        node, done, made = self.nodes[who], after.heads[who], self.block(block)
+        found = self._committed(done)
+        head, applied = node.execute(blocks.parse(found.block), found.block)
+        seal = schema.encode(self._sealed(term, made))
+        proposal = StoredProposal(height=block.height, body=made.body, seal=seal, first_seal=None)
+        node.begin_commit(found, head, applied, proposal=proposal)
+        await node.settled()
+        self.notes[who][done.height] = schema.encode(found)
 
     async def _sign(self, who: int, before: State, after: State) -> None:
         ((term, block),) = after.signed[who] - before.signed[who]
