@@ -55,6 +55,7 @@ HZ = os.sysconf("SC_CLK_TCK")
 OPEN_AT_ONCE = 256
 """Hosts that this process lets call at one time; more make it slow itself, which the verifier takes for silence."""
 DRIFTS = 60
+EVENT_WAIT_S = 20
 
 
 # The verifier's process ------------------------------------------------------------------------------------------------
@@ -168,10 +169,12 @@ async def follow(address: str, directory: Path, seen: Seen) -> None:
         private_key_pem=(directory / "reader-key.pem").read_bytes(),
     )
     roots, after = (directory / "roots.pem").read_bytes(), 0
-    async with HttpClient(f"https://{address}", server_name=NAME, roots_pem=roots, identity=identity) as client:
+    async with HttpClient(
+        f"https://{address}", server_name=NAME, roots_pem=roots, identity=identity, timeout_s=EVENT_WAIT_S + 10.0
+    ) as client:
         after = (await client.get_json("/v1/events?after=0"))["newest"]
         while True:
-            answer = await client.get_json(f"/v1/events?after={after}&wait_s=20")
+            answer = await client.get_json(f"/v1/events?after={after}&wait_s={EVENT_WAIT_S}")
             after = answer["next"]
             for event in answer["events"]:
                 seen.heard.setdefault(event["host"], time.monotonic())
@@ -240,6 +243,8 @@ async def drive(
     after, memory = usage(pid)
     elapsed = time.monotonic() - begun
     await asyncio.sleep(1.5)
+    if following.done():
+        following.result()  # raises what ended it: nobody would have been told of anything after that
     following.cancel()
     report(seen, count, period, elapsed, after - before, (memory - idle_memory) / count)
     row("the hosts' own CPU, in this process", f"{(time.process_time() - own) / elapsed:.2f} cores", "on the same two cores")
