@@ -56,26 +56,31 @@ class SetClock:
         return NOW
 
 
+def ak_public(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """TPMT_PUBLIC of an attestation key whose private half is in this process."""
+    numbers = key.public_key().public_numbers()
+    parameters = tpm.EccParameters(
+        symmetric=(tpm.ALG_NULL, 0, 0),
+        scheme=tpm.ALG_ECDSA,
+        scheme_hash=tpm.ALG_SHA256,
+        scheme_count=0,
+        curve=tpm.CURVE_P256,
+        kdf=tpm.ALG_NULL,
+        kdf_hash=0,
+        x=numbers.x.to_bytes(32, "big"),
+        y=numbers.y.to_bytes(32, "big"),
+    )
+    return tpm.serialize_public(
+        tpm.Public(name_algorithm=tpm.ALG_SHA256, attributes=0x50472, policy=b"", parameters=parameters, encoded=b"")
+    )
+
+
 class Machine:
     """A host with a signing TPM in software, its boot log and its IMA list."""
 
     def __init__(self, *, extra: tuple[str, bytes] | None = None, key: ec.EllipticCurvePrivateKey | None = None) -> None:
         self.key = key or ec.generate_private_key(ec.SECP256R1())
-        numbers = self.key.public_key().public_numbers()
-        parameters = tpm.EccParameters(
-            symmetric=(tpm.ALG_NULL, 0, 0),
-            scheme=tpm.ALG_ECDSA,
-            scheme_hash=tpm.ALG_SHA256,
-            scheme_count=0,
-            curve=tpm.CURVE_P256,
-            kdf=tpm.ALG_NULL,
-            kdf_hash=0,
-            x=numbers.x.to_bytes(32, "big"),
-            y=numbers.y.to_bytes(32, "big"),
-        )
-        self.ak = tpm.serialize_public(
-            tpm.Public(name_algorithm=tpm.ALG_SHA256, attributes=0x50472, policy=b"", parameters=parameters, encoded=b"")
-        )
+        self.ak = ak_public(self.key)
         self.log = firmware.serialize_log(firmware.boot_events(firmware.GOOD))
         values = replay(log.parse_event_log(self.log), tpm.ALG_SHA256)
         self.pcrs = {index: values.get(index, bytes(32)) for index in range(10)}

@@ -2,6 +2,7 @@
 
 import time
 
+import host_poll
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
@@ -20,26 +21,13 @@ EACH = 2000
 
 def quote_and_key(selected):
     key = ec.generate_private_key(ec.SECP256R1())
-    numbers = key.public_key().public_numbers()
-    parameters = tpm.EccParameters(
-        symmetric=(tpm.ALG_NULL, 0, 0),
-        scheme=tpm.ALG_ECDSA,
-        scheme_hash=tpm.ALG_SHA256,
-        scheme_count=0,
-        curve=tpm.CURVE_P256,
-        kdf=tpm.ALG_NULL,
-        kdf_hash=0,
-        x=numbers.x.to_bytes(32, "big"),
-        y=numbers.y.to_bytes(32, "big"),
-    )
-    shape = tpm.Public(name_algorithm=tpm.ALG_SHA256, attributes=0x50472, policy=b"", parameters=parameters, encoded=b"")
     pcrs = {index: bytes([index]) * 32 for index in selected}
     digest = tpm.digest(tpm.ALG_SHA256, b"".join(pcrs[index] for index in selected))
     selections = (tpm.select(tpm.ALG_SHA256, selected),)
     message = serialize_quote(Quote(b"\x00\x0b" + bytes(32), NONCE, ClockInfo(1, 1, 0, safe=True), 1, selections, digest))
     raw = keys.KeySigner(key).sign(message)
     blob = tpm.serialize_signature(tpm.Signature(tpm.ALG_ECDSA, tpm.ALG_SHA256, raw[:32], raw[32:]))
-    return key.public_key(), tpm.serialize_public(shape), message, raw, blob, pcrs
+    return key.public_key(), host_poll.ak_public(key), message, raw, blob, pcrs
 
 
 def rate(work):

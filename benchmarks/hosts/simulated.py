@@ -18,7 +18,7 @@ from typing import Any
 
 import cbor2
 from cryptography.hazmat.primitives.asymmetric import ec
-from host_poll import SELECTION, Machine, _entry
+from host_poll import SELECTION, Machine, _entry, ak_public
 
 from moorline.attesters.tpm import Tpm
 from moorline.evidence import ima as lists
@@ -105,22 +105,7 @@ class Software:
     def like(cls, template: Machine) -> Software:
         made = copy.copy(template)
         made.key = ec.generate_private_key(ec.SECP256R1())
-        numbers = made.key.public_key().public_numbers()
-        parameters = tpm.EccParameters(
-            symmetric=(tpm.ALG_NULL, 0, 0),
-            scheme=tpm.ALG_ECDSA,
-            scheme_hash=tpm.ALG_SHA256,
-            scheme_count=0,
-            curve=tpm.CURVE_P256,
-            kdf=tpm.ALG_NULL,
-            kdf_hash=0,
-            x=numbers.x.to_bytes(32, "big"),
-            y=numbers.y.to_bytes(32, "big"),
-        )
-        public = tpm.Public(
-            name_algorithm=tpm.ALG_SHA256, attributes=0x50472, policy=b"", parameters=parameters, encoded=b""
-        )
-        made.ak, made.pcrs = tpm.serialize_public(public), dict(template.pcrs)
+        made.ak, made.pcrs = ak_public(made.key), dict(template.pcrs)
         return cls(made)
 
     def drift(self) -> None:

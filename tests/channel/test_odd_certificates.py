@@ -15,21 +15,12 @@ from cryptography.x509.oid import NameOID
 from moorline.errors import MoorlineError
 from moorline.verification.chains import verify_ca, verify_chain
 from moorline.wire import est
+from moorline.wire.der import bits, sequence
 
 DER = serialization.Encoding.DER
 MARK = 0x4142434445464748
 ECDSA_SHA256 = bytes.fromhex("300a06082a8648ce3d040302")
 ECDSA_SHA1 = bytes.fromhex("300906072a8648ce3d0401")
-
-
-def length(size):
-    if size < 128:
-        return bytes([size])
-    return b"\x81" + bytes([size]) if size < 256 else b"\x82" + size.to_bytes(2, "big")
-
-
-def wrapped(body):
-    return b"\x30" + length(len(body)) + body
 
 
 def content(der):
@@ -42,7 +33,7 @@ def content(der):
 
 def signed(consortium, tbs, algorithm=ECDSA_SHA256, digest=None):
     signature = consortium.ca.key.sign(tbs, ec.ECDSA(digest or hashes.SHA256()))
-    return wrapped(tbs + algorithm + b"\x03" + length(len(signature) + 1) + b"\x00" + signature)
+    return sequence(tbs + algorithm + bits(signature))
 
 
 def made(consortium, before=b"", after=b"", **how):
@@ -51,7 +42,7 @@ def made(consortium, before=b"", after=b"", **how):
     body = content(content(good))
     assert before in body
     changed = body.replace(before, after, 2 if "algorithm" in how else 1) if before else body
-    return signed(consortium, wrapped(changed), **how)
+    return signed(consortium, sequence(changed), **how)
 
 
 def serial(encoded):
@@ -169,9 +160,9 @@ def csr(key=None, *, digest=None, extensions=(), public_of=None):
 def with_sha1():
     key = ec.generate_private_key(ec.SECP256R1())
     tbs = content(csr(key))
-    tbs = tbs[: len(wrapped(content(tbs)))]
+    tbs = tbs[: len(sequence(content(tbs)))]
     signature = key.sign(tbs, ec.ECDSA(hashes.SHA1()))
-    return wrapped(tbs + ECDSA_SHA1 + b"\x03" + length(len(signature) + 1) + b"\x00" + signature)
+    return sequence(tbs + ECDSA_SHA1 + bits(signature))
 
 
 REQUESTS = {

@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import tomllib
@@ -40,6 +39,7 @@ from moorline.services.authority import Settings
 from moorline.services.comet_settings import CometSettings, ValidatorToken
 from moorline.storage.consensus_store import open_consensus
 from moorline.wire import keys
+from small_disk import small_disk
 
 pytestmark = [pytest.mark.story, pytest.mark.asyncio(loop_scope="module")]
 STEPS = ("comet.block.finalized", "comet.block.committed", "comet.signature.intended")
@@ -387,9 +387,18 @@ async def test_what_a_power_cut_takes_from_the_database_comes_again_from_cometbf
         receipt = await submit(network, network.alpha.anchor())
     await same_roots(network, at_least=receipt.height)
     await victim.stop()
+    assert highest(kept) < receipt.height <= highest(file)
     kept.replace(file)
     await network.start(2)
-    await same_roots(network, at_least=receipt.height)
+    assert (await same_roots(network, at_least=receipt.height))[0] >= receipt.height
+
+
+def highest(file):
+    store = open_consensus(f"sqlite:///{file}")
+    try:
+        return store.head().height
+    finally:
+        store.close()
 
 
 # Long ----------------------------------------------------------------------------------------------------------------------
@@ -581,17 +590,6 @@ async def test_an_application_with_a_full_disk_stops_says_so_and_goes_on_with_ro
             await network.stop()
 
 
-@contextlib.contextmanager
-def small_disk(where):
-    """A file system of 2 MiB."""
-    where.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(where)], check=True)
-    try:
-        yield where
-    finally:
-        subprocess.run(["umount", "-l", str(where)], check=False)
-
-
 @pytest.mark.long
 @pytest.mark.timeout(900)
 async def test_two_nodes_with_one_key_are_caught(tmp_path):
@@ -612,7 +610,7 @@ async def test_two_nodes_with_one_key_are_caught(tmp_path):
             await submit(network, alpha.anchor(), 1, 2, 3)
             return [one for one in await misbehaviour(network, 1) if one.authority == "authority-4"]
 
-        await eventually(caught, within_s=300, every_s=0)
+        assert await eventually(caught, within_s=300, every_s=0)
         await same_roots(network, 1, 2, 3)
     finally:
         await network.stop()

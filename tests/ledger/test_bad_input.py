@@ -17,6 +17,7 @@ from moorline.ledger import transactions as tx
 from moorline.ledger.records import RevocationKind
 from moorline.ledger.state import Applied, Rejected
 from moorline.wire import cbor, certificates, cose, keys
+from moorline.wire.der import bits, sequence
 
 from .conftest import NOW
 from .everything import World, package, spki
@@ -206,16 +207,6 @@ def certificate(world, **changes):
         return made.public_bytes(Encoding.DER)
 
 
-def length(size):
-    if size < 128:
-        return bytes([size])
-    return bytes([0x81, size]) if size < 256 else b"\x82" + size.to_bytes(2, "big")
-
-
-def wrapped(body):
-    return b"\x30" + length(len(body)) + body
-
-
 def content(der):
     """The content of the SEQUENCE that `der` begins with."""
     if der[1] < 128:
@@ -231,9 +222,9 @@ ECDSA_SHA1 = bytes.fromhex("300906072a8648ce3d0401")
 def made_odd(world, *, before, after, algorithm=ECDSA_SHA256, digest=None):
     """A certificate in which something was encoded otherwise before the issuer signed it."""
     original = content(content(certificate(world, serial=0x4142434445464748)))
-    tbs = wrapped(original.replace(before, after, 1))
+    tbs = sequence(original.replace(before, after, 1))
     signature = world.providers["alpha"].ca.key.sign(tbs, ec.ECDSA(digest or hashes.SHA256()))
-    return wrapped(tbs + algorithm + b"\x03" + length(len(signature) + 1) + b"\x00" + signature)
+    return sequence(tbs + algorithm + bits(signature))
 
 
 def with_serial(world, encoded):
@@ -263,7 +254,7 @@ CERTIFICATES = {
         lambda w: b"\x30\x83\x00" + certificate(w)[2:],
     ),
     "too large": ("ledger.transaction_malformed", lambda w: certificate(w) + bytes(21 * 1024)),
-    "large name": ("ledger.certificate_malformed", lambda w: wrapped(b"\x30" * 100)),
+    "large name": ("ledger.certificate_malformed", lambda w: sequence(b"\x30" * 100)),
     "serial zero": ("ledger.certificate_serial", lambda w: with_serial(w, b"\x02\x01\x00")),
     "serial negative": ("ledger.certificate_serial", lambda w: with_serial(w, b"\x02\x01\x80")),
     "serial not minimal": ("ledger.certificate_malformed", lambda w: with_serial(w, b"\x02\x02\x00\x05")),

@@ -4,11 +4,11 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-import subprocess
 
 import pytest
 
 from moorline.errors import MoorlineError
+from small_disk import small_disk
 
 from .cluster import FIRST, FOURTH, NAMES, SECOND, THIRD, Cluster, addresses, consortium, moor
 
@@ -35,17 +35,6 @@ def tear(file):
     """The second half of the file never reached the disk."""
     data = file.read_bytes()
     file.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
-
-
-@contextlib.contextmanager
-def small_disk(where):
-    """A file system of 2 MiB."""
-    where.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(where)], check=True)
-    try:
-        yield where
-    finally:
-        subprocess.run(["umount", "-l", str(where)], check=False)
 
 
 async def refused_and_repaired(cluster, process, damage):

@@ -39,7 +39,6 @@ _SIGNATURES: Final = frozenset(
     }
 )
 _ECDSA_SHA256: Final = ec.ECDSA(hashes.SHA256())
-_SERIAL_LIMIT: Final = 1 << 159
 _UNDERSTOOD: Final = frozenset(
     {
         ExtensionOID.BASIC_CONSTRAINTS,
@@ -158,7 +157,7 @@ def _strict(certificate: x509.Certificate) -> None:
             expected="ECDSA with SHA-256 or SHA-384, or Ed25519",
             got=certificate.signature_algorithm_oid.dotted_string,
         )
-    if not 0 < certificate.serial_number < _SERIAL_LIMIT:
+    if not 0 < certificate.serial_number < certificates.SERIAL_END:
         raise Malformed(
             "ledger.certificate_serial",
             "a serial number is positive and has at most 20 octets (RFC 5280 4.1.2.2)",
@@ -201,12 +200,9 @@ def _ca(der: bytes, issuers: Iterable[bytes], at: Instant, *, path_length: int) 
     _usable(certificate, at, path_length)
     for issuer_der in issuers:
         issuer = parse(issuer_der)
-        try:
-            certificate.verify_directly_issued_by(issuer)
-        except Exception:  # noqa: S112 - ValueError (name), TypeError (key) or InvalidSignature: not this issuer
-            continue
-        _valid(issuer, at)
-        return certificate
+        if certificates.signed_by(certificate, issuer):
+            _valid(issuer, at)
+            return certificate
     raise NotAuthentic(
         "ledger.certificate_issuer",
         "the certificate was not issued by anybody who may",

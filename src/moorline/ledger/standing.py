@@ -27,7 +27,7 @@ from moorline.ledger.records import (
     ServiceRecord,
     Status,
 )
-from moorline.wire.certificates import parse_certificate
+from moorline.wire.certificates import parse_certificate, signed_by
 
 R = TypeVar("R")
 
@@ -295,9 +295,4 @@ def _issued_by_active_ca(provider: ProviderRecord, der: bytes, at: Instant) -> N
 @lru_cache(maxsize=256)
 def _issued_by(der: bytes, issuer: bytes) -> bool:
     """Of the same two certificates always the same; asked at every session."""
-    certificate = parse_certificate(der)
-    try:
-        certificate.verify_directly_issued_by(parse_certificate(issuer))
-    except Exception:  # ValueError, TypeError or InvalidSignature: not this one
-        return False
-    return True
+    return signed_by(parse_certificate(der), parse_certificate(issuer))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -50,7 +50,7 @@ from moorline.storage.broker_instances import InstanceStore
 from moorline.storage.broker_pairs import PairStore
 from moorline.storage.broker_revocations import RevocationStore
 from moorline.storage.broker_store import BrokerStore
-from moorline.storage.hsm_store import HsmStore
+from moorline.storage.hsm_store import HsmStore, KeyRow
 from moorline.verification.anchors import AnchorSet, parse_anchor_file, production_anchors
 from moorline.wire import certificates
 from moorline.wire.session import RekeyReply
@@ -165,28 +165,9 @@ def _assembled(
     roots_pem: bytes,
     above: tuple[bytes, ...],
 ) -> Broker:
-    spiffe_id = SpiffeId(trust_domain=settings.trust_domain, role=Role.HSM, segments=(settings.hsm,))
     trust = LedgerTrust.parse(trust_bytes)
     changes, rows = hsm.key_changes(), hsm.key_rows()
-    own = in_force(rows, HSM_IDENTITY, _certificates(settings.hsm_certificate)[0])
-    active = in_force(rows, ISSUING_CA, _certificates(settings.issuing_ca_certificate)[0])
-    identity = HsmIdentity(token, certificate=own.certificate, above=above, spiffe_id=spiffe_id, label=own.label)
-    ca = IssuingCa(
-        token,
-        certificate=active.certificate,
-        label=active.label,
-        retiring=retiring(rows, ISSUING_CA),
-        above=above,
-        trust_domain=settings.trust_domain,
-        life_s=settings.svid_s,
-        published=settings.revocation_url,
-    )
-    terms = Terms(
-        epoch_s=settings.epoch_s,
-        grace_s=settings.grace_s,
-        lease_count=settings.lease_count,
-        lease_s=settings.lease_s,
-    )
+    identity, ca = _identity(settings, token, rows, above), _issuing_ca(settings, token, rows, above)
     tls = TlsKeys(identity, clock)
     verifier = VerifierKeys(token, rows)
     revocations = RevocationStore(store)
@@ -204,7 +185,7 @@ def _assembled(
         roots_pem=roots_pem,
         identity=identity,
         ca=ca,
-        launch_keys=LaunchKeys(token, store, terms),
+        launch_keys=LaunchKeys(token, store, _terms(settings)),
         pool=KeyPool(token, store, Watermarks(low=settings.pool_low, high=settings.pool_high), ahead=key_maker.make),
         key_maker=key_maker,
         ledger=LedgerView(client, trust, store, clock, reuse_s=settings.proof_reuse_s),
@@ -234,6 +215,39 @@ def _assembled(
         pairs=pairs,
         pair_keys=PairKeys(token, pairs, lambda: identity.signer),
         pairing=asyncio.Event(),
+    )
+
+
+def _identity(
+    settings: BrokerSettings, token: RotatingToken, rows: Sequence[KeyRow], above: tuple[bytes, ...]
+) -> HsmIdentity:
+    spiffe_id = SpiffeId(trust_domain=settings.trust_domain, role=Role.HSM, segments=(settings.hsm,))
+    own = in_force(rows, HSM_IDENTITY, _certificates(settings.hsm_certificate)[0])
+    return HsmIdentity(token, certificate=own.certificate, above=above, spiffe_id=spiffe_id, label=own.label)
+
+
+def _issuing_ca(
+    settings: BrokerSettings, token: RotatingToken, rows: Sequence[KeyRow], above: tuple[bytes, ...]
+) -> IssuingCa:
+    active = in_force(rows, ISSUING_CA, _certificates(settings.issuing_ca_certificate)[0])
+    return IssuingCa(
+        token,
+        certificate=active.certificate,
+        label=active.label,
+        retiring=retiring(rows, ISSUING_CA),
+        above=above,
+        trust_domain=settings.trust_domain,
+        life_s=settings.svid_s,
+        published=settings.revocation_url,
+    )
+
+
+def _terms(settings: BrokerSettings) -> Terms:
+    return Terms(
+        epoch_s=settings.epoch_s,
+        grace_s=settings.grace_s,
+        lease_count=settings.lease_count,
+        lease_s=settings.lease_s,
     )
 
 

@@ -18,11 +18,10 @@ from fastapi import Request
 
 from moorline.digest import same
 from moorline.errors import Refused
-from moorline.hsm.issuers import issued_by
 from moorline.ledger import records, standing
 from moorline.nfv import Role, SpiffeId
 from moorline.services import http
-from moorline.wire.certificates import parse_certificate, spiffe_id_of
+from moorline.wire.certificates import parse_certificate, signed_by, spiffe_id_of
 
 if TYPE_CHECKING:
     from moorline.services.broker import Broker
@@ -45,18 +44,18 @@ class Callers:
 
     async def _require_above(self, leaf: x509.Certificate) -> None:
         broker = self._broker
-        if any(issued_by(leaf, one.certificate) for one in broker.ca.issuers.standing()):
+        if any(signed_by(leaf, one.certificate) for one in broker.ca.issuers.standing()):
             return
         provider, name = broker.settings.provider, _issuer_name(leaf)
         try:
             state = await broker.ledger.state(standing.issuing_ca_keys(provider, name))
-            leaf.verify_directly_issued_by(parse_certificate(standing.active_issuing_ca(state, provider, name).certificate))
+            found = standing.active_issuing_ca(state, provider, name)
         except Refused as error:
             if error.code == "ledger.not_proven":
                 raise
             raise _refused(name) from None
-        except Exception:  # ValueError, TypeError or InvalidSignature: the ledger's CA of this name did not sign it
-            raise _refused(name) from None
+        if not signed_by(leaf, parse_certificate(found.certificate)):
+            raise _refused(name)
 
 
 def require_recorded(broker: Broker, der: bytes) -> str:

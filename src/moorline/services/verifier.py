@@ -53,6 +53,7 @@ from moorline.services import (
     verifier_results,
     verifier_watch,
 )
+from moorline.services import verifier_files as files
 from moorline.services.attestation_authority import AttestationAuthority, Parts, PlatformLookup, Sign
 from moorline.services.host_appraisal import Distance, Terms
 from moorline.services.http_short import Answering, ShortWay
@@ -80,7 +81,6 @@ from moorline.wire.http import CBOR_TYPE, ClientIdentity, HttpClient
 
 _VENDOR: Final = "vendor"
 _SIMULATED: Final = "simulated"
-_SPKI: Final = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 _HOSTS: Final = "/v1/hosts/"
 _ALL_BOOT: Final = tuple(range(11))
 IDENTITY_REREAD_S: Final = 1200.0
@@ -239,15 +239,15 @@ def read_anchors(configured: VerifierSettings, trust: LedgerTrust) -> Anchors:
         (configured.tpm_virtual_roots, EvidenceRoot.VIRTUAL),
         (configured.simulated_tpm_roots, EvidenceRoot.TEST),
     )
-    between = tuple(_certificate(path) for path in configured.tpm_intermediates)
+    between = tuple(files.certificate(path) for path in configured.tpm_intermediates)
     tpm = tuple(
-        TpmAnchor(certificate=_certificate(path), root=root, intermediates=between)
+        TpmAnchor(certificate=files.certificate(path), root=root, intermediates=between)
         for paths, root in kinds
         for path in paths
     )
     snp = production_anchors()
     for path in configured.simulated_snp_roots:
-        snp = snp.plus(parse_anchor_file(_read(path)))
+        snp = snp.plus(parse_anchor_file(files.read(path)))
     return Anchors(tpm=(*vendor_anchors(), *tpm), snp=snp, simulated_allowed=trust.simulated_allowed and simulated)
 
 
@@ -405,7 +405,7 @@ def appraise_evidence(body: dict[str, Any], anchors: Anchors, *, now: Instant) -
 
 def local_signer(path: Path) -> Sign:
     """Signing with a key in a file, where a provider has no token."""
-    key = serialization.load_pem_private_key(_read(path), None)
+    key = serialization.load_pem_private_key(files.read(path), None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise Misconfigured("verifier.ear_key", "the EAR key is not an elliptic curve key", expected="P-256", got=path)
     signer = keys.KeySigner(key)
@@ -419,11 +419,11 @@ def local_signer(path: Path) -> Sign:
 async def run(configured: VerifierSettings, *, announce: Callable[..., None] = announce_ready) -> None:
     """Serve until cancelled."""
     clock = SystemClock()
-    trust = LedgerTrust.parse(_read(configured.ledger_trust))
+    trust = LedgerTrust.parse(files.read(configured.ledger_trust))
     anchors = read_anchors(configured, trust)
     identity = _identity(configured)
     verifier = require_identity(configured, identity.certificate_chain_pem)
-    roots_pem = _read(configured.consortium_roots)
+    roots_pem = files.read(configured.consortium_roots)
     told = verifier_push.receivers(configured.receivers)
     store = VerifierStore.open(configured.database_url or configured.database)
     endpoints = tuple(_endpoint(text) for text in configured.ledger_urls)
@@ -546,7 +546,7 @@ def compose(
             "verifier.pcrs", "the PCRs to quote are ascending and hold 0 to 10 at least", got=configured.pcrs
         )
     require_policy(configured)
-    signers = tuple(_public_key(path) for path in configured.reference_signers)
+    signers = tuple(files.public_key(path) for path in configured.reference_signers)
     reference, _ = sources(configured, store, clock).read()
     return AttestationAuthority(
         Parts(
@@ -600,7 +600,7 @@ def require_policy(configured: VerifierSettings) -> None:
 
 def sources(configured: VerifierSettings, store: VerifierStore, clock: Clock) -> Sources:
     """Where the reference values of these settings are."""
-    signers = tuple(_public_key(path) for path in configured.reference_signers)
+    signers = tuple(files.public_key(path) for path in configured.reference_signers)
     return Sources(paths=configured.reference_values, signers=signers, store=store, clock=clock)
 
 
@@ -632,7 +632,7 @@ def _signer(configured: VerifierSettings, roots_pem: bytes) -> Sign:
 
 def _identity(configured: VerifierSettings) -> ClientIdentity:
     return ClientIdentity(
-        certificate_chain_pem=_read(configured.identity_chain), private_key_pem=_read(configured.identity_key)
+        certificate_chain_pem=files.read(configured.identity_chain), private_key_pem=files.read(configured.identity_key)
     )
 
 
@@ -645,34 +645,3 @@ def _endpoint(text: str) -> Endpoint:
 
 def _cbor(message: object) -> Response:
     return Response(schema.encode(message), media_type=CBOR_TYPE)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise Misconfigured(
-            "verifier.unreadable", "a configured file cannot be read", got=f"{path}: {error.strerror}"
-        ) from None
-
-
-def _certificate(path: Path) -> bytes:
-    data = _read(path)
-    if data.lstrip().startswith(b"-----BEGIN"):
-        return x509.load_pem_x509_certificate(data).public_bytes(serialization.Encoding.DER)
-    return certificates.parse_certificate(data).public_bytes(serialization.Encoding.DER)
-
-
-def _public_key(path: Path) -> keys.PublicKey:
-    """A certificate or a public key, PEM or DER."""
-    data = _read(path)
-    if not data.lstrip().startswith(b"-----BEGIN"):
-        return keys.parse_public(data)
-    try:
-        if b"BEGIN CERTIFICATE" in data:
-            der = x509.load_pem_x509_certificate(data).public_key().public_bytes(*_SPKI)
-        else:
-            der = serialization.load_pem_public_key(data).public_bytes(*_SPKI)
-    except ValueError:
-        raise Misconfigured("verifier.signer_unreadable", "not a certificate or public key", got=path) from None
-    return keys.parse_public(der)

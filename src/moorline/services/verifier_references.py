@@ -19,11 +19,12 @@ import structlog
 from fastapi import FastAPI, Request
 
 from moorline.clock import Clock
-from moorline.errors import Misconfigured, MoorlineError
+from moorline.errors import MoorlineError
 from moorline.nfv import Role
 from moorline.policy import reference_values
 from moorline.policy.reference_values import Reference, ReferenceValues
 from moorline.services import http
+from moorline.services import verifier_files as files
 from moorline.services.attestation_authority import AttestationAuthority
 from moorline.storage.verifier_store import VerifierStore
 from moorline.wire import keys
@@ -45,7 +46,7 @@ class Sources:
     def read(self) -> tuple[Reference, tuple[ReferenceValues, ...]]:
         """All sets, merged and one by one. Raises what any of them is refused for, and Misconfigured."""
         now = self.clock.now()
-        sets = tuple(reference_values.parse_verified(_read(path), self.signers, now=now) for path in _files(self.paths))
+        sets = tuple(reference_values.parse_verified(files.read(path), self.signers, now=now) for path in _files(self.paths))
         reference = reference_values.merge(sets)
         for one in sets:
             self.store.accept_serial(one.name, one.serial)
@@ -123,12 +124,3 @@ def add_routes(app: FastAPI, references: References, *, trust_domain: str) -> No
 
 def _files(paths: tuple[Path, ...]) -> tuple[Path, ...]:
     return tuple(file for path in paths for file in (sorted(path.glob(_SETS)) if path.is_dir() else (path,)))
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise Misconfigured(
-            "verifier.unreadable", "a configured file cannot be read", got=f"{path}: {error.strerror}"
-        ) from None

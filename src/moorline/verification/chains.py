@@ -31,10 +31,9 @@ from OpenSSL import crypto
 from moorline.clock import Instant, to_datetime
 from moorline.errors import Malformed, NotAuthentic
 from moorline.nfv import Role, SpiffeId, parse_name
-from moorline.wire.certificates import parse_certificate, spiffe_id_of
+from moorline.wire.certificates import SERIAL_END, parse_certificate, spiffe_id_of
 
 MAX_INTERMEDIATES: Final = 8
-_SERIAL_END: Final = 1 << 159
 _ALGORITHMS: Final = frozenset(
     {
         SignatureAlgorithmOID.ECDSA_WITH_SHA256,
@@ -216,7 +215,7 @@ def _sound(certificate: x509.Certificate) -> None:
             expected="ECDSA, Ed25519 or RSA, with SHA-256 or longer",
             got=algorithm.dotted_string,
         )
-    if not 0 < certificate.serial_number < _SERIAL_END:
+    if not 0 < certificate.serial_number < SERIAL_END:
         raise NotAuthentic(
             "chain.serial",
             "a serial number is positive and has 20 octets at most (RFC 5280 4.1.2.2)",

@@ -24,6 +24,8 @@ from moorline.wire.keys import CertifiedKey, PrivateKey, PublicKey
 
 MAX_CERTIFICATE_BYTES: Final = 20 * 1024
 LEAF_MAX_LIFE_S: Final = 3600
+SERIAL_END: Final = 1 << 159
+"""Serial numbers are positive and below this: 20 octets (RFC 5280 4.1.2.2)."""
 _CA_REPOSITORY: Final = x509.ObjectIdentifier("1.3.6.1.5.5.7.48.5")
 
 
@@ -166,6 +168,15 @@ def spiffe_id_of(certificate: x509.Certificate) -> SpiffeId:
     if len(uris) != 1:
         raise Malformed("certificate.spiffe_id", "the certificate has not exactly one URI", expected=1, got=len(uris))
     return SpiffeId.parse(uris[0])
+
+
+def signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Whether the issuer's name is the one given and its key made the signature; nothing of times, or what it may sign."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except Exception:  # ValueError (name, algorithm), TypeError (key) or InvalidSignature: not this one
+        return False
+    return True
 
 
 def parse_certificate(der: bytes) -> x509.Certificate:

@@ -1,4 +1,4 @@
-"""DER elements, written: what CMP messages and CMS are made of here. Pure; tags of one byte."""
+"""DER elements, written: what CMP messages, CMS and leaf certificates are made of here. Pure; tags of one byte."""
 
 from __future__ import annotations
 

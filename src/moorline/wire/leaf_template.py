@@ -18,16 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from moorline.clock import Instant, Validity, to_datetime
 from moorline.nfv import Role, SpiffeId
 from moorline.wire.certificates import Issuer, Pointers, dns_name, hash_for, leaf_certificate, require_short_lived
+from moorline.wire.der import TIME, UTF8, bits, integer, octets, sequence, set_of, tagged, tlv
 
-_INTEGER: Final = 0x02
-_BIT_STRING: Final = 0x03
-_OCTET_STRING: Final = 0x04
-_UTF8: Final = 0x0C
 _UTC_TIME: Final = 0x17
-_GENERALIZED_TIME: Final = 0x18
-_SEQUENCE: Final = 0x30
-_SET: Final = 0x31
-_EXTENSIONS: Final = 0xA3  # [3] EXPLICIT
+_EXTENSIONS: Final = 3  # [3] EXPLICIT
 _DNS: Final = 0x82  # [2] IMPLICIT IA5String
 _URI: Final = 0x86  # [6] IMPLICIT IA5String
 _SHORT: Final = 0x80
@@ -70,29 +64,27 @@ class LeafTemplate:
         """
         require_short_lived(validity)
         signed = self._signed_part(public, spiffe_id, validity, serial)
-        return _tlv(_SEQUENCE, signed + self._algorithm + _tlv(_BIT_STRING, b"\x00" + self._signature(signed)))
+        return sequence(signed, self._algorithm, bits(self._signature(signed)))
 
     def _signed_part(self, public: bytes, spiffe_id: SpiffeId, validity: Validity, serial: int) -> bytes:
         times = _time(validity.not_before) + _time(validity.not_after)
-        return _tlv(
-            _SEQUENCE,
+        return sequence(
             self._version
-            + _tlv(_INTEGER, serial.to_bytes(serial.bit_length() // 8 + 1, "big"))
+            + integer(serial)
             + self._algorithm_and_issuer
-            + _tlv(_SEQUENCE, times)
+            + sequence(times)
             + _subject(spiffe_id.segments[-1])
             + public
             + self._extensions(public, spiffe_id),
         )
 
     def _extensions(self, public: bytes, spiffe_id: SpiffeId) -> bytes:
-        identifier = _tlv(_OCTET_STRING, hashlib.sha1(_key_bits(public)).digest())  # noqa: S324 - RFC 5280 4.2.1.2 (1), a name and no proof
+        identifier = octets(hashlib.sha1(_key_bits(public)).digest())  # noqa: S324 - RFC 5280 4.2.1.2 (1), a name and no proof
         uri, dns = str(spiffe_id).encode("ascii"), dns_name(spiffe_id).encode("ascii")
-        names = _tlv(_SEQUENCE, _tlv(_URI, uri) + _tlv(_DNS, dns))
-        return _tlv(
+        names = sequence(tlv(_URI, uri), tlv(_DNS, dns))
+        return tagged(
             _EXTENSIONS,
-            _tlv(
-                _SEQUENCE,
+            sequence(
                 _extension(_KEY_IDENTIFIER, identifier)
                 + self._before_names
                 + _extension(_ALTERNATIVE_NAME, names)
@@ -107,33 +99,25 @@ class LeafTemplate:
 
 
 def _extension(identifier: bytes, value: bytes) -> bytes:
-    return _tlv(_SEQUENCE, identifier + _tlv(_OCTET_STRING, value))
+    return sequence(identifier, octets(value))
 
 
 def _subject(common_name: str) -> bytes:
-    return _tlv(_SEQUENCE, _tlv(_SET, _tlv(_SEQUENCE, _COMMON_NAME + _tlv(_UTF8, common_name.encode("ascii")))))
+    return sequence(set_of(sequence(_COMMON_NAME, tlv(UTF8, common_name.encode("ascii")))))
 
 
 def _time(at: Instant) -> bytes:
     when: datetime = to_datetime(at)
     if when.year < _GENERALIZED_FROM:
-        return _tlv(_UTC_TIME, when.strftime("%y%m%d%H%M%SZ").encode("ascii"))
-    return _tlv(_GENERALIZED_TIME, when.strftime("%Y%m%d%H%M%SZ").encode("ascii"))
+        return tlv(_UTC_TIME, when.strftime("%y%m%d%H%M%SZ").encode("ascii"))
+    return tlv(TIME, when.strftime("%Y%m%d%H%M%SZ").encode("ascii"))
 
 
 def _key_bits(public: bytes) -> bytes:
     """The content of the BIT STRING in a SubjectPublicKeyInfo, without the count of unused bits."""
-    _, bits = _children(public)
-    start, _ = _header(bits, 0)
-    return bits[start + 1 :]
-
-
-def _tlv(tag: int, content: bytes) -> bytes:
-    size = len(content)
-    if size < _SHORT:
-        return bytes((tag, size)) + content
-    width = (size.bit_length() + 7) // 8
-    return bytes((tag, _SHORT | width)) + size.to_bytes(width, "big") + content
+    _, key = _children(public)
+    start, _ = _header(key, 0)
+    return key[start + 1 :]
 
 
 def _children(der: bytes) -> list[bytes]:
