@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from moorline import __version__
-from moorline.errors import EXIT_UNDECIDED, EXIT_USAGE, EXIT_YES, MoorlineError
+from moorline.errors import EXIT_UNDECIDED, EXIT_USAGE, EXIT_YES, Malformed, MoorlineError
 
 NOUNS: Final = {
     "demo": "Tell the whole story on this machine: two providers, one function, one device, and an attacker who fails",
@@ -49,6 +49,8 @@ _UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[2]
 
 
 _LISTING: Final = "moorline.cli.listing"
+_WHOLE: Final = "give what this command reads (--help), whole and unchanged, or have it sent again"
+"""What to do about bytes that are not what they should be, where whoever read them knew nothing better."""
 
 
 class Nouns(TyperGroup):
@@ -134,5 +136,7 @@ def _say(error: MoorlineError, *, as_json: bool) -> None:
     typer.echo(f"{error.says} [{error.code}]", err=True)
     for name, label in (("expected", "expected"), ("got", "got"), ("remedy", "next")):
         value = getattr(error, name)
+        if value is None and name == "remedy" and isinstance(error, Malformed):
+            value = _WHOLE
         if value is not None:
             typer.echo(f"  {label}: {value}", err=True)

@@ -42,9 +42,16 @@ def load(kind: type[T], path: Path, *, service: str | None = None, environment: 
     try:
         table = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise Misconfigured("settings.no_file", "there is no such settings file", got=path) from None
+        raise Misconfigured(
+            "settings.no_file", "there is no such settings file", got=path, remedy="check the path, or write one: moor init"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Misconfigured("settings.not_toml", "the settings file is not TOML", got=f"{path}: {error}") from None
+        raise Misconfigured(
+            "settings.not_toml",
+            "the settings file is not TOML",
+            got=f"{path}: {error}",
+            remedy="correct it there; moor init writes one with comments",
+        ) from None
     if service is not None:
         _override(kind, table, service, os.environ if environment is None else environment)
     return typing.cast("T", _table(kind, table, path.name, path.parent))

@@ -50,10 +50,15 @@ def parse_probed(data: bytes, *, host: str, now: Instant) -> Observation:
         assert all(document[name] is None or isinstance(document[name], str) for name in ("value", "reason"))
     except (ValueError, TypeError, KeyError, AssertionError):
         raise Malformed(
-            "probe.report", "this is no report of a probe", expected="what moor host probe --report wrote"
+            "probe.report",
+            "this is no report of a probe",
+            expected="what moor host probe --report wrote",
+            remedy="probe again, with --report FILE",
         ) from None
     if document["host"] != host:
-        raise Refused("probe.other_host", "the report is about another host", expected=host, got=document["host"])
+        raise Refused(
+            "probe.other_host", "the report is about another host", expected=host, got=document["host"], remedy="probe here"
+        )
     if not now - LIFE_S <= at <= now + 60:
         raise Refused(
             "probe.old", "the report is not of this day", expected=f"<= {LIFE_S} s old", got=now - at, remedy="probe again"
