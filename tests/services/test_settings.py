@@ -42,7 +42,7 @@ def test_a_full_file_is_read_with_paths_relative_to_it(tmp_path):
         ('name = "a"', "settings.missing_key", "add state = ..."),
         ('name = 1\nstate = "s"', "settings.wrong_type", None),
         ('name = "a"\nstate = "s"\n[[peers]]\nur = "x"', "settings.unknown_key", "did you mean url?"),
-        ("name =", "settings.not_toml", None),
+        ("name =", "settings.not_toml", "correct it there; moor init writes one with comments"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(tmp_path, text, code, remedy):
