@@ -3,7 +3,7 @@
 The agent runs on a machine whose administrator may be the attacker, so nothing here is trusted by anybody: it carries
 bytes from the TPM and the logs to the verifier. It comes once a period, and at once when the verifier asks (`held`: the
 verifier over connections that may wait for long). It sends the boot log only when the verifier does not hold it, and the IMA
-list from where the verifier stopped; after a refusal it starts over from the beginning of the list, once.
+list from where the verifier stopped, in pieces if it is long; after a refusal it starts over from its beginning, once.
 """
 
 from __future__ import annotations
@@ -31,9 +31,22 @@ _ANSWER_S: Final = 2.0
 """A challenge that is good for less than this is not answered: another is asked for."""
 
 
-_FROM_THE_BEGINNING: Final = frozenset({"ima.replay_mismatch", "ima.wrong_offset", "host.event_log_missing"})
+_FROM_THE_BEGINNING: Final = frozenset(
+    {"ima.replay_mismatch", "ima.wrong_offset", "ima.judged_anew", "host.event_log_missing"}
+)
 """Refusals that the whole list may mend: the verifier knows less of this host than its challenge said."""
 _CHALLENGE_GONE: Final = "tpm.nonce_mismatch"
+
+
+@dataclass(frozen=True, slots=True)
+class ImaLines:
+    """Whole lines of an IMA list; `more` says that others follow which found no place."""
+
+    data: bytes
+    more: bool
+
+
+_NO_LINES: Final = ImaLines(b"", more=False)
 
 
 class LogSource(Protocol):
@@ -43,7 +56,7 @@ class LogSource(Protocol):
         """The boot log, whole."""
         ...
 
-    def ima_lines(self, first: int) -> bytes:
+    def ima_lines(self, first: int) -> ImaLines:
         """The lines of the IMA list from entry number `first` on, at most MAX_IMA_DELTA bytes, whole lines."""
         ...
 
@@ -62,20 +75,21 @@ class FileLogs:
         except OSError as error:
             raise Unavailable("host.no_event_log", "the boot log cannot be read", got=error) from None
 
-    def ima_lines(self, first: int) -> bytes:
+    def ima_lines(self, first: int) -> ImaLines:
         """The lines from entry `first` on. Raises Unavailable("host.no_ima_list")."""
-        kept = bytearray()
+        kept, more = bytearray(), False
         try:
             with self.ima.open("rb") as file:
                 for number, line in enumerate(file):
                     if number < first or not line.endswith(b"\n"):
                         continue
                     if len(kept) + len(line) > wire.MAX_IMA_DELTA:
+                        more = True
                         break
                     kept += line
         except OSError as error:
             raise Unavailable("host.no_ima_list", "the IMA list cannot be read", got=error) from None
-        return bytes(kept)
+        return ImaLines(bytes(kept), more)
 
 
 class HostAttestation:
@@ -115,7 +129,10 @@ class HostAttestation:
         return schema.decode(wire.Enrolled, answer)
 
     async def attest(self) -> wire.HostVerdict:
-        """Answer one challenge; the verdict. Raises the verifier's typed error where there is none."""
+        """Answer one challenge, or as many as the IMA list has pieces; the verdict.
+
+        Raises the verifier's typed error where there is none.
+        """
         try:
             return await self._attest_from(None)
         except MoorlineError as error:
@@ -183,6 +200,12 @@ class HostAttestation:
         return schema.encode(_evidence(quoted, ALG_SHA256))
 
     async def _attest_from(self, offset: int | None) -> wire.HostVerdict:
+        verdict = await self._attest_once(offset)
+        while verdict.ear is None:  # a piece was taken; it is the verifier that bounds how many
+            verdict = await self._attest_once(None)
+        return verdict
+
+    async def _attest_once(self, offset: int | None) -> wire.HostVerdict:
         challenge = self._held() or await self._ask()
         evidence = await asyncio.to_thread(self._answer, challenge, offset)
         answer = await self._verifier.post_cbor(f"/v1/hosts/{self._host}/evidence", schema.encode(evidence))
@@ -233,7 +256,7 @@ def _evidence(
     *,
     event_log: bytes | None = None,
     ima_from: int = 0,
-    ima: bytes = b"",
+    ima: ImaLines = _NO_LINES,
     location: wire.LocationEvidence | None = None,
 ) -> wire.HostEvidence:
     if len(quoted.pcrs) > wire.MAX_PCRS:
@@ -245,6 +268,7 @@ def _evidence(
         pcrs=tuple(wire.PcrValue(index=index, digest=digest) for index, digest in sorted(quoted.pcrs.items())),
         event_log=event_log,
         ima_from=ima_from,
-        ima=ima,
+        ima=ima.data,
+        ima_more=ima.more,
         location=location,
     )

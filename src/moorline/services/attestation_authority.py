@@ -10,7 +10,8 @@ Enrolment:
 Appraisal:
 1. the quote is by the enrolled key (verification.tpm_quote) and answers an open challenge of this verifier, which it uses
    up;
-2. counters of the TPM did not go back; 3. the boot log replays; 4. the IMA list replays from what is held here;
+2. counters of the TPM did not go back; 3. the boot log replays; 4. the IMA list replays from what is held here, or is a
+   piece of a longer one, of which how far it was read is kept, and nothing is judged before the last piece;
 5. the certified location tag is genuine; 6. policy.host judges; 7. the results of a round are signed; 8. challenge,
    progress, withdrawal, result and next challenge of each host of the round are written in one transaction, and only then
    is anybody answered. Where nothing signs, what was withdrawn is written all the same.
@@ -44,7 +45,16 @@ from moorline.nfv import parse_name
 from moorline.policy import ear
 from moorline.policy.reference_values import Reference
 from moorline.rats import AttestationResult, EvidenceRoot, Tier
-from moorline.services.host_appraisal import SKEW_S, Appraised, Distance, HostAppraisal, Terms, challenge_used, registered
+from moorline.services.host_appraisal import (
+    SKEW_S,
+    Appraised,
+    Distance,
+    HostAppraisal,
+    Terms,
+    challenge_used,
+    exhausted,
+    registered,
+)
 from moorline.services.verifier_queue import Entry, VerifierQueue
 from moorline.storage.verifier_events import VerdictEvent
 from moorline.storage.verifier_rounds import Change, EnrolledHost, Held, Progress, StoredResult
@@ -98,7 +108,10 @@ _Entry = Entry[wire.HostEvidence, wire.HostVerdict]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Judged:
-    """Evidence that is the host's own: its appraisal, or the problem found on the way; `code` is why it does not stand."""
+    """Evidence that is the host's own: its appraisal, or the problem found on the way; `code` is why it does not stand.
+
+    A piece of an IMA list has an appraisal without a result, and says nothing about whether the host stands.
+    """
 
     entry: _Entry
     nonce: bytes
@@ -106,6 +119,11 @@ class _Judged:
     appraised: Appraised | None
     error: MoorlineError | None
     code: str | None
+
+    @property
+    def result(self) -> AttestationResult | None:
+        """What was found out about the host, if anything was."""
+        return None if self.appraised is None else self.appraised.result
 
 
 class AttestationAuthority:
@@ -214,7 +232,7 @@ class AttestationAuthority:
 
     def _challenge(self, nonce: bytes, expires: Instant, held: Progress | None) -> wire.HostChallenge:
         parts = self._parts
-        judged_now = held is not None and same(held.reference, parts.reference.digest)
+        go_on = held is not None and same(held.reference, parts.reference.digest) and not exhausted(held, parts.clock.now())
         return wire.HostChallenge(
             nonce=nonce,
             expires=expires,
@@ -222,7 +240,7 @@ class AttestationAuthority:
             bank=parts.reference.bank,
             selection=parts.terms.pcrs,
             reset_count=0 if held is None else held.clock.reset_count,
-            ima_from=held.ima_count if held is not None and judged_now else 0,
+            ima_from=held.ima_count if held is not None and go_on else 0,
             event_log_digest=None if held is None else held.boot_log,
             location="location" not in parts.terms.not_required,
         )
@@ -278,7 +296,7 @@ class AttestationAuthority:
             return error  # nothing was found out about the host
         except MoorlineError as error:
             return _Judged(entry=entry, nonce=nonce, before=held.progress, appraised=None, error=error, code=error.code)
-        refusal = appraised.result.first_refusal()
+        refusal = None if appraised.result is None else appraised.result.first_refusal()
         return _Judged(
             entry=entry,
             nonce=nonce,
@@ -291,9 +309,9 @@ class AttestationAuthority:
     async def _signed(self, judged: list[_Judged]) -> tuple[dict[str, str], MoorlineError | None]:
         """Tokens by host, or why there are none."""
         messages = {
-            one.entry.host: ear.signing_input(one.appraised.result, audience=self._parts.audience)
+            one.entry.host: ear.signing_input(one.result, audience=self._parts.audience)
             for one in judged
-            if one.appraised is not None
+            if one.result is not None
         }
         if not messages:
             return {}, None
@@ -306,7 +324,9 @@ class AttestationAuthority:
 
     def _change(self, one: _Judged, token: str | None) -> Change:
         found = one.appraised
-        affirms = found is not None and found.result.status is Tier.AFFIRMING
+        if found is not None and found.result is None:
+            return self._piece(one, found)
+        affirms = found is not None and found.result is not None and found.result.status is Tier.AFFIRMING
         withdraw = None if affirms else one.code or "result.not_affirming"
         if found is None or (token is None and affirms):  # what nothing signed is read again from where it was read before
             return Change(
@@ -319,6 +339,7 @@ class AttestationAuthority:
                 result=None,
                 next_nonce=None,
             )
+        assert found.result is not None
         result = None if token is None else _stored(one.entry.host, found.result, token, one.code)
         return Change(
             host=one.entry.host,
@@ -329,6 +350,19 @@ class AttestationAuthority:
             withdraw=withdraw,
             result=result,
             next_nonce=None if token is None else self._parts.random(_NONCE),
+        )
+
+    def _piece(self, one: _Judged, found: Appraised) -> Change:
+        """What stands, stands as long as its lease: a piece gives no verdict, takes none away and answers no question."""
+        return Change(
+            host=one.entry.host,
+            nonce=one.nonce,
+            before=one.before,
+            progress=found.progress,
+            boot_log=found.boot_log,
+            withdraw=None,
+            result=None,
+            next_nonce=self._parts.random(_NONCE),
         )
 
     def _answer(
@@ -343,10 +377,12 @@ class AttestationAuthority:
             return challenge_used(change.nonce)
         if one.error is not None:
             return one.error
-        if change.result is None or change.next_nonce is None:
+        if change.next_nonce is None:
             assert refusal is not None
             return refusal
         following = self._challenge(change.next_nonce, next_expires, change.progress)
+        if change.result is None:
+            return wire.HostVerdict(ear=None, status=Tier.NONE.word, code="ima.unfinished", next=following)
         return wire.HostVerdict(ear=change.result.ear, status=change.result.status, code=one.code, next=following)
 
     def standing(self, name: str) -> StoredResult:

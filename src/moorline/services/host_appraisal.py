@@ -34,6 +34,10 @@ BOOTS: Final = 1024
 """Boots that are kept as they were read: hosts that boot alike share one, and a standing host shows the same each time."""
 SKEW_S: Final = 5
 """By how much the clocks of two processes of one verifier may differ."""
+MAX_PIECES: Final = 32
+"""Pieces of one IMA list at most: 64 MiB of lines, some 400,000 files run since boot."""
+PIECES_S: Final = 300
+"""Seconds in which all pieces of a list must have come."""
 _TEMPLATES: Final = ("ima-ng", "ima-sig")  # what distributions configure; lists of others are read the long way
 
 
@@ -53,9 +57,12 @@ class Terms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Appraised:
-    """The result, how far the host was read, and its boot log where it sent it."""
+    """The result, how far the host was read, and its boot log where it sent it.
 
-    result: AttestationResult
+    There is no result where the evidence was a piece of an IMA list that is not whole yet.
+    """
+
+    result: AttestationResult | None
     progress: Progress
     boot_log: bytes | None
 
@@ -121,7 +128,9 @@ class HostAppraisal:
     ) -> Appraised:
         """Steps 2 to 6. Raises Unavailable where nothing was found out about the host, any other error if something was."""
         registered(platform, held.enrolled.ek_digest, held.enrolled.root)
-        facts, progress = self._verify_logs(held, evidence, quote, platform, nonce)
+        facts, progress = self._verify_logs(held, evidence, quote, platform, nonce, now)
+        if progress.pieces:
+            return Appraised(result=None, progress=progress, boot_log=evidence.event_log)
         assert held.challenge_expires is not None
         asked = Instant(min(now, held.challenge_expires - self._terms.challenge_s))
         result = self._judge(facts, nonce, asked=asked, now=now)
@@ -134,6 +143,7 @@ class HostAppraisal:
         quote: Verified[tpm_quote.QuotedPcrs],
         platform: PlatformRecord,
         nonce: bytes,
+        now: Instant,
     ) -> tuple[host.HostFacts, Progress]:
         reference, enrolled = self._reference, held.enrolled
         booted = tpm_quote.verify_progress(None if held.progress is None else held.progress.clock, quote.value.clock)  # 2
@@ -143,8 +153,13 @@ class HostAppraisal:
         boot = self._boot(digest, evidence.event_log, pcrs)  # 3
         start, standing = self._ima_start(before, evidence.ima_from)
         read = ima.verify_ima(  # 4
-            start, evidence.ima, bank=reference.bank, quoted=pcrs[IMA_PCR], allowed=self._allowed
+            *(start, evidence.ima),
+            bank=reference.bank,
+            quoted=pcrs[IMA_PCR],
+            allowed=self._allowed,
+            more=evidence.ima_more,
         )
+        pieces, since = (0, Instant(0)) if read.whole else _one_piece_more(before if evidence.ima_from else None, now)
         standing = host.appraise_files(
             standing, read.entries, reference=reference, aggregate=ima.boot_aggregate(pcrs), allowed=read.allowed
         )
@@ -167,6 +182,8 @@ class HostAppraisal:
             reference=reference.digest,
             standing=schema.encode(standing),
             boot_log=digest,
+            pieces=pieces,
+            pieces_since=since,
         )
         return facts, progress
 
@@ -189,12 +206,19 @@ class HostAppraisal:
     def _ima_start(self, held: Progress | None, offset: int) -> tuple[ima.ImaState, host.FileStanding]:
         if offset == 0:
             return ima.initial(self._reference.bank), host.NO_FILES
-        known = held is not None and same(held.reference, self._reference.digest)
-        if held is None or not known or held.ima_count != offset:
+        if held is not None and not same(held.reference, self._reference.digest):
+            raise Unavailable(  # it was challenged before these values came: no fault of the host's
+                "ima.judged_anew",
+                "the reference values are others than when this host was asked",
+                expected="the list from its beginning",
+                got=f"from entry {offset}",
+                remedy="send the list from its beginning",
+            )
+        if held is None or held.ima_count != offset:
             raise Refused(
                 "ima.wrong_offset",
                 "the IMA list does not go on where this verifier stopped",
-                expected=held.ima_count if held is not None and known else 0,
+                expected=0 if held is None else held.ima_count,
                 got=offset,
                 remedy="send the list from its beginning",
             )
@@ -269,6 +293,26 @@ def registered(platform: PlatformRecord, ek_digest: bytes, root: EvidenceRoot) -
             expected=f"simulated = {root is EvidenceRoot.TEST}",
             got=f"simulated = {platform.simulated}",
         )
+
+
+def exhausted(progress: Progress, now: Instant) -> bool:
+    """Whether the pieces of a host's list were too many, or took too long: then it begins anew."""
+    return progress.pieces >= MAX_PIECES or (progress.pieces > 0 and not 0 <= now - progress.pieces_since < PIECES_S)
+
+
+def _one_piece_more(before: Progress | None, now: Instant) -> tuple[int, Instant]:
+    """Number of pieces with this one, and when the first came. Raises Refused("ima.never_whole")."""
+    if before is None or before.pieces == 0:
+        return 1, now
+    if exhausted(before, now):
+        raise Refused(
+            "ima.never_whole",
+            "the pieces of the IMA list do not add up to what the TPM quotes",
+            expected=f"at most {MAX_PIECES} pieces in {PIECES_S} s",
+            got=f"{before.pieces + 1} pieces in {now - before.pieces_since} s",
+            remedy="find out why the list does not end; boot the host if it is longer",
+        )
+    return before.pieces + 1, before.pieces_since
 
 
 def challenge_used(nonce: bytes) -> NotAuthentic:

@@ -34,11 +34,14 @@ CHALLENGES: Final = table("challenges", "nonce", "host", "expires", "ask")
 PROGRESS: Final = table(
     "progress",
     *("host", "clock", "reset_count", "restart_count", "safe"),
-    *("ima_count", "ima_running", "reference", "standing", "boot_log"),
+    *("ima_count", "ima_running", "reference", "standing", "boot_log", "pieces", "pieces_since"),
 )
 RESULTS: Final = table("results", "host", "ear", "status", "code", "issued", "expires", "withdrawn")
 _BOOT_LOGS: Final = table("boot_logs", "digest", "data")
 _STANDINGS: Final = table("standings", "host", "expires")
+
+
+_NEVER: Final = Instant(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +60,8 @@ class Progress:
     """How far one host was read in its present boot: clock, IMA entries and their PCR value, standing, and its boot log.
 
     `reference` is the digest of the reference values its files were judged by; `standing` is policy.host.FileStanding,
-    encoded; `boot_log` is SHA-256 of the log, which is kept once for all hosts that booted alike.
+    encoded; `boot_log` is SHA-256 of the log, which is kept once for all hosts that booted alike. Where `pieces` is not
+    0, the list came in that many pieces since `pieces_since` and is not whole: none of it is proven, no verdict rests on it.
     """
 
     clock: ClockInfo
@@ -66,6 +70,8 @@ class Progress:
     reference: bytes
     standing: bytes
     boot_log: bytes
+    pieces: int = 0
+    pieces_since: Instant = _NEVER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +232,8 @@ def progress_of(row: Any) -> Progress:  # noqa: ANN401 - a row of `progress`
         reference=row.reference,
         standing=row.standing,
         boot_log=row.boot_log,
+        pieces=row.pieces,
+        pieces_since=Instant(row.pieces_since),
     )
 
 
@@ -277,6 +285,8 @@ def _keep(connection: sa.Connection, settled: Sequence[Change]) -> None:
                 "reference": one.progress.reference,
                 "standing": one.progress.standing,
                 "boot_log": one.progress.boot_log,
+                "pieces": one.progress.pieces,
+                "pieces_since": one.progress.pieces_since,
             }
         )
     _put(connection, PROGRESS, "host", values)

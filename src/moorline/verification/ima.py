@@ -5,6 +5,8 @@
 2. Every entry is of PCR 10, and its template hash is that of its own fields; a violation extends 0xff bytes.
 3. The list may be ahead of the quote: entries are taken until the running value is the quoted one, and no further.
 4. If it never is, nothing is taken and the evidence is refused: a gap, a changed, missing or reordered entry.
+5. A list in pieces: all entries of a piece that says the list goes on are taken, and prove nothing yet. The running value is
+   kept by this verifier and goes into 1 for the next piece; the piece whose running value is the quoted one proves them all.
 
 What comes out says that these entries were measured, in this order. Whether they may run is policy. Kernels before 5.8,
 which pad SHA-1 template hashes in a SHA-256 bank, do not replay here.
@@ -50,6 +52,7 @@ class ImaState:
 class ImaProgress:
     """New entries, proven by the quoted PCR 10, and the state after them. `surplus` entries were not yet quoted.
 
+    Not `whole`, they are a piece that the quote does not reach: proven by nothing before the last piece is.
     `allowed` entries were lines of the `AllowedLines` given, and are not in `entries`.
     """
 
@@ -57,6 +60,7 @@ class ImaProgress:
     entries: tuple[ImaEntry, ...]
     surplus: int
     allowed: int
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +98,12 @@ def initial(bank: int) -> ImaState:
 
 
 def verify_ima(
-    before: ImaState, data: bytes, *, bank: int, quoted: bytes, allowed: AllowedLines | None = None
+    before: ImaState, data: bytes, *, bank: int, quoted: bytes, allowed: AllowedLines | None = None, more: bool = False
 ) -> ImaProgress:
     """The entries of `data` (lines after `before.count`) that the quoted value of PCR 10 proves.
 
-    With `allowed`, lines of allowed files are counted and not returned. Raises Malformed (`ima.*`),
+    With `allowed`, lines of allowed files are counted and not returned. With `more`, the list goes on behind `data`, which
+    may be a piece (number 5 of the module). Raises Malformed (`ima.*`),
     NotAuthentic("ima.pcr" | "ima.template_hash" | "ima.replay_mismatch") and Unavailable("ima.hash_unsupported").
     """
     name = _bank_name(bank)
@@ -125,9 +130,12 @@ def verify_ima(
             entries.append(entry)
         running = hashed(running + extension).digest()
         taken += 1
-    _require_quoted(running, quoted, before=before.count, taken=taken)
+    whole = not (more and taken) or same(running, quoted)
+    if whole:
+        _require_quoted(running, quoted, before=before.count, taken=taken)
     state = ImaState(count=before.count + taken, running=running)
-    return ImaProgress(state=state, entries=tuple(entries), surplus=len(lines) - taken, allowed=taken - len(entries))
+    surplus, known_ones = len(lines) - taken, taken - len(entries)
+    return ImaProgress(state=state, entries=tuple(entries), surplus=surplus, allowed=known_ones, whole=whole)
 
 
 def verify_entries(before: ImaState, entries: Iterable[ImaEntry], *, bank: int, quoted: bytes) -> ImaProgress:

@@ -122,7 +122,10 @@ class LocationEvidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostEvidence:
-    """A quote and the logs behind it. `event_log` is null if unchanged; `ima` holds lines from entry number `ima_from`."""
+    """A quote and the logs behind it. `event_log` is null if unchanged; `ima` holds lines from entry number `ima_from`.
+
+    `ima_more` says that the list goes on behind `ima`: the lines are a piece, and nothing is judged before the last one.
+    """
 
     quoted: Structure
     signature: Structure
@@ -132,16 +135,18 @@ class HostEvidence:
     ima_from: int
     ima: Annotated[bytes, Size(at_most=MAX_IMA_DELTA)]
     location: LocationEvidence | None
+    ima_more: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostVerdict:
     """The result (EAR, JWT), its status in a word, and the code of the first rule that was not met, if any.
 
-    `next` is the challenge for the next attestation, good until it expires; null where the host has to ask for one.
+    `next` is the challenge for the next attestation, good until it expires; null where the host has to ask for one. `ear` is
+    null where the evidence was a piece of an IMA list (`ima_more`): there is no verdict yet, and `next` asks for the rest.
     """
 
-    ear: Annotated[str, Size(at_most=1 << 17)]
+    ear: Annotated[str, Size(at_most=1 << 17)] | None
     status: str
     code: str | None
     next: HostChallenge | None
