@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from moorline.errors import MoorlineError, NotAuthentic, Refused, Unavailable
-from moorline.ledger import blocks, checkpoint, records, state, transactions
+from moorline.ledger import blocks, checkpoint, evidence, records, state, transactions
 from moorline.ledger.blocks import Block
 from moorline.ledger.checkpoint import Note
 from moorline.ledger.engines import embedded
@@ -22,6 +22,7 @@ from moorline.ledger.engines.cosigner import Cosigner
 from moorline.ledger.engines.embedded import Sequencer
 from moorline.ledger.engines.node import Committed, Node
 from moorline.ledger.engines.proposal import Proposal
+from moorline.ledger.finding import Kind
 from moorline.ledger.light_client import verify_bundle
 from moorline.ledger.transactions import SenderKind
 from moorline.storage.database import open_database
@@ -241,6 +242,24 @@ async def test_a_cosigner_signs_nothing_it_would_not_have_made(engines, code, ch
         await cosigner.cosign(data)
     assert caught.value.code == code
     assert cosigner.node.store.signed() is None
+    engines.close()
+
+
+async def test_a_block_that_executing_it_does_not_give_is_kept_as_evidence_once(engines):
+    """verifies that: the cosigner that refused it shows everybody who made it; the maker's next attempt adds nothing, and a
+    good block is signed all the same."""
+    cosigner, told = engines.cosigners["authority-2"], []
+    cosigner.node.on_evidence = told.append
+    for attempt in (1, 2):
+        data, _ = engines.proposal(engines.transaction(), state_root=bytes(32), attempt=attempt)
+        with pytest.raises(Refused, match=r"ledger.wrong_state_root"):
+            await cosigner.cosign(data)
+    (kept,) = cosigner.node.store.evidence()
+    finding = evidence.verify(kept.body, engines.consortium.made.trust)
+    assert (finding.kind, finding.offenders, finding.fault) == (Kind.EXECUTION, (FIRST,), "ledger.wrong_state_root")
+    assert told == [finding]
+    data, _ = engines.proposal(engines.transaction(), attempt=3)
+    assert await cosigner.cosign(data)
     engines.close()
 
 

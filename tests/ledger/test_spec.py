@@ -168,9 +168,19 @@ def test_every_misconduct_names_who_its_page_says():
     assert {kind: evidence.verify(bytes.fromhex(data), trust).offenders for kind, data in found.items()} == {
         kind: (name,) for kind, name in offenders.items()
     }
-    text = page("ledger-evidence.md").partition("## One thing")[2]
+    text = page("ledger-evidence.md").partition("## One thing")[2].partition("## A block")[0]
     assert shown(text, bytes.fromhex(found["duplicate-vote"])) == []
     assert all(f"`{kind}`" in text for kind in found)
+
+
+def test_the_block_of_the_page_is_executed_again_and_breaks_the_rule_it_says():
+    found = json.loads((SPEC / "examples" / "ledger-wrong-execution.json").read_text("utf-8"))
+    data, trust = bytes.fromhex(found["wrong-execution"]), LedgerTrust.parse(bytes.fromhex(found["trust"]))
+    finding = evidence.verify(data, trust)
+    assert (finding.offenders, finding.fault) == (("authority-1",), "ledger.parameter_bounds")
+    text = page("ledger-evidence.md").partition("## A block, executed again")[2]
+    assert shown(text, data) == []
+    assert f"`{finding.fault}`" in text
 
 
 def test_the_snapshot_verifies_and_its_piece_is_what_the_manifest_says():

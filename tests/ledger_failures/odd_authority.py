@@ -58,6 +58,21 @@ def invalid():
     blocks.make = make
 
 
+def misstated():
+    """As sequencer: the state root of its blocks is none that the rules give."""
+    from moorline.ledger import blocks
+
+    honest = blocks.make
+
+    def make(head, batch, *, time_ms, verified=None):
+        block, after, outcomes = honest(head, batch, time_ms=time_ms, verified=verified)
+        if batch:
+            block = replace(block, header=replace(block.header, state_root=bytes(32)))
+        return block, after, outcomes
+
+    blocks.make = make
+
+
 def backwards():
     """As sequencer: its blocks are of a time before the block they follow."""
     from moorline.ledger import blocks
@@ -108,7 +123,7 @@ def two_heads():
 
 
 if __name__ == "__main__":
-    {one.__name__: one for one in (clock_off, two_blocks, invalid, backwards, censor, two_heads)}[sys.argv[1]]()
+    {one.__name__: one for one in (clock_off, two_blocks, invalid, misstated, backwards, censor, two_heads)}[sys.argv[1]]()
     from moorline.cli import run
 
     sys.exit(run(sys.argv[2:]))

@@ -20,6 +20,7 @@ _Genesis = Annotated[
     Path, typer.Option(envvar="MOOR_GENESIS", help="Genesis file (genesis.cbor): where the authorities are.")
 ]
 _Id = Annotated[str, typer.Argument(help="The evidence's id, or the beginning of it (moor ledger evidence list).")]
+_LONG = 2000  # a block may be megabytes; all of it is in what `export` writes
 _COLUMNS = ("id", "kind", "height", "offenders", "forked")
 
 
@@ -121,6 +122,7 @@ def _row(data: bytes, finding: Finding) -> dict[str, Any]:
         "height": finding.height,
         "offenders": list(finding.offenders),
         "forked": finding.forked,
+        **({} if finding.fault is None else {"fault": finding.fault}),
     }
 
 
@@ -132,6 +134,10 @@ def _signed(data: bytes) -> list[str]:
 
     if kind_of(data) not in TWICE:
         body = cbor.decode(misconduct.parse(data).body, max_bytes=MAX_EVIDENCE_BYTES)
-        return [f"{name}: {render.plain(value)}" for name, value in body.items()] if isinstance(body, dict) else []
+        return [_cut(f"{name}: {render.plain(value)}") for name, value in body.items()] if isinstance(body, dict) else []
     found = schema.decode(Evidence, data, max_bytes=MAX_EVIDENCE_BYTES)
     return [note.decode("utf-8") for note in found.notes] or [one.header.hex() for one in found.proposals]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONG else f"{text[:_LONG]}… ({len(text)} characters)"

@@ -98,6 +98,11 @@ def genesis_head(genesis: Genesis) -> Head:
     return _head(state, _header(state, bytes(32), ()), merkle.Frontier())
 
 
+def genesis_header(genesis: Genesis) -> Header:
+    """The header of block 0, which nobody signs and everybody knows."""
+    return _header(machine.initial(genesis), bytes(32), ())
+
+
 def resumed_head(state: State, header: Header, edge: bytes) -> Head:
     """A head from what was stored; `edge` is that of the log before it. The caller compares it with the signed note."""
     return _head(state, header, frontier_of(header.height, edge))

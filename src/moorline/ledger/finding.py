@@ -17,6 +17,7 @@ class Kind(StrEnum):
     PROPOSALS = "proposals"
     INVALID = "invalid-block"
     BACKWARDS = "time-runs-back"
+    EXECUTION = "wrong-execution"
     VOTES = "duplicate-vote"
     ATTACK = "light-client-attack"
     CLOCK = "clock-off"
@@ -32,9 +33,13 @@ class SealedHeader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What evidence shows: who did what, at which height, and whether a quorum signed both (then the ledger has forked)."""
+    """What evidence shows: who did what, at which height, and whether a quorum signed both (then the ledger has forked).
+
+    `fault` is the code of the rule that a block broke, where the rules had to be applied to see it; else None.
+    """
 
     kind: Kind
     height: int
     offenders: tuple[str, ...]
     forked: bool
+    fault: str | None = None

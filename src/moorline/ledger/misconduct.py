@@ -2,6 +2,8 @@
 
     invalid-block        a header sealed by its maker, and a transaction under it that can never stand: no transaction, of
                          another ledger, or expired. The offender is the maker.
+    wrong-execution      a header sealed by its maker, the block under it, and what that block touches of the state it begins
+                         from: executed again it is another (ledger.re_execution). The maker.
     time-runs-back       a header sealed by its maker whose time is not later than that of the header it follows. The maker.
     duplicate-vote       two votes of a CometBFT validator that exclude each other. The validator.
     light-client-attack  two CometBFT headers of one height, both with a commit. Who signed both
@@ -9,8 +11,8 @@
     clock-off            a commit with a vote whose time is `CLOCK_OFF_S` or more from the median of all. Who cast it: its
                          clock is wrong, or it lies; the median, which is block time, stands against it.
 
-What needs the state to be seen (a transaction that does not apply, a wrong state root) is refused by every honest authority
-and shows nothing to who has no state. Censorship and silence sign nothing: nobody can be named from evidence.
+Under CometBFT an application never sees the signature over a proposal: a block that does not apply is refused there, and
+its proposer named in the log only. Censorship and silence sign nothing: nobody can be named from evidence.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Annotated, Final
 from moorline.audit import merkle
 from moorline.digest import same
 from moorline.errors import Malformed, Refused
-from moorline.ledger import anchor, blocks, light_client, seals, transactions
+from moorline.ledger import anchor, blocks, light_client, re_execution, seals, transactions
 from moorline.ledger.anchor import CometAnchor
 from moorline.ledger.blocks import Header
 from moorline.ledger.engines.cometbft.canonical import NANOSECONDS
@@ -31,11 +33,12 @@ from moorline.ledger.engines.cometbft.header import address_of, authority_valida
 from moorline.ledger.finding import Finding, Kind, SealedHeader
 from moorline.ledger.light_client import LedgerTrust
 from moorline.ledger.proof import SetChange
+from moorline.ledger.re_execution import WrongExecution
 from moorline.wire import schema
 from moorline.wire.schema import Bytes32, Size
 
 VERSION: Final = 1
-MAX_BYTES: Final = 512 * 1024
+MAX_BYTES: Final = re_execution.MAX_BYTES + (1 << 20)
 CLOCK_OFF_S: Final = 6 * 3600
 """Honest votes of one round may come hours apart where the network was cut; half a day does not come of that."""
 
@@ -48,7 +51,7 @@ class Misconduct:
     kind: Kind
     ledger_id: Bytes32
     changes: tuple[SetChange, ...]
-    body: Annotated[bytes, Size(at_most=256 * 1024)]
+    body: Annotated[bytes, Size(at_most=re_execution.MAX_BYTES)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +104,7 @@ def verify(data: bytes, trust: LedgerTrust) -> Finding:
     kinds = {
         Kind.INVALID: _invalid,
         Kind.BACKWARDS: _backwards,
+        Kind.EXECUTION: _execution,
         Kind.VOTES: _votes,
         Kind.ATTACK: _attack,
         Kind.CLOCK: _clock,
@@ -151,6 +155,13 @@ def _backwards(found: Misconduct, trust: LedgerTrust) -> Finding:
     return _one(Kind.BACKWARDS, header.height, (body.sealed.seal.name,) if wrong else ())
 
 
+def _execution(found: Misconduct, trust: LedgerTrust) -> Finding:
+    body = schema.decode(WrongExecution, found.body, max_bytes=re_execution.MAX_BYTES)
+    header = _sealed(found, body.sealed, trust)  # first: executing costs more than a signature
+    fault = re_execution.judge(body, header, ledger_id=found.ledger_id)
+    return _one(Kind.EXECUTION, header.height, () if fault is None else (body.sealed.seal.name,), fault=fault)
+
+
 def _votes(found: Misconduct, trust: LedgerTrust) -> Finding:
     body = DuplicateVote.parse(found.body)
     address = body.verify(chain_id=chain_id_of(found.ledger_id))
@@ -178,8 +189,8 @@ def _clock(found: Misconduct, trust: LedgerTrust) -> Finding:
     return _one(Kind.CLOCK, height, late_or_early(body, authorities))
 
 
-def _one(kind: Kind, height: int, offenders: tuple[str, ...], *, forked: bool = False) -> Finding:
-    return Finding(kind=kind, height=height, offenders=offenders, forked=forked)
+def _one(kind: Kind, height: int, offenders: tuple[str, ...], *, forked: bool = False, fault: str | None = None) -> Finding:
+    return Finding(kind=kind, height=height, offenders=offenders, forked=forked, fault=fault)
 
 
 def _names(addresses: tuple[bytes, ...], authorities: Mapping[str, bytes]) -> tuple[str, ...]:

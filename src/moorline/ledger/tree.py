@@ -162,14 +162,15 @@ class _Cut:
         self.hash = digest
 
 
-_Node = _Leaf | _Inner | _Stored | _Shown | _Cut | None
+_AnyLeaf = _Leaf | _Shown
+_Node = _AnyLeaf | _Inner | _Stored | _Cut | None
 
 
 def _hash(node: _Node) -> bytes:
     return EMPTY if node is None else node.hash
 
 
-def _place(leaf: _Leaf) -> bytes:
+def _place(leaf: _AnyLeaf) -> bytes:
     return leaf.key
 
 
@@ -257,9 +258,9 @@ class PartialTree:
         self._data = data
 
     @classmethod
-    def parse(cls, data: bytes) -> PartialTree:
+    def parse(cls, data: bytes, *, max_bytes: int = MAX_PROOF_BYTES) -> PartialTree:
         """Raises only Malformed("ledger.proof_malformed")."""
-        if len(data) > MAX_PROOF_BYTES:
+        if len(data) > max_bytes:
             raise _malformed("it is too large")
         node, end = _parsed(data, 0, 0)
         if end != len(data):
@@ -277,6 +278,14 @@ class PartialTree:
         if isinstance(node, _Cut):
             raise Refused("ledger.not_proven", "the proof says nothing about this key", got=key)
         return None if node is None else node.value
+
+    def filled(self, records: Mapping[str, bytes]) -> Tree:
+        """The tree with these records in the place of their digests: one to read and to write, where it was not cut off.
+
+        They are those of the proof if the root is the same. What is cut off looks absent and cannot be written to
+        (TypeError), so a caller has to keep to keys that the proof shows.
+        """
+        return Tree(self._root).updated(records)
 
     def exactly_for(self, keys: Iterable[str]) -> None:
         """Raises Malformed("ledger.proof_malformed") unless this is the one encoding of the proof for `keys`."""
@@ -336,7 +345,7 @@ def _all_subtrees(node: _Node, depth: int, prefix: int) -> Iterator[Subtree]:
 # Building --------------------------------------------------------------------------------------------------------------
 
 
-def _split(leaves: list[_Leaf], low: int, high: int, depth: int) -> int:
+def _split(leaves: Sequence[_AnyLeaf], low: int, high: int, depth: int) -> int:
     """Where, between `low` and `high` of leaves in order, the bit at `depth` turns to one."""
     byte, shift = depth >> 3, 7 - (depth & 7)
     while low < high:
@@ -348,7 +357,7 @@ def _split(leaves: list[_Leaf], low: int, high: int, depth: int) -> int:
     return low
 
 
-def _built(leaves: list[_Leaf], low: int, high: int, depth: int) -> _Leaf | _Inner | None:
+def _built(leaves: Sequence[_AnyLeaf], low: int, high: int, depth: int) -> _AnyLeaf | _Inner | None:
     """The subtree of leaves `low` to `high`, which are in order, distinct and agree in their first `depth` bits."""
     if high - low <= 1:
         return leaves[low] if low < high else None
@@ -364,8 +373,8 @@ def _merged(node: _Node, leaves: list[_Leaf], low: int, high: int, depth: int) -
         node = node.opened()
     if node is None:
         return _built(leaves, low, high, depth)
-    if isinstance(node, _Leaf):
-        chosen = leaves[low:high]
+    if isinstance(node, _AnyLeaf):
+        chosen: list[_AnyLeaf] = [*leaves[low:high]]
         if all(leaf.key != node.key for leaf in chosen):
             chosen = sorted((*chosen, node), key=_place)
         return _built(chosen, 0, len(chosen), depth)

@@ -140,7 +140,12 @@ async def _run(
     )
     own_keys(keys, settings, node)
     node.on_evidence = lambda finding: log.error(
-        "an authority lied", kind=finding.kind, height=finding.height, offenders=finding.offenders, forked=finding.forked
+        "an authority lied",
+        kind=finding.kind,
+        height=finding.height,
+        offenders=finding.offenders,
+        forked=finding.forked,
+        fault=finding.fault,
     )
     clock = SystemClock()
     verifiers = Verifiers()

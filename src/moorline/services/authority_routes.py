@@ -6,6 +6,8 @@ certificate of an authority in force; those of its operator its own.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 MAX_HEIGHT: Final = (1 << 53) - 1
 MAX_EVIDENCE: Final = 100
+MAX_EVIDENCE_BYTES: Final = 15 << 20
+"""Of an answer: what its reader takes (wire.http), and more than any one piece."""
 # What the sequencer may send a cosigner; everybody else sends transactions.
 BODY_CAP: Final = 2 * blocks.MAX_BLOCK_BYTES
 
@@ -96,6 +100,13 @@ def _public_routes(app: FastAPI, node: Node | CometNode, engine: Office | Consen
         return _cbor(encode_status(node))
 
 
+def _newest(found: list[bytes]) -> list[bytes]:
+    """The last of these that fit into one answer."""
+    sizes = list(itertools.accumulate(len(one) for one in reversed(found[-MAX_EVIDENCE:])))
+    fitting = bisect.bisect_right(sizes, MAX_EVIDENCE_BYTES)
+    return found[len(found) - fitting :]
+
+
 def _embedded_routes(app: FastAPI, node: Node) -> None:
     @app.get("/v1/term")
     async def term() -> Response:
@@ -105,7 +116,7 @@ def _embedded_routes(app: FastAPI, node: Node) -> None:
     @app.get("/v1/evidence")
     async def evidence() -> Response:
         """Public: evidence that authorities lied, as far as this authority has it; each proves itself."""
-        return _cbor(cbor.encode([one.body for one in node.store.evidence()[-MAX_EVIDENCE:]]))
+        return _cbor(cbor.encode(_newest([one.body for one in node.store.evidence()])))
 
     @app.get("/v1/snapshot")
     async def manifest() -> Response:

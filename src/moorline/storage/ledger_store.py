@@ -334,9 +334,11 @@ class LedgerStore:
             if connection.execute(sa.select(EVIDENCE.c.id).where(EVIDENCE.c.id == evidence.id)).scalar() is None:
                 connection.execute(sa.insert(EVIDENCE).values(**row))
 
-    def evidence(self) -> list[StoredEvidence]:
-        """All evidence, oldest first."""
+    def evidence(self, *, height: int | None = None) -> list[StoredEvidence]:
+        """All evidence, or all about one height; oldest first."""
         query = sa.select(EVIDENCE).order_by(EVIDENCE.c.found_ms, EVIDENCE.c.id)
+        if height is not None:
+            query = query.where(EVIDENCE.c.height == height)
         with reading(self._engine) as connection:
             return [StoredEvidence(**row) for row in connection.execute(query).mappings()]
 

@@ -430,9 +430,15 @@ class Node:
             self._keep(self._of_proposals(mine, (header, seal)))
 
     def accuse(self, kind: Kind, body: bytes, *, height: int) -> None:
-        """Keep as evidence, if it is, what a block at this height shows by itself (ledger.misconduct)."""
+        """Keep as evidence, if it is, what a block at this height shows by itself (ledger.misconduct): one of a kind."""
+        if self.accused(kind, height):
+            return
         changes = self._changes_before(height)
         self._keep(misconduct.encode(kind, body, ledger_id=self.genesis.ledger_id, changes=changes))
+
+    def accused(self, kind: Kind, height: int) -> bool:
+        """Whether evidence of this kind is kept about this height already."""
+        return any(evidence.kind_of(one.body) is kind for one in self.store.evidence(height=height))
 
     def _of_proposals(self, mine: tuple[blocks.Header, Seal], theirs: tuple[blocks.Header, Seal]) -> bytes | None:
         if mine[0] == theirs[0] or mine[0].height != theirs[0].height:
