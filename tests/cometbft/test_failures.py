@@ -34,6 +34,7 @@ from moorline.ledger.engines.cometbft.evidence import DuplicateVote, SignedVote
 from moorline.ledger.engines.cometbft.header import address_of, chain_id_of
 from moorline.ledger.engines.cometbft.rpc import CometRpc
 from moorline.ledger.engines.cometbft.verifier import LightBlock, Rules
+from moorline.ledger.light_client import LedgerTrust
 from moorline.services import settings
 from moorline.services.authority import Settings
 from moorline.services.comet_settings import CometSettings, ValidatorToken
@@ -374,6 +375,13 @@ async def test_a_trust_file_is_renewed_from_the_running_ledger(network, tmp_path
     code, said = await moor("ledger", "prove", "provider/alpha", "--genesis", directory / "genesis.cbor", "-o", proof)
     assert code == 0, said
     assert (await moor("ledger", "verify", proof, "--trust", new))[0] == 0
+    binary = ("--genesis", directory / "genesis.cbor", "-o", tmp_path / "new.cbor", "--renew")
+    code, said = await moor("ledger", "trust", *binary, directory / "trust.toml")
+    assert (code, "ledger.trust_no_roots" in said) == (2, True), said
+    code, said = await moor("ledger", "trust", *binary, directory / "trust.cbor")
+    assert code == 0, said
+    renewed = LedgerTrust.parse((tmp_path / "new.cbor").read_bytes())
+    assert renewed == replace(network.made.trust, known_s=renewed.known_s)
 
 
 async def test_what_a_power_cut_takes_from_the_database_comes_again_from_cometbft(network):

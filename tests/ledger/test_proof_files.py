@@ -9,13 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moorline import cli
-from moorline.clock import rendered
+from moorline.clock import Instant, rendered
 from moorline.errors import Malformed
 from moorline.ledger import key_names, proof, records, transactions, trust_file
 from moorline.ledger.light_client import LedgerTrust
 from moorline.ledger.records import RevocationKind
 
-from .conftest import NAMES, consortium_at
+from .conftest import NAMES, NOW, consortium_at
 from .test_admission import new_authority
 from .test_light_client import bundle_of, note_of, now_of
 
@@ -163,6 +163,40 @@ def test_an_expired_trust_file_is_said_to_be_and_how_to_get_another(shared, caps
     at = str(now_of(shared) + 181 * 86_400)
     code, said = verify(capsys, shared, bundle_of(shared, ["provider/alpha"]), at=at)
     assert (code, "ledger.trust_expired" in said, "moor ledger trust --renew" in said) == (1, True, True), said
+
+
+@pytest.mark.parametrize(("days", "says"), [(149, None), (151, "ends in 28 days"), (179, "ends in 0 days")])
+def test_whoever_uses_a_trust_file_that_ends_soon_is_told_on_standard_error(shared, capsys, days, says):
+    """verifies that: the answer is the same, with the command that renews the file beside it from 30 days before the end."""
+    known = shared.made.trust.known_s
+    file, at = shared.made.directory / "proof.cbor", known + days * 86_400 + 60
+    file.write_bytes(bundle_of(shared, ["provider/alpha"]))
+    age = str(at - now_of(shared) + 60)
+    trust = shared.made.directory / "trust.toml"
+    assert cli.run(["ledger", "verify", str(file), "--trust", str(trust), "--at", str(at), "--max-age", age, "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["proven"] == {"provider/alpha": "present"}
+    assert (says or "") in shown.err
+    assert ("moor ledger trust --renew" in shown.err) is (says is not None)
+
+
+def test_who_writes_a_trust_file_of_an_old_ledger_is_told(tmp_path, capsys):
+    """verifies that: a genesis gives 180 days from its own time; the file says when it ends, the reminder that it has."""
+    made = consortium_at(tmp_path / "old", now=Instant(NOW - 400 * 86_400))
+    genesis, new = str(made.made.directory / "genesis.cbor"), tmp_path / "new.toml"
+    assert cli.run(["ledger", "trust", "--genesis", genesis, "--output", str(new)]) == 0
+    shown = capsys.readouterr()
+    ends = rendered(Instant(NOW - 220 * 86_400))
+    assert f"ended at {ends}" in shown.err
+    assert ends in shown.out
+
+
+def test_a_trust_file_is_written_as_services_take_it(shared, tmp_path, capsys):
+    """verifies that: *.cbor is the binary one, with roots; from TOML, which has none, none is made."""
+    genesis = str(shared.made.directory / "genesis.cbor")
+    assert cli.run(["ledger", "trust", "--genesis", genesis, "--output", str(tmp_path / "new.cbor")]) == 0
+    assert LedgerTrust.parse((tmp_path / "new.cbor").read_bytes()) == shared.made.trust
+    capsys.readouterr()
 
 
 def read_nothing(name):

@@ -20,6 +20,7 @@ from moorline.errors import Misconfigured
 if TYPE_CHECKING:
     from cryptography import x509
 
+    from moorline.clock import Instant
     from moorline.ledger.client import LedgerClient, Submitter
     from moorline.ledger.light_client import LedgerTrust, ProvenState
     from moorline.ledger.transactions import Action, Body
@@ -55,6 +56,21 @@ class ProviderSettings:
     """The ledger's trust file."""
     roots: Path
     """The consortium's root certificates, PEM."""
+
+
+def remind(trust: LedgerTrust, path: Path, *, genesis: Path | None = None, now: Instant | None = None) -> None:
+    """Say on standard error that a trust file ends soon, or has ended, and what renews it. Without `now`: at present."""
+    from moorline.clock import SystemClock, rendered
+
+    now = SystemClock().now() if now is None else now
+    if not trust.ending(now):
+        return
+    days = (trust.ends - now) // 86_400
+    when = f"ends in {days} days, at {rendered(trust.ends)}" if days >= 0 else f"ended at {rendered(trust.ends)}"
+    new = path.with_name(f"{path.stem}-renewed{path.suffix}")
+    renews = f"moor ledger trust --renew {path} --genesis {genesis or 'genesis.cbor'} --output {new}"
+    then = renews if days >= 0 else "get a new one from somebody you trust"
+    typer.echo(f"warning: the trust file {path} {when}; next: {then}", err=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +110,9 @@ class Provider:
         """The ledger as it was provisioned."""
         from moorline.ledger.light_client import LedgerTrust
 
-        return LedgerTrust.parse(render.read(self.settings.trust))
+        found = LedgerTrust.parse(render.read(self.settings.trust))
+        remind(found, self.settings.trust, genesis=self.settings.genesis)
+        return found
 
     def ledger(self) -> LedgerClient:
         """A client of the authorities."""

@@ -100,11 +100,11 @@ def verify(
         raise Misconfigured(
             "ledger.no_trust", "a proof proves nothing without a trust file", remedy="name one: --trust trust.toml"
         )
-    data = render.read(bundle)
-    believed = load_trust(trust)
+    data, now = render.read(bundle), _time(at)
+    believed = load_trust(trust, now=now)
     if max_age is not None:
         believed = replace(believed, max_age_s=max_age)
-    state = _verified(data, believed, _time(at))
+    state = _verified(data, believed, now)
     keys = [entry.key for entry in parse_bundle(data).records]
     for key in keys if expect else ():
         if expect is Expected.PRESENT:
@@ -125,11 +125,12 @@ def trust(
     *,
     as_json: render.AsJson = False,
 ) -> None:
-    """Write the trust file of a genesis, or renew one before its trusting period ends.
+    """Write the trust file of a genesis, or renew one before its trusting period ends; binary if its name ends in .cbor.
 
-    Compare the ledger id with the consortium's by another way before believing a new one.
+    Services and providers take the binary one. Compare the ledger id with the consortium's by another way before believing
+    a new one.
     """
-    from moorline.clock import SystemClock
+    from moorline.clock import SystemClock, rendered
     from moorline.ledger import trust_file
     from moorline.ledger.genesis import parse
     from moorline.ledger.light_client import renewed
@@ -137,19 +138,39 @@ def trust(
     if renew is None:
         found, then = parse(render.read(genesis)).trust(), "compare the ledger id by another way"
     else:
-        old = load_trust(renew)
+        old = _read_trust(renew)
         found = renewed(_fetch(genesis, ["parameter/max_age_s"], old), old, now=SystemClock().now())
         then = f"put it in the place of {renew} everywhere"
-    render.new_file(output, trust_file.render(found).encode())
-    render.files([output], as_json=as_json, then=[then], ledger=found.ledger_id.hex())
+    render.new_file(output, _binary(found) if output.suffix == ".cbor" else trust_file.render(found).encode())
+    acting.remind(found, output, genesis=genesis)
+    render.files([output], as_json=as_json, then=[then], ledger=found.ledger_id.hex(), ends=rendered(found.ends))
 
 
 ledger_node.register(app)
 app.add_typer(ledger_evidence.app, name="evidence")
 
 
-def load_trust(path: Path) -> LedgerTrust:
-    """The trust in a file named on the command line, TOML or binary."""
+def load_trust(path: Path, *, now: Instant | None = None) -> LedgerTrust:
+    """The trust in a file named on the command line, TOML or binary; says on standard error if it ends soon."""
+    found = _read_trust(path)
+    acting.remind(found, path, now=now)
+    return found
+
+
+def _binary(trust: LedgerTrust) -> bytes:
+    """For services, which need the root certificates too."""
+    from moorline.errors import Misconfigured
+
+    if not trust.roots:
+        raise Misconfigured(
+            "ledger.trust_no_roots",
+            "a trust file in TOML names no root certificates, and a binary one needs them",
+            remedy="renew the binary one (--renew trust.cbor), or write TOML (--output trust.toml)",
+        )
+    return trust.encode()
+
+
+def _read_trust(path: Path) -> LedgerTrust:
     from moorline.ledger import trust_file
 
     return trust_file.parse(render.read(path), lambda name: render.read(path.parent / name))

@@ -34,6 +34,8 @@ MAX_SKEW_S: Final = 5
 MAX_TRUST_BYTES: Final = 64 * 1024
 TRUSTING_PERIOD_S: Final = 180 * 86_400
 """What a trust file is made with (ADR 0021)."""
+REMIND_S: Final = 30 * 86_400
+"""How long before a trust file ends its owner is reminded; a sixth of a shorter period than six times that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,15 @@ class LedgerTrust:
     max_age_s: int
     known_s: int
     trusting_period_s: int
+
+    @property
+    def ends(self) -> Instant:
+        """From when on nothing follows from it any more, for a party that has not seen the ledger since."""
+        return Instant(self.known_s + self.trusting_period_s)
+
+    def ending(self, now: Instant) -> bool:
+        """Whether it has ended, or will so soon that it should be renewed."""
+        return self.ends - now < min(REMIND_S, self.trusting_period_s // 6)
 
     def encode(self) -> bytes:
         """Deterministic CBOR."""
