@@ -34,18 +34,37 @@ def processes_below(directory: Path) -> list[str]:
     return found
 
 
+class Told:
+    """What came of talking to a system that was kept, and of stopping it."""
+
+    def __init__(self, directory):
+        self.lines = (directory / "talk.txt").read_text("utf-8").splitlines()
+        self.said = [
+            subprocess.run(line, shell=True, capture_output=True, text=True, check=False) for line in self.lines[:-1]
+        ]
+
+
+def _said(line):
+    return subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
+    """One run for all that is asked of it: the system is kept, talked to, and stopped."""
     directory = Path(f"/tmp/moor-story-{os.getpid()}")
     report = tmp_path_factory.mktemp("report") / "r.json"
-    done = subprocess.run(
-        [*MOOR, "demo", "--report", str(report), "--dir", str(directory)], capture_output=True, text=True, check=False
-    )
-    return done, json.loads(report.read_text("utf-8")), directory
+    arguments = ["--keep", "--report", str(report), "--dir", str(directory)]
+    done = subprocess.run([*MOOR, "demo", *arguments], capture_output=True, text=True, check=False)
+    try:
+        told = Told(directory) if done.returncode == 0 else None
+    finally:
+        if (directory / "stop").exists():
+            subprocess.run(["sh", str(directory / "stop")], check=True, timeout=30)
+    return done, json.loads(report.read_text("utf-8")), directory, told
 
 
 def test_the_whole_story_ends_well(story):
-    done, report, _ = story
+    done, report, _, _ = story
     assert done.returncode == 0, done.stdout + done.stderr
     assert report["ok"] is True
     assert report["version"] == 1
@@ -54,7 +73,7 @@ def test_the_whole_story_ends_well(story):
 
 @pytest.mark.parametrize("step", STEPS)
 def test_step(story, step):
-    _, report, _ = story
+    _, report, _, _ = story
     assert [row["id"] for row in report["steps"]] == list(STEPS)
     row = next(row for row in report["steps"] if row["id"] == step)
     assert row["ok"] is True, row["says"]
@@ -63,7 +82,7 @@ def test_step(story, step):
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_attack(story, attack):
-    _, report, _ = story
+    _, report, _, _ = story
     assert [row["id"] for row in report["attacks"]] == list(ATTACKS)
     row = next(row for row in report["attacks"] if row["id"] == attack)
     assert row["code"] == ATTACKS[attack].code, row["says"]
@@ -71,8 +90,28 @@ def test_attack(story, attack):
     assert row["refused"] is True
 
 
-def test_nothing_is_left_behind(story):
-    _, _, directory = story
+def test_a_system_that_is_kept_can_be_talked_to(story):
+    _, _, _, told = story
+    assert len(told.lines) == 5
+    for line, said in zip(told.lines, told.said, strict=False):
+        assert said.returncode == 0, f"{line}: {said.stderr}"
+        assert said.stdout.strip()
+
+
+def test_nothing_is_left_behind_once_it_is_stopped(story):
+    _, _, directory, _ = story
+    assert not directory.exists()
+    assert processes_below(directory) == []
+
+
+@pytest.mark.long
+def test_a_demo_that_is_not_kept_leaves_nothing_behind_by_itself(tmp_path):
+    """The clean-up itself is shown on every run below that ends early; this is the one after the whole story."""
+    directory, report = Path(f"/tmp/moor-gone-{os.getpid()}"), tmp_path / "r.json"
+    arguments = ["--report", str(report), "--dir", str(directory)]
+    done = subprocess.run([*MOOR, "demo", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(report.read_text("utf-8"))["ok"] is True
     assert not directory.exists()
     assert processes_below(directory) == []
 
@@ -125,22 +164,6 @@ def test_ctrl_c_cleans_up_and_still_reports(tmp_path):
     told = json.loads(report.read_text("utf-8"))
     assert [row["id"] for row in told["steps"]] == list(STEPS)
     assert told["ok"] is False
-    assert not directory.exists()
-    assert processes_below(directory) == []
-
-
-def test_a_system_that_is_kept_can_be_talked_to_and_stopped(tmp_path):
-    directory = Path(f"/tmp/moor-kept-{os.getpid()}")
-    subprocess.run([*MOOR, "demo", "--keep", "--dir", str(directory)], capture_output=True, check=True)
-    try:
-        talk = (directory / "talk.txt").read_text("utf-8").splitlines()
-        assert len(talk) == 5
-        for line in talk[:-1]:
-            said = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
-            assert said.returncode == 0, f"{line}: {said.stderr}"
-            assert said.stdout.strip()
-    finally:
-        subprocess.run(["sh", str(directory / "stop")], check=True, timeout=30)
     assert not directory.exists()
     assert processes_below(directory) == []
 
