@@ -102,6 +102,7 @@ class Site:
             broker=f"10.0.2.2:{self.provider.settings.listen_sessions.rpartition(':')[2]}",
             hsm="hsm-1",
             trust=Path("/moor/trust.cbor"),
+            ledger_urls=tuple(url.replace("127.0.0.1", "10.0.2.2") for url in self.provider.settings.ledger_urls),
             attestation=AttestationSettings(
                 tcti="device:/dev/tpmrm0",
                 verifier_url=f"https://10.0.2.2:{self.listen.rpartition(':')[2]}",

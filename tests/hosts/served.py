@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import sys
 
-from test_service import PKI, trust
+from test_service import PKI, by_chain_alone, trust
 
 from moorline.clock import SystemClock
 from moorline.nfv import Role, SpiffeId
@@ -27,7 +27,12 @@ class Served:
         self.authority = AttestationAuthority(parts)
         anchors = verifier.Anchors(tpm=(), snp=(), simulated_allowed=trust().simulated_allowed)
         self.app = verifier.application(
-            self.authority, anchors, trust_domain=domain, clock=parts.clock, may_ask=frozenset(map(SpiffeId.parse, may_ask))
+            self.authority,
+            anchors,
+            trust_domain=domain,
+            clock=parts.clock,
+            guard=by_chain_alone,
+            may_ask=frozenset(map(SpiffeId.parse, may_ask)),
         )
         terms = verifier_asking.Terms(answer_s=answer_s, pull_every_s=None)
         self.asking = Asking(parts.store, terms, parts.clock)

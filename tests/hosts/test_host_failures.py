@@ -390,7 +390,7 @@ async def test_an_evidence_factory_makes_nothing_that_counts(world, running):
     factory = Tpm(running[0].tcti)  # the same device, another process's worth of it
 
     settings = dataclasses.make_dataclass("S", ["trust_domain", "orchestrator"])("alpha.test", "o1")
-    paths = {route.path for route in agent_service.application(settings, None).routes}
+    paths = {route.path for route in agent_service.application(settings, None, None).routes}
     assert paths == {"/healthz", "/metrics", "/v1/guests", "/v1/guests/{instance}"}
 
     def evidence(nonce):

@@ -8,7 +8,7 @@ import signal
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi import FastAPI, Request, Response
-from test_service import PKI, client, configured, serving, silicon  # noqa: F401 - fixtures
+from test_service import PKI, by_chain_alone, client, configured, serving, silicon  # noqa: F401 - fixtures
 from test_stream import NOW, OPERATOR, change
 
 from moorline.clock import SystemClock
@@ -312,7 +312,7 @@ async def test_operators_see_how_far_receivers_were_told(configured, world):  # 
     authority = composed(configured, world, anchors)
     store = VerifierStore.open(configured.database)
     store.enrol(EnrolledHost(host="h1", ek_digest=b"e", ak_public=b"", root=EvidenceRoot.TEST, enrolled=NOW))
-    app = verifier.application(authority, anchors, trust_domain="alpha.test", clock=SystemClock())
+    app = verifier.application(authority, anchors, trust_domain="alpha.test", clock=SystemClock(), guard=by_chain_alone)
     verifier_push.add_routes(app, store.deliveries(), authority, trust_domain="alpha.test")
     store.deliveries().begin("siem", at=NOW)
     change(store, 3)

@@ -50,6 +50,10 @@ class Pki:
         return ClientIdentity(certificate_chain_pem=certificate.public_bytes(PEM), private_key_pem=private)
 
 
+async def by_chain_alone(_):
+    """The guard of doors in tests that are about something else: a certificate is worth what its chain is."""
+
+
 PKI = Pki()
 
 
@@ -129,7 +133,13 @@ def composed(configured, world, anchors):
 @pytest.fixture
 async def serving(configured, world):
     anchors = verifier.read_anchors(configured, trust())
-    app = verifier.application(composed(configured, world, anchors), anchors, trust_domain="alpha.test", clock=SystemClock())
+    app = verifier.application(
+        composed(configured, world, anchors),
+        anchors,
+        trust_domain="alpha.test",
+        clock=SystemClock(),
+        guard=by_chain_alone,
+    )
     bound = asyncio.get_running_loop().create_future()
     identity = http.TlsIdentity(
         chain_pem=configured.identity_chain.read_bytes(), key_pem=configured.identity_key.read_bytes()

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from moorline.errors import Unavailable
-from moorline.services import broker_ledger
-from moorline.services.broker_ledger import LedgerView
+from moorline.services import ledger_view
+from moorline.services.ledger_view import LedgerView
 
 
 class Point:
@@ -61,8 +61,8 @@ class Fixed:
 @pytest.fixture
 def ledger(monkeypatch):
     """Authorities, a view that reuses for a second, and its clock."""
-    monkeypatch.setattr(broker_ledger, "verify_bundle", lambda bundle, *_, **__: State(bundle))
-    monkeypatch.setattr(broker_ledger, "together", lambda states: {k: v for one in states for k, v in one._records.items()})
+    monkeypatch.setattr(ledger_view, "verify_bundle", lambda bundle, *_, **__: State(bundle))
+    monkeypatch.setattr(ledger_view, "together", lambda states: {k: v for one in states for k, v in one._records.items()})
     authorities, passed = Authorities(), [0.0]
     view = LedgerView(authorities, None, Kept(), Fixed(), reuse_s=1.0, elapsed=lambda: passed[0])
     return authorities, view, passed

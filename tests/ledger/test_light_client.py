@@ -15,7 +15,7 @@ from moorline.ledger.checkpoint import Checkpoint, Note, authority_set_digest
 from moorline.ledger.light_client import LedgerTrust, ProvenState, verify_bundle
 from moorline.ledger.records import RevocationKind
 from moorline.ledger.transactions import AdmitAuthority, RetireAuthority, SuspendProvider
-from moorline.services.broker_ledger import LedgerView
+from moorline.services.ledger_view import LedgerView
 
 from .conftest import NAMES, consortium_at, hsm_body
 from .test_admission import new_authority

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
@@ -19,6 +20,8 @@ from moorline.ledger.tree import Tree
 from moorline.nfv import SpiffeId
 from moorline.orchestration import descriptor, package
 from moorline.orchestration.launcher import Launcher, SessionClock
+from moorline.services.callers import Callers
+from moorline.services.ledger_view import LedgerView
 from moorline.wire import cbor, certificates, keys, schema
 from moorline.wire.certificates import Issuer
 from moorline.wire.session import Activation, LauncherSecrets
@@ -139,6 +142,7 @@ class Provider:
             validity=self.validity,
             serial=5,
         )
+        self.hsm = Issuer(certificate=hsm, key=hsm_key)
         ledger.put(
             records.hsm_key(name, "hsm-1"),
             records.HsmRecord(
@@ -195,14 +199,17 @@ class Provider:
             ),
         )
 
-    def svid(self, path, public, *, now=NOW):
+    def validity_of_leaves(self, now=NOW):
+        return Validity(not_before=Instant(now - 60), not_after=Instant(now + 3000))
+
+    def svid(self, path, public, *, now=NOW, issuer=None, serial=77):
         """A leaf with its chain, DER, leaf first."""
         leaf = certificates.leaf_certificate(
             public,
             spiffe_id=SpiffeId.parse(f"spiffe://{self.trust_domain}/{path}"),
-            issuer=self.issuing,
-            validity=Validity(not_before=Instant(now - 60), not_after=Instant(now + 3000)),
-            serial=77,
+            issuer=issuer or self.issuing,
+            validity=self.validity_of_leaves(now),
+            serial=serial,
         )
         return (der(leaf), *self.above)
 
@@ -293,6 +300,20 @@ class Enclave:
 
     async def exchange(self, request):
         return await self.launcher.answer(request)
+
+
+class Kept(dict):
+    """Documents of a service, in memory."""
+
+    document, set_document = dict.get, dict.__setitem__
+
+
+def guard_of(provider, **prover):
+    """Who judges the certificates of callers at the doors of this provider's services, by its ledger."""
+    asked = prover.get("prover", provider.ledger)
+    clock = SimpleNamespace(now=lambda: provider.ledger.now)
+    view = LedgerView(asked, provider.trust, Kept(), clock)
+    return Callers(view, provider=provider.name, trust_domain=provider.trust_domain, clock=clock)
 
 
 @pytest.fixture

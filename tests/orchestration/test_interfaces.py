@@ -22,7 +22,7 @@ from moorline.wire import keys, schema
 from moorline.wire.guest import LauncherLaunch
 from moorline.wire.http import HttpClient
 
-from .conftest import until
+from .conftest import guard_of, until
 from .test_compliance_story import Pki
 from .test_guests import Silicon
 from .test_guests import order as guest_order
@@ -75,7 +75,7 @@ def api(mano, publisher):  # noqa: F811 - the fixture
         clock=mano.clock,
         log=Log(),
     )
-    return service.application(configured, orchestrator)
+    return service.application(configured, orchestrator, guard_of(mano.provider))
 
 
 ROUTES = [
@@ -172,10 +172,10 @@ async def test_explaining_a_placement(api, provider, mano):  # noqa: F811
 
 
 @pytest.fixture
-async def agent(tmp_path):
+async def agent(tmp_path, provider):
     configured = type("Settings", (), {"trust_domain": "alpha.test", "orchestrator": "o1"})()
     guests = Guests(tmp_path / "guests", Silicon(), publish="127.0.0.1")
-    yield host_service.application(configured, guests)
+    yield host_service.application(configured, guests, guard_of(provider))
     await guests.aclose()
 
 
@@ -273,6 +273,7 @@ def test_settings_load_from_toml(tmp_path):
     (tmp_path / "host.toml").write_text(
         'provider = "alpha"\ntrust_domain = "alpha.test"\nid = "h1"\nlisten = "127.0.0.1:0"\nstate = "state"\n'
         'silicon = "unix:/x"\norchestrator = "o1"\nroots = "roots.pem"\n'
+        'trust = "trust.cbor"\nledger_urls = ["https://127.0.0.1:1|authority-1.authority.consortium.test"]\n'
         '[attestation]\ntcti = "swtpm:path=x"\nverifier_url = "https://127.0.0.1:1"\nverifier_name = "v"\n'
         'event_log = "log"\nima = "ima"\n'
     )

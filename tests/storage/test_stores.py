@@ -253,8 +253,8 @@ def test_the_verifiers_store(database_url):
     store.accept_serial("set", 4)
     with pytest.raises(Refused, match="reference.rollback"):
         store.accept_serial("set", 3)
-    store.set_fact("name", b"\x00\xff")
-    assert store.fact("name") == b"\x00\xff"
+    store.set_document("name", b"\x00\xff")
+    assert store.document("name") == b"\x00\xff"
     assert len(store.audit_rows(first=0, limit=10)) == 4
     store.close()
 

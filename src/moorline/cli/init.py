@@ -399,6 +399,7 @@ def host(  # noqa: PLR0913 - one parameter an option
         broker=hsm.listen_sessions,
         hsm=hsm.hsm,
         trust=acts.settings.trust,
+        ledger_urls=_ledger_urls(acts),
         attestation=AttestationSettings(
             tcti=_absolute(tcti),
             verifier_url=judge_url,

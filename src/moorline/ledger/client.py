@@ -33,6 +33,14 @@ class Endpoint:
     url: str
     server_name: str
 
+    @classmethod
+    def parse(cls, text: str) -> Endpoint:
+        """`url|server name`, as settings have it. Raises Misconfigured("ledger.endpoint_malformed")."""
+        url, _, name = text.partition("|")
+        if not url or not name:
+            raise Misconfigured("ledger.endpoint_malformed", "an authority is given as url|server name", got=text)
+        return cls(url=url, server_name=name)
+
 
 class LedgerClient:
     """A client of several authorities of one ledger. Use as `async with`, or call `aclose`."""

@@ -39,11 +39,11 @@ from moorline.services.broker_batches import Batches
 from moorline.services.broker_clock import RisingClock
 from moorline.services.broker_explain import Decisions
 from moorline.services.broker_hosts import HostAuthority
-from moorline.services.broker_ledger import LedgerView
 from moorline.services.broker_open import OpenFunctions
 from moorline.services.broker_settings import BrokerSettings, require_sane, token_of
 from moorline.services.broker_tls import TlsKeys
 from moorline.services.key_maker import KeyMaker
+from moorline.services.ledger_view import LedgerView
 from moorline.storage.broker_decisions import DecisionStore
 from moorline.storage.broker_enrolments import EnrolmentStore
 from moorline.storage.broker_instances import InstanceStore
@@ -173,7 +173,7 @@ def _assembled(
     revocations = RevocationStore(store)
     pairs = PairStore(store)
     key_maker = KeyMaker()
-    client = LedgerClient(_ledger_endpoints(settings.ledger_urls), roots_pem=roots_pem)
+    client = LedgerClient([Endpoint.parse(text) for text in settings.ledger_urls], roots_pem=roots_pem)
     return Broker(
         settings=settings,
         clock=clock,
@@ -295,13 +295,6 @@ def _hosts(
 def _anchors(settings: BrokerSettings) -> AnchorSet:
     anchors = production_anchors()
     return anchors if settings.snp_anchors is None else anchors.plus(parse_anchor_file(_read(settings.snp_anchors)))
-
-
-def _ledger_endpoints(urls: tuple[str, ...]) -> list[Endpoint]:
-    pairs = [url.partition("|") for url in urls]
-    if not pairs or not all(name for _, _, name in pairs):
-        raise Misconfigured("broker.settings", "ledger_urls are not URL|server name", got=urls)
-    return [Endpoint(url=url, server_name=name) for url, _, name in pairs]
 
 
 def _read(path: Path) -> bytes:

@@ -22,7 +22,7 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from moorline.errors import MoorlineError, NotAuthentic, Refused, Unavailable
@@ -39,11 +39,11 @@ from moorline.services import (
     metrics,
 )
 from moorline.services.broker import Broker
-from moorline.services.broker_callers import Callers
 from moorline.services.broker_cmp import Cmp
 from moorline.services.broker_est_access import Attempts, Door
 from moorline.services.broker_revocation import Lists
 from moorline.services.broker_revocation import add_routes as add_revocation_routes
+from moorline.services.callers import Callers
 from moorline.services.http_connection import Receive, Scope, Send
 from moorline.wire import est
 from moorline.wire.http import PROBLEM_TYPE, load_identity
@@ -113,10 +113,16 @@ async def _kept_serving(
         return
 
 
+def _callers(broker: Broker) -> Callers:
+    own = broker.settings
+    return Callers(broker.ledger, provider=own.provider, trust_domain=own.trust_domain, clock=broker.clock)
+
+
 def application(broker: Broker, lists: Lists, cmp: Cmp) -> FastAPI:
     """The routes. Public on purpose: cacerts, csrattrs, ca-bundle; the others authenticate as their docstrings say."""
-    app = http.application("broker", body_cap=_BODY_CAP, ready=lambda: metrics.why_broker_not_ready(broker))
-    app.router.dependencies.append(Depends(Callers(broker)))
+    app = http.application(
+        "broker", guard=_callers(broker), body_cap=_BODY_CAP, ready=lambda: metrics.why_broker_not_ready(broker)
+    )
     add_est_routes(app, broker, Door(broker, Attempts(), bootstrap=False))
     broker_retire.add_routes(app, broker)
     broker_audit_routes.add_routes(app, broker)

@@ -35,10 +35,10 @@ from moorline.errors import Malformed, MoorlineError, Refused, Unavailable
 from moorline.hsm import revocation
 from moorline.hsm.issuers import issued_by, name_of
 from moorline.hsm.revocation import CertificateStatus, RevokedCertificate
-from moorline.ledger import records, standing
+from moorline.ledger import leaf_standing, records, standing
 from moorline.ledger.light_client import ProvenState
 from moorline.ledger.records import RevocationKind, RevocationRecord
-from moorline.nfv import Role, SpiffeId
+from moorline.nfv import SpiffeId
 from moorline.services import http
 from moorline.services.broker import Broker
 from moorline.storage.broker_revocations import Named, Revoked
@@ -47,11 +47,6 @@ from moorline.wire.certificates import Issuer
 _LOG: Final = structlog.stdlib.get_logger("broker")
 _KEYS_A_PROOF: Final = 64
 _BODY_CAP: Final = 64 * 1024
-_BY_ROLE: Final = {
-    Role.DEVICE: (RevocationKind.DEVICE, 0),
-    Role.SERVICE: (RevocationKind.INSTANCE, 1),
-    Role.HOST: (RevocationKind.HOST, 0),
-}
 CRL_TYPE: Final = "application/pkix-crl"
 CERTIFICATE_TYPE: Final = "application/pkix-cert"
 OCSP_TYPE: Final = "application/ocsp-response"
@@ -276,14 +271,8 @@ def _parts(page: tuple[Named, ...], provider: str) -> Iterator[_Part]:
 
 
 def revocation_keys(serial: str, spiffe_id: str, provider: str) -> tuple[str, ...]:
-    """The ledger keys under which a certificate, or what it names, can be revoked by its provider."""
-    named = SpiffeId.parse(spiffe_id)
-    by_serial = records.revocation_key(RevocationKind.CERTIFICATE, provider, records.parse_id(serial, "serial number"))
-    found = _BY_ROLE.get(named.role)
-    if found is None:
-        return (by_serial,)
-    kind, segment = found
-    return (by_serial, records.revocation_key(kind, provider, named.segments[segment]))
+    """As `leaf_standing.revoking_keys`, by what is stored of a certificate."""
+    return leaf_standing.revoking_keys(provider, serial, SpiffeId.parse(spiffe_id))
 
 
 def _revoked(part: _Part, state: ProvenState) -> Iterator[Revoked]:

@@ -31,11 +31,14 @@ from moorline.clock import SystemClock
 from moorline.errors import Misconfigured, MoorlineError, Refused
 from moorline.host_agent.guests import Guests, parse_order
 from moorline.host_agent.silicon import SiliconClient
+from moorline.ledger.client import Endpoint, LedgerClient
 from moorline.ledger.light_client import LedgerTrust
 from moorline.nfv import Role, parse_name
 from moorline.orchestration.broker import judge_broker
 from moorline.services import host_attesting, http, metrics
+from moorline.services.callers import Callers, view_for
 from moorline.services.condition import Condition, told
+from moorline.services.document_files import DocumentFiles
 from moorline.services.host_attesting import AttestationSettings
 from moorline.services.process import announce_ready, serve_all
 from moorline.wire import keys, schema
@@ -54,7 +57,7 @@ FILES_REREAD_S: Final = 600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostSettings:
-    """host.toml. Either `certificate_chain` and `private_key`, or `broker`, `hsm`, `trust` and [attestation]."""
+    """host.toml. Either `certificate_chain` and `private_key`, or `broker`, `hsm` and [attestation]."""
 
     provider: str
     """The provider's name on the ledger."""
@@ -72,6 +75,10 @@ class HostSettings:
     """Id of the one orchestrator that may start guests here."""
     roots: Path
     """The consortium's root certificates, PEM."""
+    trust: Path
+    """The ledger's trust file."""
+    ledger_urls: tuple[str, ...]
+    """The authorities, each as url|name in its certificate: asked whether the orchestrator's certificate still counts."""
     publish: str = "127.0.0.1"
     """Address on which ports of guests are published."""
     certificate_chain: Path | None
@@ -82,8 +89,6 @@ class HostSettings:
     """The HSM's session port, address:port."""
     hsm: str | None
     """The HSM's id on the ledger."""
-    trust: Path | None
-    """The ledger's trust file."""
     attestation: AttestationSettings | None
     """How this host proves what it booted."""
     status_socket: Path | None = None
@@ -101,9 +106,9 @@ class Standing:
 Obtain = Callable[[], Awaitable[Standing]]
 
 
-def application(settings: HostSettings, guests: Guests) -> FastAPI:
-    """The host agent's interface; every route is for the configured orchestrator only."""
-    app = http.application("host agent", body_cap=MAX_ORDER_BYTES)
+def application(settings: HostSettings, guests: Guests, guard: http.Guard) -> FastAPI:
+    """The host agent's interface; every route is for the configured orchestrator only, if `guard` lets it in."""
+    app = http.application("host agent", body_cap=MAX_ORDER_BYTES, guard=guard)
 
     def authorise(request: Request) -> None:
         caller = http.require(request, Role.ORCHESTRATOR, trust_domain=settings.trust_domain)
@@ -143,7 +148,7 @@ async def run(settings: HostSettings, log: structlog.stdlib.BoundLogger) -> None
     guests = Guests(settings.state / "guests", silicon, publish=settings.publish)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(guests.aclose)
-        server = _Server(settings, application(settings, guests), log)
+        server = _Server(settings, application(settings, guests, await _guard(settings, stack)), log)
         adopting = asyncio.ensure_future(_adopt(guests, log))
         stack.callback(adopting.cancel)
         if settings.certificate_chain is not None and settings.private_key is not None:
@@ -165,6 +170,16 @@ async def run(settings: HostSettings, log: structlog.stdlib.BoundLogger) -> None
             server.serve(obtain, after=judged),
             *(host_attesting.attest(other, host_attesting.logged(log, verifier=name)) for name, other in attesting.further),
         )
+
+
+async def _guard(settings: HostSettings, stack: contextlib.AsyncExitStack) -> Callers:
+    """Who asks the ledger about the orchestrator's certificate; what it has seen of it is kept in the agent's state."""
+    trust = LedgerTrust.parse(settings.trust.read_bytes())
+    authorities = [Endpoint.parse(text) for text in settings.ledger_urls]
+    client = await stack.enter_async_context(LedgerClient(authorities, roots_pem=settings.roots.read_bytes()))
+    clock = SystemClock()
+    view = view_for(client, trust, DocumentFiles(settings.state / "ledger"), clock)
+    return Callers(view, provider=settings.provider, trust_domain=settings.trust_domain, clock=clock)
 
 
 async def _adopt(guests: Guests, log: structlog.stdlib.BoundLogger) -> None:
@@ -254,10 +269,10 @@ async def _nowhere() -> Standing:
 
 def _from_broker(settings: HostSettings, tpm: Tpm, attestation: HostAttestation) -> Obtain:
     """An identity by the attested session, role host: the broker asks the verifier for this host's standing result."""
-    broker, hsm, trust_file = settings.broker, settings.hsm, settings.trust
-    if broker is None or hsm is None or trust_file is None:
-        raise Misconfigured("host.no_identity", "broker, hsm and trust are needed to get an identity", expected="all three")
-    trust = LedgerTrust.parse(trust_file.read_bytes())
+    broker, hsm = settings.broker, settings.hsm
+    if broker is None or hsm is None:
+        raise Misconfigured("host.no_identity", "broker and hsm are needed to get an identity", expected="both")
+    trust = LedgerTrust.parse(settings.trust.read_bytes())
     clock = SystemClock()
 
     async def judge(challenge: Challenge, certificates: tuple[bytes, ...]) -> None:

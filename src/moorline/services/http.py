@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import uvicorn
 from cryptography import x509
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
@@ -41,6 +41,8 @@ from moorline.wire.http import PROBLEM_TYPE, server_context
 
 BODY_CAP: Final = 1 << 20
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+Guard = Callable[[Request], Awaitable[None]]
+"""Raises what speaks against whoever asks; services.callers.Callers is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,14 +140,17 @@ def application(
     streams: Mapping[str, float] = MappingProxyType({}),
     ready: Callable[[], str | None] = lambda: None,
     short: ShortWay | None = None,
+    guard: Guard | None = None,
 ) -> FastAPI:
     """An application with problem+json errors, limits, `/healthz` and `/metrics`.
 
     `ready` returns None when the service can do its work, else why not; /healthz then answers 503 with that reason.
     `streams` are paths whose answer goes on, with seconds that each may take in place of `deadline_s`. `short` answers some
-    of the routes when they are asked in the plainest way (services.http_short).
+    of the routes when they are asked in the plainest way (services.http_short). `guard` judges whoever asks any route,
+    before the route does (services.callers); without it a client certificate is worth what its chain is.
     """
-    app = FastAPI(title=title, openapi_url=None, docs_url=None, redoc_url=None)
+    judged = [] if guard is None else [Depends(guard)]
+    app = FastAPI(title=title, openapi_url=None, docs_url=None, redoc_url=None, dependencies=judged)
     registry = CollectorRegistry()
     app.state.metrics = registry
     Gauge("moorline_ready", "1 while the service can do its work", registry=registry).set_function(

@@ -37,6 +37,7 @@ from moorline.orchestration.launch import Identity, Launches, as_json
 from moorline.orchestration.placement import Demand
 from moorline.policy import sec009
 from moorline.services import http, metrics, service_audit
+from moorline.services.callers import Callers, view_for
 from moorline.services.key_files import KeyFile
 from moorline.services.orchestrator_peers import Brokers, HostAgents, LauncherLink, NamedHost, Peer
 from moorline.services.process import announce_ready, serve_all
@@ -280,9 +281,9 @@ class Orchestrator:
                 return
 
 
-def application(settings: OrchestratorSettings, orchestrator: Orchestrator) -> FastAPI:
-    """The orchestrator's interface; every route is for operators of the own trust domain."""
-    app = http.application("orchestrator", body_cap=MAX_PACKAGE_BYTES)
+def application(settings: OrchestratorSettings, orchestrator: Orchestrator, guard: http.Guard) -> FastAPI:
+    """The orchestrator's interface; every route is for operators of the own trust domain, whom `guard` lets in."""
+    app = http.application("orchestrator", body_cap=MAX_PACKAGE_BYTES, guard=guard)
     metrics.of_orchestrator(app, orchestrator.store)
 
     def operator(request: Request) -> None:
@@ -408,7 +409,9 @@ async def run(settings: OrchestratorSettings, log: structlog.stdlib.BoundLogger)
         )
         await orchestrator.resume_all()
         secure_log = _secure_log(settings, store, launches, roots, identity)
-        app = application(settings, orchestrator)
+        view = view_for(ledger, trust, store, clock)
+        guard = Callers(view, provider=settings.provider, trust_domain=settings.trust_domain, clock=clock)
+        app = application(settings, orchestrator, guard)
         service_audit.add_routes(app, secure_log, trust_domain=settings.trust_domain)
         signing = secure_log.keep(lambda error: log.warning("checkpoint", **error.as_problem()))
         try:

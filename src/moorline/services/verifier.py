@@ -55,6 +55,7 @@ from moorline.services import (
 )
 from moorline.services import verifier_files as files
 from moorline.services.attestation_authority import AttestationAuthority, Parts, PlatformLookup, Sign
+from moorline.services.callers import Callers, view_for
 from moorline.services.host_appraisal import Distance, Terms
 from moorline.services.http_short import Answering, ShortWay
 from moorline.services.process import announce_ready, serve_all
@@ -288,15 +289,19 @@ def application(
     *,
     trust_domain: str,
     clock: Clock,
+    guard: http.Guard,
     may_ask: Collection[SpiffeId] = (),
 ) -> FastAPI:
-    """The verifier's interface. `may_ask` are those of other trust domains who may read results about hosts."""
+    """The verifier's interface. `may_ask` are those of other trust domains who may read results about hosts.
+
+    `guard` judges the certificates of callers; hosts need none, and the short way serves hosts only.
+    """
     streams = {
         verifier_events.STREAM_PATH: verifier_events.STREAM_S + http_connection.REQUEST_DEADLINE_S,
         verifier_results.WAIT_PATH: verifier_asking.HELD_S + http_connection.REQUEST_DEADLINE_S,
     }
     short = ShortWay(functools.partial(_short_way, authority), CBOR_TYPE)
-    app = http.application("attestation authority", body_cap=wire.MAX_EVIDENCE, streams=streams, short=short)
+    app = http.application("attestation authority", body_cap=wire.MAX_EVIDENCE, streams=streams, short=short, guard=guard)
     metrics.of_verifier(app, authority.overview)
 
     @app.post("/v1/hosts/{host}/enrol")
@@ -426,15 +431,18 @@ async def run(configured: VerifierSettings, *, announce: Callable[..., None] = a
     roots_pem = files.read(configured.consortium_roots)
     told = verifier_push.receivers(configured.receivers)
     store = VerifierStore.open(configured.database_url or configured.database)
-    endpoints = tuple(_endpoint(text) for text in configured.ledger_urls)
+    endpoints = tuple(Endpoint.parse(text) for text in configured.ledger_urls)
     async with LedgerClient(endpoints, roots_pem=roots_pem) as ledger:
-        platforms = LedgerPlatforms(ledger, trust, store, provider=configured.provider, clock=clock)
+        view = view_for(ledger, trust, store, clock)
+        platforms = LedgerPlatforms(view, provider=configured.provider, clock=clock)
         signer = _signer(configured, roots_pem)
         measured = measurements(configured, clock)
         judged = None if measured is None else measured.judge
         authority = compose(configured, anchors, verifier, store, platforms, signer, clock, judged)
         may_ask = frozenset(SpiffeId.parse(text) for text in configured.may_ask)
-        app = application(authority, anchors, trust_domain=configured.trust_domain, clock=clock, may_ask=may_ask)
+        domain = configured.trust_domain
+        guard = Callers(view, provider=configured.provider, trust_domain=domain, clock=clock)
+        app = application(authority, anchors, trust_domain=domain, clock=clock, guard=guard, may_ask=may_ask)
         secure_log = ServiceLog(
             name=log_name(AUDIT_DOMAIN, configured.id),
             read=store.audit_rows,
@@ -634,13 +642,6 @@ def _identity(configured: VerifierSettings) -> ClientIdentity:
     return ClientIdentity(
         certificate_chain_pem=files.read(configured.identity_chain), private_key_pem=files.read(configured.identity_key)
     )
-
-
-def _endpoint(text: str) -> Endpoint:
-    url, separator, name = text.partition("|")
-    if not separator or not name:
-        raise Misconfigured("verifier.ledger_urls", "a ledger is given as url|server name", got=text)
-    return Endpoint(url=url, server_name=name)
 
 
 def _cbor(message: object) -> Response:

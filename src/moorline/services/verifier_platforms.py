@@ -7,13 +7,9 @@ from typing import Final
 from moorline.clock import Clock, Instant
 from moorline.errors import MoorlineError
 from moorline.ledger import standing
-from moorline.ledger.checkpoint import Checkpoint, parse_body
-from moorline.ledger.client import LedgerClient
-from moorline.ledger.light_client import LedgerTrust, verify_bundle
 from moorline.ledger.records import PlatformRecord, RevocationKind
-from moorline.storage.verifier_store import VerifierStore
+from moorline.services.ledger_view import LedgerView
 
-_HIGHEST: Final = "highest-checkpoint"
 _IN_ONE_PROOF: Final = 16
 """Hosts whose records are proven together: an authority answers for 64 keys at once."""
 
@@ -21,12 +17,8 @@ _IN_ONE_PROOF: Final = 16
 class LedgerPlatforms:
     """Platform records from the ledger, proven, kept no longer than the ledger's proofs may be old; many in one proof."""
 
-    def __init__(
-        self, client: LedgerClient, trust: LedgerTrust, store: VerifierStore, *, provider: str, clock: Clock
-    ) -> None:
-        self._client, self._trust, self._store, self._provider, self._clock = client, trust, store, provider, clock
-        kept = store.fact(_HIGHEST)
-        self._highest: Checkpoint | None = None if kept is None else parse_body(kept.decode("ascii"))
+    def __init__(self, ledger: LedgerView, *, provider: str, clock: Clock) -> None:
+        self._ledger, self._provider, self._clock = ledger, provider, clock
         self._known: dict[str, tuple[Instant, PlatformRecord]] = {}
 
     async def __call__(self, hosts: tuple[str, ...]) -> dict[str, PlatformRecord | MoorlineError]:
@@ -36,7 +28,7 @@ class LedgerPlatforms:
         now = self._clock.now()
         for host in hosts:
             known = self._known.get(host)
-            if known is not None and now - known[0] <= self._trust.max_age_s:
+            if known is not None and now - known[0] <= self._ledger.trust.max_age_s:
                 found[host] = known[1]
             else:
                 self._known.pop(host, None)
@@ -44,19 +36,13 @@ class LedgerPlatforms:
         for start in range(0, len(wanted), _IN_ONE_PROOF):
             chosen = wanted[start : start + _IN_ONE_PROOF]
             try:
-                found |= await self._proven(chosen, now)
+                found |= await self._proven(chosen)
             except MoorlineError as error:
                 found |= dict.fromkeys(chosen, error)
         return found
 
-    async def _proven(self, hosts: list[str], now: Instant) -> dict[str, PlatformRecord | MoorlineError]:
-        keys_wanted = dict.fromkeys(key for host in hosts for key in self._keys(host))
-        # What was seen before asking: answers to questions asked at the same time may come back in any order.
-        highest = self._highest
-        state = verify_bundle(await self._client.prove(tuple(keys_wanted)), self._trust, now=now, highest=highest)
-        if self._highest is None or state.height > self._highest.height:
-            self._keep(state.checkpoint)
-            self._highest = state.checkpoint
+    async def _proven(self, hosts: list[str]) -> dict[str, PlatformRecord | MoorlineError]:
+        _, state = await self._ledger.proven(tuple(key for host in hosts for key in self._keys(host)))
         found: dict[str, PlatformRecord | MoorlineError] = {}
         for host in hosts:
             try:
@@ -68,12 +54,6 @@ class LedgerPlatforms:
                 found[host] = record
                 self._known[host] = (state.time, record)  # as many as the provider registered; aged by block time
         return found
-
-    def _keep(self, seen: Checkpoint) -> None:
-        """Remember the newest checkpoint; another process over the same database may know a newer one."""
-        kept = self._store.fact(_HIGHEST)
-        if kept is None or parse_body(kept.decode("ascii")).height < seen.height:
-            self._store.set_fact(_HIGHEST, seen.body().encode("ascii"))
 
     def _keys(self, host: str) -> tuple[str, ...]:
         return (

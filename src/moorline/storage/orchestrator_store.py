@@ -353,14 +353,22 @@ class OrchestratorStore:
 
     def checkpoint(self) -> bytes | None:
         """The newest ledger checkpoint seen, encoded, or None before the first."""
-        rows = self._rows(sa.select(_FACTS.c.value).where(_FACTS.c.name == _CHECKPOINT))
-        return bytes(rows[0]["value"]) if rows else None
+        return self.document(_CHECKPOINT)
 
     def remember_checkpoint(self, encoded: bytes) -> None:
         """Replace it. The caller has made sure that it does not go back (ledger.light_client)."""
+        self.set_document(_CHECKPOINT, encoded)
+
+    def document(self, name: str) -> bytes | None:
+        """Stored bytes, or None."""
+        rows = self._rows(sa.select(_FACTS.c.value).where(_FACTS.c.name == name))
+        return bytes(rows[0]["value"]) if rows else None
+
+    def set_document(self, name: str, value: bytes) -> None:
+        """Store bytes under a name."""
         with self._transaction() as connection:
-            connection.execute(sa.delete(_FACTS).where(_FACTS.c.name == _CHECKPOINT))
-            connection.execute(sa.insert(_FACTS).values(name=_CHECKPOINT, value=encoded))
+            connection.execute(sa.delete(_FACTS).where(_FACTS.c.name == name))
+            connection.execute(sa.insert(_FACTS).values(name=name, value=value))
 
     def _transaction(self) -> contextlib.AbstractContextManager[sa.Connection]:
         return writing(self._engine)

@@ -343,13 +343,13 @@ class VerifierStore:
                 )
             _upsert(connection, _SERIALS, _SERIALS.c.name == name, {"name": name, "serial": serial})
 
-    def fact(self, name: str) -> bytes | None:
+    def document(self, name: str) -> bytes | None:
         """A small value kept under a name."""
         with reading(self._engine) as connection:
             value: bytes | None = connection.execute(sa.select(_FACTS.c.value).where(_FACTS.c.name == name)).scalar()
         return value
 
-    def set_fact(self, name: str, value: bytes) -> None:
+    def set_document(self, name: str, value: bytes) -> None:
         """Keep a small value under a name."""
         with writing(self._engine) as connection:
             _upsert(connection, _FACTS, _FACTS.c.name == name, {"name": name, "value": value})

@@ -221,6 +221,7 @@ def start_agent(world: World, one: Host) -> None:
         broker=world.alpha.sessions,
         hsm=HSM,
         trust=world.trust_file,
+        ledger_urls=world.ledger_urls(),
         attestation=AttestationSettings(
             tcti=one.tpm.tcti,
             verifier_url=f"https://{world.facts['verifier_address']}",

@@ -1,4 +1,4 @@
-"""The ledger as one broker sees it: proofs fetched, verified, and never older than the newest it has seen.
+"""The ledger as one service sees it: proofs fetched, verified, and never older than the newest it has seen.
 
 Verified proofs are used again for `reuse_s` seconds, so that a revocation counts here at most that much later than it could
 (the bound that counts for everybody, max_age, is thirty times as long). What sessions ask for while one question is on its
@@ -15,9 +15,8 @@ from operator import is_not
 from typing import Final, Protocol
 
 from moorline.clock import Clock
-from moorline.ledger.checkpoint import parse_body
+from moorline.ledger.checkpoint import Checkpoint, parse_body
 from moorline.ledger.light_client import LedgerTrust, ProvenState, together, verify_bundle
-from moorline.storage.broker_store import BrokerStore
 
 _HIGHEST = "highest-checkpoint"
 _KEPT_MAX: Final = 4096
@@ -40,14 +39,26 @@ class Prover(Protocol):
         ...
 
 
+class Documents(Protocol):
+    """Where the newest checkpoint seen is kept; `storage.broker_store.BrokerStore` is one."""
+
+    def document(self, name: str) -> bytes | None:
+        """Stored bytes, or None."""
+        ...
+
+    def set_document(self, name: str, value: bytes) -> None:
+        """Store bytes under a name."""
+        ...
+
+
 class LedgerView:
-    """Proofs for this broker and for those it serves. The newest checkpoint seen survives a restart."""
+    """Proofs for this service and for those it serves. The newest checkpoint seen survives a restart."""
 
     def __init__(
         self,
         prover: Prover,
         trust: LedgerTrust,
-        store: BrokerStore,
+        store: Documents,
         clock: Clock,
         *,
         reuse_s: float = 0.0,
@@ -72,10 +83,16 @@ class LedgerView:
         bundle = await self._prover.prove(tuple(dict.fromkeys(keys)))
         state = verify_bundle(bundle, self.trust, now=self._clock.now(), highest=highest)
         if self._highest is None or state.height > self._highest.height:
-            await asyncio.to_thread(self._store.set_document, _HIGHEST, state.checkpoint.body().encode("ascii"))
+            await asyncio.to_thread(self._keep, state.checkpoint)
             if self._highest is None or state.height > self._highest.height:
                 self._highest = state.checkpoint
         return bundle, state
+
+    def _keep(self, seen: Checkpoint) -> None:
+        """Remember it, unless another process over the same database has kept a newer one."""
+        kept = self._store.document(_HIGHEST)
+        if kept is None or parse_body(kept.decode("ascii")).height < seen.height:
+            self._store.set_document(_HIGHEST, seen.body().encode("ascii"))
 
     async def aclose(self) -> None:
         """Close the prover."""

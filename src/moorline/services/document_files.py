@@ -1,0 +1,27 @@
+"""Small documents of a service that has no database, one file each; a file is replaced as a whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+class DocumentFiles:
+    """Documents in one directory, which is made when the first one is written. Names are ours."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def document(self, name: str) -> bytes | None:
+        """Stored bytes, or None."""
+        try:
+            return (self._directory / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def set_document(self, name: str, value: bytes) -> None:
+        """Store bytes under a name."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh = self._directory / f"{name}.new"
+        fresh.write_bytes(value)
+        os.replace(fresh, self._directory / name)  # noqa: PTH105 - atomic
