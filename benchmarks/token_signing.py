@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from moorline.clock import Instant, Validity
 from moorline.hsm.ceremony import initialise
+from moorline.hsm.issuers import Looks
 from moorline.hsm.issuing import IssuingCa, serial_number
 from moorline.hsm.keys import ISSUING_CA, TokenEcKey
 from moorline.hsm.pool import KeyPool, Watermarks
@@ -58,7 +59,10 @@ def built(ca: Issuer, random) -> x509.Certificate:
 
 def issuing(token, certificate: x509.Certificate) -> IssuingCa:
     """As a broker holds it."""
-    return IssuingCa(token, certificate=certificate, above=(), trust_domain="alpha.test", life_s=3000)
+    looks = Looks(last_s=1 << 40, every_s=1)
+    made = IssuingCa(token, certificate=certificate, above=(), trust_domain="alpha.test", life_s=3000, looks=looks)
+    made.issuers.looked(frozenset(), at=Instant(0))
+    return made
 
 
 def launch(number: int) -> Launch:

@@ -8,6 +8,7 @@ import secrets
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from fastapi import Request
 
 from moorline.attesters.tpm import Tpm
 from moorline.clock import Instant, SystemClock, Validity
@@ -50,7 +51,7 @@ class Pki:
         return ClientIdentity(certificate_chain_pem=certificate.public_bytes(PEM), private_key_pem=private)
 
 
-async def by_chain_alone(_):
+async def by_chain_alone(_: Request):
     """The guard of doors in tests that are about something else: a certificate is worth what its chain is."""
 
 

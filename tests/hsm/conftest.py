@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -21,6 +23,9 @@ from moorline.storage import broker_facts
 from moorline.storage.broker_store import BrokerStore
 from moorline.wire import certificates
 from moorline.wire.certificates import Issuer
+
+sys.path.insert(0, str(Path(__file__).parent))
+from looking import FOR_GOOD, looked_at
 
 NOW = Instant(1_800_000_000)
 DOMAIN = "alpha.test"
@@ -114,7 +119,16 @@ def store(database_url):
 
 @pytest.fixture
 def ca(token, provider) -> IssuingCa:
-    return IssuingCa(token, certificate=provider.signed.issuing_ca, above=provider.above, trust_domain=DOMAIN, life_s=3600)
+    return looked_at(
+        IssuingCa(
+            token,
+            certificate=provider.signed.issuing_ca,
+            above=provider.above,
+            trust_domain=DOMAIN,
+            life_s=3600,
+            looks=FOR_GOOD,
+        )
+    )
 
 
 @pytest.fixture

@@ -27,6 +27,8 @@ from moorline.nfv import Role, SpiffeId
 from moorline.wire import keys, schema
 
 sys.path.insert(0, str(Path(__file__).parent))
+from looking import FOR_GOOD, looked_at
+
 from conftest import DOMAIN, make_provider
 
 NOW = Instant(1_800_000_000)
@@ -151,7 +153,16 @@ def test_an_empty_token_issues_again(saved, tmp_path):
         assert token.unseal(WRAPPING, sealed, b"place") == b"storage key"
         assert token.counter(COUNTER) == backup.COUNTER_STRIDE
         provider = make_provider(made.keys)
-        ca = IssuingCa(token, certificate=provider.signed.issuing_ca, above=provider.above, trust_domain=DOMAIN, life_s=3600)
+        ca = looked_at(
+            IssuingCa(
+                token,
+                certificate=provider.signed.issuing_ca,
+                above=provider.above,
+                trust_domain=DOMAIN,
+                life_s=3600,
+                looks=FOR_GOOD,
+            )
+        )
         public = keys.public_bytes(ec.generate_private_key(ec.SECP256R1()).public_key())
         leaf = ca.issue(public, SpiffeId(trust_domain=DOMAIN, role=Role.DEVICE, segments=("d-1",)), NOW)
         leaf.certificate.verify_directly_issued_by(provider.signed.issuing_ca)

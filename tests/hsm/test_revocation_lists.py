@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moorline.clock import Instant, Validity
-from moorline.errors import Malformed, Refused
+from moorline.errors import Malformed, MoorlineError, Refused
 from moorline.hsm import revocation
+from moorline.hsm.issuers import Looks
 from moorline.hsm.issuing import IssuingCa
 from moorline.hsm.revocation import CertificateStatus, RevokedCertificate
 from moorline.nfv import SpiffeId
@@ -29,6 +30,7 @@ from moorline.wire.certificates import Pointers
 
 sys.path.insert(0, str(Path(__file__).parent))
 from foreign import openssl
+from looking import FOR_GOOD, looked_at
 
 POINTERS = Pointers(
     crl="http://revocation.alpha.test/crl/ca-1.crl",
@@ -41,13 +43,16 @@ LIFE = Validity(not_before=NOW, not_after=Instant(NOW + 3600))
 
 @pytest.fixture
 def live_ca(token, real_now):
-    return IssuingCa(
-        token,
-        certificate=real_now.signed.issuing_ca,
-        above=real_now.above,
-        trust_domain="alpha.test",
-        life_s=3600,
-        published="http://revocation.alpha.test",
+    return looked_at(
+        IssuingCa(
+            token,
+            certificate=real_now.signed.issuing_ca,
+            above=real_now.above,
+            trust_domain="alpha.test",
+            life_s=3600,
+            looks=FOR_GOOD,
+            published="http://revocation.alpha.test",
+        )
     )
 
 
@@ -308,3 +313,29 @@ def test_the_command_line_makes_and_shows_a_list(tmp_path, real_now):
     wrong = ["make", "--certificate", "ca.pem", "--key", "key.pem", "--out", "q.crl", "--serial", "xyz"]
     assert moor(*wrong).returncode == 2
     assert openssl(tmp_path, *["crl", "-in", "p.crl", "-CAfile", "ca.pem", "-noout"]).stderr.strip() == "verify OK"
+
+
+def test_nothing_is_issued_without_a_young_look_at_the_ledger(token, real_now):
+    """verifies that: no look, or one that is too old, is Unavailable with a time; a look that ends the CA is a refusal."""
+    made = IssuingCa(
+        token,
+        certificate=real_now.signed.issuing_ca,
+        above=real_now.above,
+        trust_domain="alpha.test",
+        life_s=3600,
+        looks=Looks(last_s=30, every_s=5),
+    )
+    public = keys.public_bytes(ec.generate_private_key(ec.SECP256R1()).public_key())
+
+    def issued_at(now):
+        try:
+            made.issue(public, SpiffeId.parse("spiffe://alpha.test/device/d-1"), Instant(now))
+        except MoorlineError as error:
+            return error.code, getattr(error, "retry_after_s", None)
+        return "issued", None
+
+    assert issued_at(NOW) == ("issuing.not_seen", 5)
+    made.issuers.looked(frozenset(), at=NOW)
+    assert [issued_at(NOW + after)[0] for after in (0, 30, 31)] == ["issued", "issued", "issuing.not_seen"]
+    made.issuers.looked(frozenset(made.living), at=Instant(NOW + 31))
+    assert issued_at(NOW + 31) == ("issuing.ca_revoked", None)

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from moorline.clock import SystemClock
-from moorline.errors import Refused
+from moorline.errors import Refused, Unavailable
 from moorline.ledger import peers
 from moorline.ledger import transactions as tx
 from moorline.ledger.light_client import verify_bundle
@@ -186,3 +187,40 @@ async def test_without_the_ledger_nobody_is_called_good(alpha, tmp_path):
         await authority.stop()
     await within(device.ocsp, MAX_AGE_S, said="trylater")
     await within(device.by_list, MAX_AGE_S, said="no list")
+
+
+async def signed(alpha):
+    """What a broker says that is asked for a certificate now: "signed", or why not, and that it says when to ask again."""
+    public = keys.public_bytes(ec.generate_private_key(ec.SECP256R1()).public_key())
+    asked = {"public_key": base64.b64encode(public).decode(), "spiffe_id": "spiffe://alpha.test/device/phone-5"}
+    try:
+        async with alpha.admin() as admin:
+            await admin.post_json("/v1/svid", asked)
+    except Unavailable as error:
+        assert error.retry_after_s >= 1
+        return error.code
+    except Refused as error:
+        return error.code
+    return "signed"
+
+
+@pytest.mark.long
+async def test_a_broker_signs_nothing_that_the_ledger_was_not_seen_to_allow(alpha):
+    """verifies that: nothing is signed max_age + poll after the last look, nor by a broker that starts without a ledger.
+
+    For its issuing CA may have been revoked meanwhile, as it was here.
+    """
+    await within(partial(signed, alpha), MAX_AGE_S, said="issuing.not_seen")
+    await alpha.broker.stop(9)
+    await alpha.broker.start()
+    assert await signed(alpha) == "issuing.not_seen"
+    await asyncio.gather(*(authority.start() for authority in alpha.consortium.authorities))
+    await within(partial(signed, alpha), MAX_AGE_S, said="signed")
+    await alpha.broker.stop(9)
+    await alpha.submitter.send(tx.RevokeIssuingCa(id="ca-1"))
+    for authority in alpha.consortium.authorities:
+        await authority.stop()
+    await alpha.broker.start()
+    assert await signed(alpha) == "issuing.not_seen"
+    await asyncio.gather(*(authority.start() for authority in alpha.consortium.authorities))
+    await within(partial(signed, alpha), MAX_AGE_S, said="issuing.ca_revoked")

@@ -25,6 +25,9 @@ from moorline.hsm.token import LocalToken, initialise_softhsm, open_token
 from moorline.nfv import Role, SpiffeId
 from moorline.wire import keys
 
+sys.path.insert(0, str(Path(__file__).parent))
+from looking import FOR_GOOD
+
 NOW = Instant(1_800_000_000)
 
 _SEGFAULT_OR_ABORT = {-11, -6, -7}
@@ -142,7 +145,14 @@ def test_a_certificate_for_another_key_is_misconfigured(token, provider):
     from moorline.hsm.issuing import IssuingCa
 
     with pytest.raises(Misconfigured) as caught:
-        IssuingCa(token, certificate=provider.signed.hsm, above=provider.above, trust_domain="alpha.test", life_s=60)
+        IssuingCa(
+            token,
+            certificate=provider.signed.hsm,
+            above=provider.above,
+            trust_domain="alpha.test",
+            life_s=60,
+            looks=FOR_GOOD,
+        )
     assert caught.value.code == "issuing.certificate_mismatch"
 
 

@@ -143,7 +143,7 @@ class TalkingSilicon(Silicon):
         return await super().stop(name)
 
 
-async def by_chain_alone(_):
+async def by_chain_alone(_: Request):
     """The doors of hosts are judged in test_interfaces; here a certificate is worth what its chain is."""
 
 

@@ -2,7 +2,8 @@
 
 The active one signs certificates. A retiring one signs nothing but what its own certificates still need: CRLs and OCSP
 responses, until its key retires. One that the ledger does not call active any more (RevokeIssuingCa, or a provider out of
-force) signs nothing at all, and is served to nobody, for as long as the ledger says so: `end`.
+force) signs nothing at all, and is served to nobody, for as long as the ledger says so: `looked`. No certificate is signed
+before the ledger was looked at, nor when the last look is older than `Looks.last_s`: a CA may have been revoked meanwhile.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtensionOID, NameOID
 
+from moorline.clock import Instant
 from moorline.digest import same
-from moorline.errors import Malformed, Misconfigured, Refused
+from moorline.errors import Malformed, Misconfigured, Refused, Unavailable
 from moorline.hsm.keys import TokenEcKey
 from moorline.hsm.token import Token
 from moorline.wire import keys
@@ -36,11 +38,21 @@ class HeldCa:
         return self.certificate.public_bytes(serialization.Encoding.DER)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Looks:
+    """How the ledger is looked at: what was proven lasts for `last_s`, and the next look comes within `every_s`. Seconds."""
+
+    last_s: int
+    every_s: int
+
+
 class Issuers:
     """What signs for issuing CAs. Safe for threads: every change puts a whole new state in place of the old one."""
 
-    def __init__(self, token: Token, active: HeldCa, retiring: tuple[HeldCa, ...] = ()) -> None:
+    def __init__(self, token: Token, active: HeldCa, retiring: tuple[HeldCa, ...] = (), *, looks: Looks) -> None:
         self._token = token
+        self._looks = looks
+        self._seen: Instant | None = None
         self._turn = threading.Lock()
         self._ended: frozenset[bytes] = frozenset()
         self._known: dict[bytes, Issuer] = {}
@@ -57,10 +69,22 @@ class Issuers:
     def _new(self, held: tuple[HeldCa, ...]) -> tuple[HeldCa, ...]:
         return tuple(one for one in held if one.der not in self._known)
 
-    def end(self, certificates: frozenset[bytes]) -> None:
-        """These (DER), and no others, are what the ledger does not call active: revoked, or their provider out of force."""
+    def looked(self, ended: frozenset[bytes], *, at: Instant) -> None:
+        """The ledger's word of `at`: these (DER), and no others, are not active, or their provider is out of force."""
         with self._turn:
-            self._ended = certificates
+            self._ended, self._seen = ended, at
+
+    def require_seen(self, now: Instant) -> None:
+        """Raises Unavailable("issuing.not_seen") if nobody can say whether the active one still counts."""
+        seen = self._seen
+        if seen is None or now - seen > self._looks.last_s:
+            raise Unavailable(
+                "issuing.not_seen",
+                "the ledger was not seen lately, so nobody knows whether the issuing CA still counts",
+                expected=f"within {self._looks.last_s} s",
+                remedy="ask again; if it stays so, see whether the broker reaches the ledger's authorities",
+                retry_after_s=self._looks.every_s,
+            )
 
     def active(self) -> Issuer:
         """What signs certificates. Raises Refused("issuing.ca_revoked")."""

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from moorline.clock import Instant, Validity
 from moorline.errors import Refused
-from moorline.hsm.issuers import HeldCa, Issuers, issued_by, issuer_of, name_of
+from moorline.hsm.issuers import HeldCa, Issuers, Looks, issued_by, issuer_of, name_of
 from moorline.hsm.keys import HSM_IDENTITY, ISSUING_CA
 from moorline.hsm.token import Token
 from moorline.nfv import Role, SpiffeId
@@ -69,7 +69,7 @@ class TlsKey:
 class IssuingCa:
     """Signs X509-SVIDs of one trust domain with the key in the token. Randomness of serial numbers is the token's."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a CA is, one parameter each
         self,
         token: Token,
         *,
@@ -77,17 +77,19 @@ class IssuingCa:
         above: tuple[bytes, ...],
         trust_domain: str,
         life_s: int,
+        looks: Looks,
         published: str | None = None,
         label: str = ISSUING_CA,
         retiring: tuple[HeldCa, ...] = (),
     ) -> None:
         """`above` is the provider's and the authority's certificate (DER); `published` the URL below which CRL and OCSP are.
 
-        `label` is the key in the token. `retiring` are issuing CAs before this one, still above leaves that live.
+        `label` is the key in the token. `retiring` are issuing CAs before this one, still above leaves that live. Nothing is
+        issued before `issuers.looked` was told of a look at the ledger.
         """
         self._token = token
         self._above = above
-        self.issuers = Issuers(token, HeldCa(label=label, certificate=certificate), retiring)
+        self.issuers = Issuers(token, HeldCa(label=label, certificate=certificate), retiring, looks=looks)
         self._trust_domain = trust_domain
         self._published = None if published is None else published.rstrip("/")
         self._ready: tuple[certificates.Issuer, tuple[bytes, ...], LeafTemplate] | None = None
@@ -132,7 +134,7 @@ class IssuingCa:
         """An X509-SVID for a key (SubjectPublicKeyInfo, DER) that was made here or parsed before.
 
         That the holder of `public` is `spiffe_id` is the caller's to know. Raises Refused("issuing.ca_revoked"), and
-        "issuing.not_ours" for another trust domain, or a role that is not issued here.
+        "issuing.not_ours" for another trust domain, or a role that is not issued here; Unavailable("issuing.not_seen").
         """
         if spiffe_id.trust_domain != self._trust_domain or spiffe_id.role not in _ISSUED_ROLES:
             raise Refused(
@@ -141,6 +143,7 @@ class IssuingCa:
                 expected=f"spiffe://{self._trust_domain}/...",
                 got=str(spiffe_id),
             )
+        self.issuers.require_seen(now)
         issuer, ready = self.issuers.active(), self._ready
         if ready is None or ready[0] is not issuer:
             template = LeafTemplate(issuer, self._pointers(issuer))

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import serialization
 from moorline.clock import Clock, SystemClock
 from moorline.errors import Misconfigured
 from moorline.hsm import root_update
+from moorline.hsm.issuers import Looks
 from moorline.hsm.issuing import HsmIdentity, IssuingCa
 from moorline.hsm.keys import HSM_IDENTITY, ISSUING_CA
 from moorline.hsm.launch_keys import LaunchKeys, Terms
@@ -167,7 +168,7 @@ def _assembled(
 ) -> Broker:
     trust = LedgerTrust.parse(trust_bytes)
     changes, rows = hsm.key_changes(), hsm.key_rows()
-    identity, ca = _identity(settings, token, rows, above), _issuing_ca(settings, token, rows, above)
+    identity, ca = _identity(settings, token, rows, above), _issuing_ca(settings, token, rows, above, trust)
     tls = TlsKeys(identity, clock)
     verifier = VerifierKeys(token, rows)
     revocations = RevocationStore(store)
@@ -227,7 +228,7 @@ def _identity(
 
 
 def _issuing_ca(
-    settings: BrokerSettings, token: RotatingToken, rows: Sequence[KeyRow], above: tuple[bytes, ...]
+    settings: BrokerSettings, token: RotatingToken, rows: Sequence[KeyRow], above: tuple[bytes, ...], trust: LedgerTrust
 ) -> IssuingCa:
     active = in_force(rows, ISSUING_CA, _certificates(settings.issuing_ca_certificate)[0])
     return IssuingCa(
@@ -238,6 +239,7 @@ def _issuing_ca(
         above=above,
         trust_domain=settings.trust_domain,
         life_s=settings.svid_s,
+        looks=Looks(last_s=settings.revocation_poll_s + trust.max_age_s, every_s=settings.revocation_poll_s),
         published=settings.revocation_url,
     )
 

@@ -5,7 +5,8 @@
 2. an answer is as old as the oldest proof it rests on (thisUpdate) and holds for `max_age` from there (nextUpdate)
 3. without a proof that young there is no answer: OCSP says tryLater, the CRL's route is unavailable. Silence is never "good"
 4. an issuing CA that retires answers for its own certificates until its key does; one that the ledger does not have as
-   active any more (RevokeIssuingCa) answers nothing from the next look on, and signs nothing
+   active any more (RevokeIssuingCa) answers nothing from the next look on, and signs nothing. Before the first look, and
+   when the last one is older than max_age + revocation_poll_s, no certificate is signed (`issuing.not_seen`)
 
 So a revocation is visible to whoever asks within commit + revocation_poll_s, and to whoever keeps an answer within commit +
 max_age + revocation_poll_s: the bound of PROTOCOLS.md 7, printed by `moor hsm revocation`. Routes are public and the
@@ -46,6 +47,7 @@ from moorline.wire.certificates import Issuer
 
 _LOG: Final = structlog.stdlib.get_logger("broker")
 _KEYS_A_PROOF: Final = 64
+_FIRST_AGAIN_S: Final = 1
 _BODY_CAP: Final = 64 * 1024
 CRL_TYPE: Final = "application/pkix-crl"
 CERTIFICATE_TYPE: Final = "application/pkix-cert"
@@ -78,19 +80,20 @@ class Lists:
         return Bound(asked_s=poll, kept_s=poll + self._broker.trust.max_age_s)
 
     async def keep_watching(self) -> None:
-        """Look at the ledger until cancelled."""
+        """Look at the ledger until cancelled; until the first look nothing is signed, so the next one comes soon."""
         while True:
             try:
                 await self.look()
             except MoorlineError as error:
                 _LOG.warning("revocations not seen", code=error.code)
-            await asyncio.sleep(self._broker.settings.revocation_poll_s)
+            poll_s = self._broker.settings.revocation_poll_s
+            await asyncio.sleep(poll_s if self._seen is not None else min(poll_s, _FIRST_AGAIN_S))
 
     async def look(self) -> None:
         """Ask the ledger about everything that could still be used. Raises what the ledger says; nothing is younger then."""
         broker = self._broker
         now = broker.clock.now()
-        oldest = await self._look_at_cas()
+        oldest = await self.look_at_cas()
         for page in await asyncio.to_thread(lambda: list(broker.revocations.unexpired(now))):
             for part in _parts(page, broker.settings.provider):
                 state = await broker.ledger.state(tuple(key for _, keys in part for key in keys))
@@ -98,8 +101,8 @@ class Lists:
                 await asyncio.to_thread(broker.revocations.learn, tuple(_revoked(part, state)))
         self._seen = oldest
 
-    async def _look_at_cas(self) -> Instant:
-        """4. How old the proof about the issuing CAs is."""
+    async def look_at_cas(self) -> Instant:
+        """4. How old the proof about the issuing CAs is; from now on the active one signs, if it counts."""
         broker, provider = self._broker, self._broker.settings.provider
         held = {name_of(one.certificate): one for one in broker.ca.issuers.held()}
         wanted = (key for name in held for key in standing.issuing_ca_keys(provider, name))
@@ -108,7 +111,7 @@ class Lists:
         for name, certificate in ended.items():
             if certificate in broker.ca.living:
                 _LOG.error("issuing CA does not count any more", name=name)
-        broker.ca.issuers.end(frozenset(ended.values()))
+        broker.ca.issuers.looked(frozenset(ended.values()), at=state.time)
         return state.time
 
     def validity(self) -> Validity:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
+from moorline.errors import MoorlineError
 from moorline.services import (
     broker_admin,
     broker_anchor,
@@ -54,14 +55,16 @@ async def run(settings: BrokerSettings, *, ready: Callable[[dict[str, str]], Non
     try:
         tenants = await _put_in_order(broker)
         anchoring = asyncio.ensure_future(broker_anchor.keep_anchored(broker))
-        with contextlib.suppress(TimeoutError):
-            # Whoever waits for the ready line wants to launch. Without a ledger the broker still enrols and answers.
+        lists = broker_revocation.Lists(broker)
+        with contextlib.suppress(TimeoutError, MoorlineError):
+            # Whoever waits for the ready line wants to launch and to enrol. Without a ledger the broker tells them to wait.
             async with asyncio.timeout(_LEDGER_FIRST_S):
                 await broker.judged.wait()
+                await lists.look_at_cas()
         server = await broker_sessions.serve(broker)
         doors = _Doors(settings, server.address, ready)
         async with server:
-            await serve_all(server.serve_forever(), anchoring, *_served(broker, tenants, doors))
+            await serve_all(server.serve_forever(), anchoring, *_served(broker, lists, tenants, doors))
     finally:
         if anchoring is not None:
             anchoring.cancel()
@@ -82,9 +85,11 @@ async def _put_in_order(broker: Broker) -> OpenTenants | None:
     return tenants
 
 
-def _served(broker: Broker, tenants: OpenTenants | None, doors: _Doors) -> list[Awaitable[None]]:
+def _served(
+    broker: Broker, lists: broker_revocation.Lists, tenants: OpenTenants | None, doors: _Doors
+) -> list[Awaitable[None]]:
     """Everything that runs beside the session port."""
-    lists, cmp = broker_revocation.Lists(broker), broker_cmp.Cmp(broker)
+    cmp = broker_cmp.Cmp(broker)
     return [
         broker_est.serve(broker, lists, cmp, doors.named("https")),
         broker_est.serve_bootstrap(broker, doors.named("bootstrap")),
