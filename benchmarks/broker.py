@@ -98,7 +98,14 @@ def consumption(name, url):
     for threads in (1, 8, 32):
         rate = in_threads(
             threads,
-            lambda _: store.consume(wanted(next(first)), advance=lambda _c: None, not_after=LATER, at=NOW),
+            lambda _: store.consume(
+                wanted(next(first)),
+                advance=lambda _c: None,
+                not_after=LATER,
+                at=NOW,
+                storage=b"wrapped",
+                nonce=b"n" * 32,
+            ),
         )
         print(f"{name}, consumed, {threads:2d} at once       {rate:8.0f} /s   {rate / limit:.2f}")
     store.close()

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import threading
 
+import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from moorline.clock import Instant
 from moorline.errors import MoorlineError
 from moorline.storage import broker_consumption as together
 from moorline.storage import broker_generations as generations
+from moorline.storage import broker_launches as launches
 from moorline.storage.broker_certificates import Issued
 from moorline.storage.broker_consumption import Confirmation, Consumption
 from moorline.storage.broker_facts import AUDIT_DOMAIN
@@ -94,11 +96,20 @@ def said(outcome):
     return outcome.code if isinstance(outcome, MoorlineError) else outcome
 
 
-def confirmed(c, one):
+def consumed(c, one):
+    """The single step, which refuses and alarms."""
+    return launches.consume(c, one.launch, one.at, one.fresh)
+
+
+def confirmed(c, one, confirm=launches.confirm):
     try:
-        return together.confirm(c, one)
+        return confirm(c, one.launch, one.issued, one.at)
     except MoorlineError as error:
         return error
+
+
+def quickly_confirmed(c, one):
+    return confirmed(c, one, lambda c, *_: together.confirm(c, one))
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -109,14 +120,14 @@ def test_together_is_as_one_by_one(first, wanted, data):
     for store in (quick, slow):
         with store.transaction() as c:
             for one in first:
-                together.consume(c, one)
+                consumed(c, one)
     with quick.transaction() as c:
         plain = together.consume_plain(c, wanted)
         left = [one for one, taken in zip(wanted, plain, strict=True) if taken is None]
         outcomes = [taken for taken in plain if taken is not None] + [together.consume(c, one) for one in left]
     order = [one for one, taken in zip(wanted, plain, strict=True) if taken is not None] + left
     with slow.transaction() as c:
-        expected = [together.consume(c, one) for one in order]
+        expected = [consumed(c, one) for one in order]
     assert [said(one) for one in outcomes] == [said(one) for one in expected]
     assert content(quick) == content(slow)
 
@@ -131,7 +142,7 @@ def test_together_is_as_one_by_one(first, wanted, data):
     with quick.transaction() as c:
         plain = together.confirm_plain(c, signed)
         left = [one for one, kept in zip(signed, plain, strict=True) if kept is None]
-        outcomes = [kept for kept in plain if kept is not None] + [confirmed(c, one) for one in left]
+        outcomes = [kept for kept in plain if kept is not None] + [quickly_confirmed(c, one) for one in left]
     order = [one for one, kept in zip(signed, plain, strict=True) if kept is not None] + left
     with slow.transaction() as c:
         expected = [confirmed(c, one) for one in order]
@@ -185,4 +196,83 @@ def test_those_that_come_together_share_their_statements(database_url):
     with store.reading() as c:
         assert len(generations.known(c, [f"new-{n}" for n in range(16)])) == 16
     log.verify(store.audit(), domain=AUDIT_DOMAIN)
+    store.close()
+
+
+def some_launch(number, **changed):
+    named = {
+        "launcher": LAUNCHER,
+        "epoch": 1,
+        "sequence": number,
+        "kem_digest": digest(("kem", number)),
+        "signing_digest": digest(("signing", number)),
+        "session": f"s-{number}",
+        "service": "records",
+        "profile": "tls",
+        "tenant": "t",
+        "instance": f"new-{number}",
+        "generation": 1,
+        "host": "h1",
+    }
+    return Launch(**named | changed)
+
+
+def brought(**changed):
+    named = {"storage": b"w", "commitment": b"c", "verdicts_seen": 0, "not_after": LATER, "advance": advanced}
+    return Fresh(**named | {"host_result": b"r", "nonce": b"n" * 32} | changed)
+
+
+ODD = (
+    ("a number again", {"sequence": 0}, {}),
+    ("a KEM key again", {"kem_digest": digest(("kem", 0))}, {}),
+    ("a signing key again", {"signing_digest": digest(("signing", 0))}, {}),
+    ("an instance again", {"instance": "new-0"}, {}),
+    ("an instance's next generation", {"instance": "new-0", "generation": 2}, {}),
+    ("a number beyond its lease", {"sequence": 41}, {}),
+    ("a launcher nobody admitted", {"launcher": b"S" * 32}, {}),
+    ("an epoch never opened", {"epoch": 2}, {}),
+    ("a host that lost its verdict", {"host": "h2"}, {}),
+    ("a launch whose time is over", {}, {"not_after": Instant(NOW - 1)}),
+    ("a service without keys", {"service": "none"}, {}),
+    ("nothing to store under", {}, {"storage": b""}),
+    ("an event seen after the loss", {"host": "h2"}, {"verdicts_seen": 7}),
+)
+
+
+@pytest.mark.parametrize(("changed", "fresh"), [one[1:] for one in ODD], ids=[one[0] for one in ODD])
+def test_alone_is_as_the_single_step(database_url, changed, fresh):
+    """verifies that: in two statements the same is taken, written and refused as in a dozen, on either database."""
+    quick, slow = filled(database_url), filled()
+    outcomes = []
+    for store, consume, confirm in ((quick, together.consume, quickly_confirmed), (slow, consumed, confirmed)):
+        said_here = []
+        for one in (
+            Consumption(some_launch(0), NOW, brought()),
+            Consumption(some_launch(1, **changed), NOW, brought(**fresh)),
+        ):
+            issued = Issued(serial=one.launch.session, spiffe_id="id", key_digest=b"", not_after=LATER, der=b"d")
+            with store.transaction() as c:
+                said_here.append(said(consume(c, one)))
+            for _ in range(2):  # the second time it is confirmed already
+                with store.transaction() as c:
+                    said_here.append(said(confirm(c, Confirmation(one.launch, issued, NOW))))
+        outcomes.append(said_here)
+    assert outcomes[0] == outcomes[1]
+    assert content(quick) == content(slow)
+    log.verify(quick.audit(), domain=AUDIT_DOMAIN)
+    for store in (quick, slow):
+        store.close()
+
+
+def test_one_that_comes_alone_waits_for_few_statements(database_url):
+    """verifies that: a plain launch is two statements under the writers' lock on PostgreSQL, and its confirmation two."""
+    store = filled(database_url)
+    store.consume(some_launch(0), advance=advanced, not_after=LATER, at=NOW, nonce=b"n", storage=b"w")  # time has risen
+    counted = itertools.count()
+    sa.event.listen(store._engine, "before_cursor_execute", lambda *_: next(counted))
+    launch = some_launch(1)
+    issued = Issued(serial="1", spiffe_id="id", key_digest=b"", not_after=LATER, der=b"der")
+    store.consume(launch, advance=advanced, not_after=LATER, at=NOW, nonce=b"n", storage=b"w")
+    store.confirm(launch, issued, at=NOW)
+    assert next(counted) == (2 + 2 * 2 if database_url.startswith("postgresql") else 2 + 8 + 4)
     store.close()

@@ -8,7 +8,7 @@ the database file is not here: checkpoints signed by the HSM key, and the ledger
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -16,7 +16,7 @@ from moorline.audit.log import encode_entry, entry_digest, first_head
 from moorline.clock import Instant
 
 AUDIT: Final = sa.table("audit", sa.column("number"), sa.column("data"))
-_LAST: Final = sa.select(AUDIT).order_by(AUDIT.c.number.desc()).limit(1)
+LAST: Final = sa.select(AUDIT).order_by(AUDIT.c.number.desc()).limit(1)
 _INSERT: Final = sa.insert(AUDIT)
 _SUBJECT_CHARS: Final = 512
 _VALUE_CHARS: Final = 4096
@@ -35,15 +35,23 @@ def append_all(
 ) -> int:
     """As `append`, several entries (event, body) in their order, at least one; the number of the last."""
     # The caller's transaction is the only writer (storage.transactions): nobody else continues from the same last entry.
-    last = connection.execute(_LAST).one_or_none()
-    number, previous = (0, first_head(domain)) if last is None else (last.number + 1, entry_digest(last.data))
+    last = connection.execute(LAST).one_or_none()
+    rows_made = following(domain, None if last is None else (last.number, last.data), at=at, happened=happened)
+    connection.execute(_INSERT, rows_made)
+    return int(rows_made[-1]["number"])
+
+
+def following(
+    domain: str, last: tuple[int, bytes] | None, *, at: Instant, happened: Sequence[tuple[str, Mapping[str, object]]]
+) -> list[dict[str, Any]]:
+    """The rows that continue a log whose last entry (number, data) is `last`; None for a log without any."""
+    number, previous = (0, first_head(domain)) if last is None else (last[0] + 1, entry_digest(last[1]))
     rows_made = []
     for event, body in happened:
         data = _encoded(number, previous, at, event, body)
         rows_made.append({"number": number, "data": data})
         number, previous = number + 1, entry_digest(data)
-    connection.execute(_INSERT, rows_made)
-    return number - 1
+    return rows_made
 
 
 def _encoded(number: int, previous: bytes, at: Instant, event: str, body: Mapping[str, object]) -> bytes:

@@ -9,14 +9,14 @@ import sqlalchemy as sa
 
 from moorline.clock import Instant
 
-_CERTIFICATES: Final = sa.table(
+CERTIFICATES: Final = sa.table(
     "certificates", *(sa.column(name) for name in ("serial", "spiffe_id", "key_digest", "not_after", "der"))
 )
-_KEEP: Final = sa.insert(_CERTIFICATES)
+_KEEP: Final = sa.insert(CERTIFICATES)
 _NEWEST: Final = (
-    sa.select(_CERTIFICATES)
-    .where(_CERTIFICATES.c.spiffe_id == sa.bindparam("of"))
-    .order_by(_CERTIFICATES.c.not_after.desc())
+    sa.select(CERTIFICATES)
+    .where(CERTIFICATES.c.spiffe_id == sa.bindparam("of"))
+    .order_by(CERTIFICATES.c.not_after.desc())
     .limit(1)
 )
 
@@ -31,6 +31,10 @@ class Issued:
     not_after: Instant
     der: bytes
 
+    def row(self) -> dict[str, object]:
+        """As it is stored."""
+        return {name: getattr(self, name) for name in Issued.__dataclass_fields__}
+
     def entry(self) -> dict[str, object]:
         """As the secure log tells of it."""
         return {"spiffe_id": self.spiffe_id, "serial": self.serial, "not_after": self.not_after}
@@ -39,7 +43,7 @@ class Issued:
 def insert(c: sa.Connection, *issued: Issued) -> None:
     """Remember certificates."""
     if issued:
-        c.execute(_KEEP, [{name: getattr(one, name) for name in Issued.__dataclass_fields__} for one in issued])
+        c.execute(_KEEP, [one.row() for one in issued])
 
 
 def newest(c: sa.Connection, spiffe_id: str) -> Issued | None:
@@ -50,5 +54,5 @@ def newest(c: sa.Connection, spiffe_id: str) -> Issued | None:
 
 def valid(c: sa.Connection, at: Instant, limit: int) -> tuple[Issued, ...]:
     """Certificates that have not expired."""
-    query = sa.select(_CERTIFICATES).where(_CERTIFICATES.c.not_after >= at).limit(limit)
+    query = sa.select(CERTIFICATES).where(CERTIFICATES.c.not_after >= at).limit(limit)
     return tuple(Issued(**row) for row in c.execute(query).mappings())

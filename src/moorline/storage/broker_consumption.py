@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from moorline.clock import Instant
 from moorline.errors import MoorlineError
+from moorline.storage import broker_alone as alone
 from moorline.storage import broker_certificates as certificates
 from moorline.storage import broker_epochs as epochs
 from moorline.storage import broker_facts as facts
@@ -67,13 +68,15 @@ class Confirmation:
 
 
 def consume(c: sa.Connection, one: Consumption) -> Taken | MoorlineError:
-    """The single step."""
-    return launches.consume(c, one.launch, one.at, one.fresh)
+    """Of one that comes alone: in two statements if it is plain, else by the single step."""
+    taken = alone.consume(c, one.launch, one.at, one.fresh)
+    return launches.consume(c, one.launch, one.at, one.fresh) if taken is None else taken
 
 
 def confirm(c: sa.Connection, one: Confirmation) -> Issued:
-    """The single step. Raises as `broker_launches.confirm`."""
-    return launches.confirm(c, one.launch, one.issued, one.at)
+    """As `consume`. Raises as `broker_launches.confirm`."""
+    kept = alone.confirm(c, one.launch, one.issued, one.at)
+    return launches.confirm(c, one.launch, one.issued, one.at) if kept is None else kept
 
 
 def consume_plain(c: sa.Connection, asked: Sequence[Consumption]) -> list[Taken | MoorlineError | None]:

@@ -42,21 +42,28 @@ _STANDING: Final = (
         _LAUNCHERS.c.revoked.is_(None),
     )
 )
-_LEASED: Final = (
-    sa.select(sa.func.count())
-    .select_from(_LEASES.join(_EPOCHS, _EPOCHS.c.epoch == _LEASES.c.epoch))
-    .join(_LAUNCHERS, _LAUNCHERS.c.launcher == _LEASES.c.launcher)
-    .where(
-        _LEASES.c.launcher == sa.bindparam("by"),
-        _LEASES.c.epoch == sa.bindparam("in"),
-        _LEASES.c.first <= sa.bindparam("number"),
-        _LEASES.c.first + _LEASES.c.count > sa.bindparam("number"),
-        _LEASES.c.not_after >= sa.bindparam("now"),
-        _LEASES.c.void == sa.false(),
-        _EPOCHS.c.accept_until >= sa.bindparam("now"),
-        _LAUNCHERS.c.revoked.is_(None),
+
+
+def covering(*now: sa.ColumnElement[int]) -> sa.Select[int]:
+    """How many leases cover (launcher `by`, epoch `in`, sequence `number`), by each of these times."""
+    return (
+        sa.select(sa.func.count())
+        .select_from(_LEASES.join(_EPOCHS, _EPOCHS.c.epoch == _LEASES.c.epoch))
+        .join(_LAUNCHERS, _LAUNCHERS.c.launcher == _LEASES.c.launcher)
+        .where(
+            _LEASES.c.launcher == sa.bindparam("by"),
+            _LEASES.c.epoch == sa.bindparam("in"),
+            _LEASES.c.first <= sa.bindparam("number"),
+            _LEASES.c.first + _LEASES.c.count > sa.bindparam("number"),
+            _LEASES.c.void == sa.false(),
+            _LAUNCHERS.c.revoked.is_(None),
+            *(_LEASES.c.not_after >= each for each in now),
+            *(_EPOCHS.c.accept_until >= each for each in now),
+        )
     )
-)
+
+
+_LEASED: Final = covering(sa.bindparam("now"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

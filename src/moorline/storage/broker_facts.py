@@ -19,14 +19,14 @@ COUNTER: Final = "counter"
 TIME_MARK: Final = "time-mark"
 HALTED: Final = "halted"
 
-_FACTS: Final = sa.table("facts", sa.column("name"), sa.column("value"))
+FACTS: Final = sa.table("facts", sa.column("name"), sa.column("value"))
 _DOCUMENTS: Final = sa.table("documents", sa.column("name"), sa.column("value"))
 _ALARMS: Final = sa.table("alarms", *(sa.column(name) for name in ("alarm", "at", "code", "says", "first", "second")))
 
 # The statements of what is asked for many times a second are made once: building one anew costs several times its execution.
-_FACT: Final = sa.select(_FACTS.c.value).where(_FACTS.c.name == sa.bindparam("of"))
-_FORGET_FACT: Final = sa.delete(_FACTS).where(_FACTS.c.name == sa.bindparam("of"))
-_KEEP_FACT: Final = sa.insert(_FACTS)
+_FACT: Final = sa.select(FACTS.c.value).where(FACTS.c.name == sa.bindparam("of"))
+_FORGET_FACT: Final = sa.delete(FACTS).where(FACTS.c.name == sa.bindparam("of"))
+_KEEP_FACT: Final = sa.insert(FACTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -120,17 +120,21 @@ def newest(c: sa.Connection, instance: str) -> int | None:
     return found
 
 
+def row_of(made: Generation) -> dict[str, Any]:
+    """The row of a generation."""
+    return {name: getattr(made, name) for name in Generation.__dataclass_fields__}
+
+
 def begin(c: sa.Connection, made: Generation, *, storage: bytes) -> None:
     """A new live generation with its wrapped storage key."""
-    c.execute(_BEGIN, {name: getattr(made, name) for name in Generation.__dataclass_fields__})
+    c.execute(_BEGIN, row_of(made))
     if storage:
         c.execute(_KEEP_KEY, {"instance": made.instance, "generation": made.generation, "wrapped": storage})
 
 
 def begin_all(c: sa.Connection, made: Sequence[tuple[Generation, bytes, bytes]]) -> None:
     """New live generations, each with its wrapped storage key and the nonce of its session; either may be empty."""
-    fields = Generation.__dataclass_fields__
-    c.execute(_BEGIN, [{name: getattr(one, name) for name in fields} for one, _, _ in made])
+    c.execute(_BEGIN, [row_of(one) for one, _, _ in made])
     names = [({"instance": one.instance, "generation": one.generation}, key, nonce) for one, key, nonce in made]
     kept = [{**name, "wrapped": key} for name, key, _ in names if key]
     if kept:

@@ -35,7 +35,7 @@ LAUNCHES: Final = sa.table(
     *(sa.column(name) for name in ("service", "profile", "tenant", "instance", "generation", "host")),
     *(sa.column(name) for name in ("public", "wrapped", "state", "at")),
 )
-_INSTANCES: Final = sa.table("instances", *(sa.column(name) for name in ("instance", "service", "generation")))
+INSTANCES: Final = sa.table("instances", *(sa.column(name) for name in ("instance", "service", "generation")))
 _SAME: Final = (
     LAUNCHES.c.launcher == sa.bindparam("by"),
     LAUNCHES.c.epoch == sa.bindparam("in"),
@@ -49,12 +49,12 @@ _OF_KEYS: Final = sa.select(LAUNCHES.c.session).where(
 )
 _KEEP: Final = sa.insert(LAUNCHES)
 _CONFIRM: Final = sa.update(LAUNCHES).where(*_SAME_SIGNER).values(state=CONFIRMED, wrapped=None)
-_FIND_INSTANCE: Final = sa.select(_INSTANCES).where(_INSTANCES.c.instance == sa.bindparam("of"))
-_INSTANCES_OF_THESE: Final = sa.select(_INSTANCES.c.instance).where(
-    _INSTANCES.c.instance.in_(sa.bindparam("these", expanding=True))
+_FIND_INSTANCE: Final = sa.select(INSTANCES).where(INSTANCES.c.instance == sa.bindparam("of"))
+_INSTANCES_OF_THESE: Final = sa.select(INSTANCES.c.instance).where(
+    INSTANCES.c.instance.in_(sa.bindparam("these", expanding=True))
 )
-_FORGET_INSTANCE: Final = sa.delete(_INSTANCES).where(_INSTANCES.c.instance == sa.bindparam("of"))
-_KEEP_INSTANCE: Final = sa.insert(_INSTANCES)
+_FORGET_INSTANCE: Final = sa.delete(INSTANCES).where(INSTANCES.c.instance == sa.bindparam("of"))
+_KEEP_INSTANCE: Final = sa.insert(INSTANCES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,20 +129,16 @@ def known_instances(c: sa.Connection, instances: Collection[str]) -> set[str]:
 
 def keep(c: sa.Connection, taken: Sequence[tuple[Launch, PoolEntry, Instant]]) -> None:
     """Launches with the pool entries they took, and their instances' newest generations."""
-    named = Launch.__dataclass_fields__
-    rows = [
-        {
-            **{name: getattr(launch, name) for name in named},
-            "public": entry.public,
-            "wrapped": entry.wrapped,
-            "state": CONSUMED,
-            "at": at,
-        }
-        for launch, entry, at in taken
-    ]
+    rows = [row_of(launch, entry, at) for launch, entry, at in taken]
     c.execute(_KEEP, rows)
     standing = [{name: row[name] for name in ("instance", "service", "generation")} for row in rows]
     c.execute(_KEEP_INSTANCE, standing)
+
+
+def row_of(launch: Launch, pair: PoolEntry, at: Instant) -> dict[str, Any]:
+    """The row of a launch that took this key pair."""
+    named = {name: getattr(launch, name) for name in Launch.__dataclass_fields__}
+    return {**named, "public": pair.public, "wrapped": pair.wrapped, "state": CONSUMED, "at": at}
 
 
 def entry(launch: Launch, fresh: Fresh) -> dict[str, object]:

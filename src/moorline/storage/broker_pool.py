@@ -13,16 +13,16 @@ import sqlalchemy as sa
 from moorline.clock import Instant
 from moorline.storage import broker_facts as facts
 
-_POOL: Final = sa.table("pool", *(sa.column(name) for name in ("entry", "service", "profile", "public", "wrapped")))
-_OF_SERVICE: Final = (_POOL.c.service == sa.bindparam("of"), _POOL.c.profile == sa.bindparam("for"))
-_READY: Final = sa.select(_POOL).where(*_OF_SERVICE).order_by(_POOL.c.entry).limit(sa.bindparam("most"))
-_SIZE: Final = sa.select(sa.func.count().label("n")).select_from(_POOL).where(*_OF_SERVICE)
-_SIZES: Final = sa.select(_POOL.c.service, _POOL.c.profile, sa.func.count().label("n")).group_by(
-    _POOL.c.service, _POOL.c.profile
+POOL: Final = sa.table("pool", *(sa.column(name) for name in ("entry", "service", "profile", "public", "wrapped")))
+_OF_SERVICE: Final = (POOL.c.service == sa.bindparam("of"), POOL.c.profile == sa.bindparam("for"))
+_READY: Final = sa.select(POOL).where(*_OF_SERVICE).order_by(POOL.c.entry).limit(sa.bindparam("most"))
+_SIZE: Final = sa.select(sa.func.count().label("n")).select_from(POOL).where(*_OF_SERVICE)
+_SIZES: Final = sa.select(POOL.c.service, POOL.c.profile, sa.func.count().label("n")).group_by(
+    POOL.c.service, POOL.c.profile
 )
-_TAKE: Final = sa.delete(_POOL).where(_POOL.c.entry == sa.bindparam("one"))
-_TAKE_UP_TO: Final = sa.delete(_POOL).where(*_OF_SERVICE, _POOL.c.entry <= sa.bindparam("last"))
-_ADD: Final = sa.insert(_POOL)
+_TAKE: Final = sa.delete(POOL).where(POOL.c.entry == sa.bindparam("one"))
+_TAKE_UP_TO: Final = sa.delete(POOL).where(*_OF_SERVICE, POOL.c.entry <= sa.bindparam("last"))
+_ADD: Final = sa.insert(POOL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,4 +85,4 @@ def take(c: sa.Connection, service: str, profile: str, *, count: int, at: Instan
 
 def empty(c: sa.Connection) -> None:
     """Drop every entry."""
-    c.execute(sa.delete(_POOL))
+    c.execute(sa.delete(POOL))

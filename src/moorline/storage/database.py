@@ -23,9 +23,10 @@ from typing import Any, Final
 
 import sqlalchemy
 from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from moorline.errors import Misconfigured, Unavailable
+from moorline.storage import postgres
 
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _REVISION: Final = re.compile(r'^revision\s*(?::\s*str)?\s*=\s*"(\w+)"', re.MULTILINE)
@@ -104,15 +105,15 @@ def _engine(url: str, store: str) -> sqlalchemy.Engine:
             "application_name": f"moorline-{store}",
             **({} if "unix_sock" in parsed.query else {"ssl_context": _tls(parsed)}),
         },
-        pool_pre_ping=True,  # a server that was restarted costs a new connection, not a failed launch
         pool_size=8,
         max_overflow=24,
         pool_timeout=_SOCKET_S,
     )
     # Several rows of one table in one message: pg8000 sends a message a row otherwise, and waits for each answer.
     engine.dialect.use_insertmanyvalues_wo_returning = True
+    postgres.use(engine)
     event.listen(engine, "connect", _strict)
-    event.listen(engine, "handle_error", _translated)
+    event.listen(engine, "handle_error", _disconnected)
     return engine
 
 
@@ -175,15 +176,13 @@ def _strict(connection: Any, _: object) -> None:  # noqa: ANN401 - as above
     cursor.close()
 
 
-def _translated(context: sqlalchemy.engine.ExceptionContext) -> None:
-    """pg8000 raises one class for everything; a broken rule of the schema must be known as such here as with SQLite."""
+def _disconnected(context: sqlalchemy.engine.ExceptionContext) -> None:
+    """pg8000 does not say which of its errors end a connection."""
     error = context.sqlalchemy_exception
     original = context.original_exception
     if not isinstance(error, DBAPIError):
         return
-    if code_of(error).startswith("23"):
-        context.chained_exception = IntegrityError(context.statement, None, original)
-    elif type(original).__name__ == "InterfaceError" or code_of(error).startswith(("57P", "08")):
+    if type(original).__name__ == "InterfaceError" or code_of(error).startswith(("57P", "08")):
         context.is_disconnect = True  # the socket is gone, or the server shut down: this connection serves nobody again
 
 

@@ -8,6 +8,7 @@ rebuilt as the typed errors they were; anything that keeps an answer from arrivi
 
 from __future__ import annotations
 
+import json
 import os
 import ssl
 import stat
@@ -19,6 +20,7 @@ from typing import Final, Self
 from moorline.errors import Malformed, MoorlineError, NotAuthentic, Unavailable, from_problem
 from moorline.nfv import Role
 from moorline.wire import certificates
+from moorline.wire.http_get import Answer, Query, ShortWay
 
 # httpx imports its own command line (click, rich) wherever it can: a quarter of a second of every process that speaks HTTP.
 _OWN_COMMAND_LINE: Final = "httpx._main"
@@ -30,6 +32,7 @@ if sys.modules.get(_OWN_COMMAND_LINE, ...) is None:
     del sys.modules[_OWN_COMMAND_LINE]
 
 ANSWER_CAP: Final = 16 << 20
+_BAD: Final = 400
 PROBLEM_TYPE: Final = "application/problem+json"
 CBOR_TYPE: Final = "application/cbor"
 
@@ -40,15 +43,6 @@ class ClientIdentity:
 
     certificate_chain_pem: bytes
     private_key_pem: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What a server answered: status, headers with names in lower case, body."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
 
 
 def server_context(chain_pem: bytes, key_pem: bytes) -> ssl.SSLContext:
@@ -121,8 +115,12 @@ class HttpClient:
     ) -> None:
         self._where = uds or base_url
         server = None if server_role is None else (server_name, server_role)
-        verify = client_context(roots_pem, identity, server=server) if base_url.startswith("https:") else True
-        self._extensions = {"sni_hostname": server_name} if base_url.startswith("https:") else {}
+        secured = base_url.startswith("https:")
+        verify = client_context(roots_pem, identity, server=server) if secured else True
+        self._extensions = {"sni_hostname": server_name} if secured else {}
+        self._short: ShortWay | None = None
+        if isinstance(verify, ssl.SSLContext) and uds is None:
+            self._short = ShortWay(base_url, context=verify, server_name=server_name, timeout_s=timeout_s, cap=ANSWER_CAP)
         self._client = httpx.AsyncClient(
             base_url=base_url,
             transport=httpx.AsyncHTTPTransport(verify=verify, uds=uds, http2=False, trust_env=False),
@@ -137,44 +135,50 @@ class HttpClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._close_short()
         await self._client.__aexit__(kind, error, trace)
 
     async def aclose(self) -> None:
         """Close connections; for users that cannot hold an `async with`."""
+        self._close_short()
         await self._client.aclose()
 
-    async def get_json(self, path: str, params: dict[str, str] | list[tuple[str, str]] | None = None) -> object:
-        """The JSON value at `path`."""
-        return self._json(await self._send("GET", path, params=params))
+    def _close_short(self) -> None:
+        if self._short is not None:
+            self._short.close()
 
-    async def get_bytes(self, path: str, params: dict[str, str] | list[tuple[str, str]] | None = None) -> bytes:
+    async def get_json(self, path: str, params: Query | None = None) -> object:
+        """The JSON value at `path`."""
+        return _json(await self._get(path, params))
+
+    async def get_bytes(self, path: str, params: Query | None = None) -> bytes:
         """The body at `path`, whatever its type."""
-        return (await self._send("GET", path, params=params)).content
+        return await self._get(path, params)
+
+    async def _get(self, path: str, params: Query | None) -> bytes:
+        answer = None if self._short is None else await self._short.get(path, params)
+        return await self._send("GET", path, params=params) if answer is None else _good(answer)
 
     async def post_json(self, path: str, body: object) -> object:
         """The JSON answer to a JSON body."""
-        return self._json(await self._send("POST", path, json=body))
+        return _json(await self._send("POST", path, json=body))
 
     async def post_cbor(self, path: str, body: bytes) -> bytes:
         """The body that answers a CBOR body."""
-        return (await self._send("POST", path, content=body, headers={"content-type": CBOR_TYPE})).content
+        return await self._send("POST", path, content=body, headers={"content-type": CBOR_TYPE})
 
     async def send(self, method: str, path: str, *, content: bytes = b"", headers: dict[str, str]) -> bytes:
         """Any other exchange (EST, DELETE): the answer's body."""
-        return (await self._send(method, path, content=content, headers=headers)).content
+        return await self._send(method, path, content=content, headers=headers)
 
     async def answer(self, method: str, path: str, *, content: bytes, headers: dict[str, str]) -> Answer:
         """Any other exchange with a server that does not speak our conventions: whatever it answers, redirects too."""
-        found = await self._reach(method, path, content=content, headers=headers)
-        return Answer(status=found.status_code, headers=dict(found.headers), body=found.content)
+        return await self._reach(method, path, content=content, headers=headers)
 
-    async def _send(self, method: str, path: str, **arguments: object) -> httpx.Response:
-        response = await self._reach(method, path, **arguments)
-        if response.is_error:
-            raise self._problem(response)
-        return response
+    async def _send(self, method: str, path: str, **arguments: object) -> bytes:
+        return _good(await self._reach(method, path, **arguments))
 
-    async def _reach(self, method: str, path: str, **arguments: object) -> httpx.Response:
+    async def _reach(self, method: str, path: str, **arguments: object) -> Answer:
         try:
             try:
                 response = await self._exchange(method, path, **arguments)
@@ -194,7 +198,7 @@ class HttpClient:
             raise self._unreachable(error) from None
         except httpx.TransportError as error:
             raise self._unreachable(error) from None
-        return response
+        return Answer(status=response.status_code, headers=dict(response.headers), body=response.content)
 
     async def _exchange(self, method: str, path: str, **arguments: object) -> httpx.Response:
         request = self._client.build_request(method, path, extensions=self._extensions, **arguments)  # type: ignore[arg-type]
@@ -221,19 +225,21 @@ class HttpClient:
             remedy="check that the service runs and its address is right",
         )
 
-    def _problem(self, response: httpx.Response) -> MoorlineError:
-        if response.headers.get("content-type", "").split(";")[0] != PROBLEM_TYPE:
-            return Malformed(
-                "peer.problem_malformed", "the server refused without saying why", got=f"HTTP {response.status_code}"
-            )
-        return from_problem(self._json(response))
 
-    @staticmethod
-    def _json(response: httpx.Response) -> object:
-        try:
-            return response.json()
-        except ValueError:
-            raise Malformed("peer.answer_malformed", "the server's answer is not JSON") from None
+def _good(answer: Answer) -> bytes:
+    """The body; raises what a server says that refuses."""
+    if answer.status < _BAD:
+        return answer.body
+    if answer.headers.get("content-type", "").split(";")[0] != PROBLEM_TYPE:
+        raise Malformed("peer.problem_malformed", "the server refused without saying why", got=f"HTTP {answer.status}")
+    raise from_problem(_json(answer.body))
+
+
+def _json(body: bytes) -> object:
+    try:
+        return json.loads(body)
+    except ValueError:
+        raise Malformed("peer.answer_malformed", "the server's answer is not JSON") from None
 
 
 def _not_trusted(error: BaseException) -> bool:
