@@ -151,7 +151,7 @@ async def test_a_second_answer_nobody_asked_for_is_not_taken_for_the_next():
 
 
 async def test_refusals_and_odd_bodies_are_typed_as_ever(monkeypatch):
-    problem = b'{"kind":"refused","code":"a.b","says":"no"}'
+    problem = b'{"kind":"Refused","code":"a.b","says":"no"}'
     head = b"HTTP/1.1 403 Forbidden\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\n\r\n"
     async with served(Canned(head % len(problem) + problem)) as session:
         with pytest.raises(Refused, match="a.b"):
