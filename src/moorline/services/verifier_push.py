@@ -35,7 +35,8 @@ from moorline.services.attestation_authority import AttestationAuthority, Sign
 from moorline.storage.verifier_deliveries import Deliveries
 from moorline.storage.verifier_events import VerdictEvent
 from moorline.wire import security_event
-from moorline.wire.http import Answer, HttpClient
+from moorline.wire.http import HttpClient
+from moorline.wire.http_get import Answer
 from moorline.wire.security_event import SecurityEvent
 
 RETRY_MIN_S: Final = 1.0
