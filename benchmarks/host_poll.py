@@ -33,6 +33,7 @@ from moorline.evidence import tpm_structures as tpm
 from moorline.evidence.tpm_quote import ClockInfo, Quote, serialize_quote
 from moorline.ledger.records import PlatformRecord, Status
 from moorline.policy import ear, host, reference_values
+from moorline.policy.host_alike import AlikeHosts
 from moorline.rats import EvidenceRoot
 from moorline.services.attestation_authority import AttestationAuthority, Parts, Sign
 from moorline.services.host_appraisal import Terms
@@ -127,7 +128,8 @@ class Core:
 
     def __init__(self, machine: Machine, reference: reference_values.Reference) -> None:
         self.machine, self.reference = machine, reference
-        self.policy = host.strict_policy(self.reference, not_required=TERMS.not_required)
+        self.alike = AlikeHosts(host.strict_policy(self.reference, not_required=TERMS.not_required), self.reference)
+        self.writer = ear.Writer("alpha.test")
         self.key = tpm_quote.attestation_key(machine.ak, EvidenceRoot.TEST)
         boot_pcrs = {index: machine.pcrs[index] for index in range(10)}
         parsed = log.parse_event_log(machine.log)
@@ -172,9 +174,9 @@ class Core:
             nonce=nonce,
             simulated_allowed=True,
         )
-        result = host.appraise_host(facts, self.policy, reference=self.reference, appraisal=appraisal)
+        result = self.alike.appraise(facts, appraisal)
         assert result.first_refusal() is None, result.first_refusal()
-        return ear.signing_input(result, audience="alpha.test")
+        return self.writer.signing_input(result)
 
 
 def reference_of() -> reference_values.Reference:

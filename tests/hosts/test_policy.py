@@ -321,7 +321,7 @@ def test_no_changed_character_is_accepted(at, letter):
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=200))
 def test_any_text_is_refused_with_a_typed_error(text):
-    for token in (text, f"{ear._HEADER.decode()}.{text}.{text}"):
+    for token in (text, f"{ear.HEADER.decode()}.{text}.{text}"):
         with pytest.raises(MoorlineError):
             parse(token)
 

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from moorline.clock import Instant
 from moorline.errors import Malformed, NotAuthentic, Refused
+from moorline.policy.ear_writer import HEADER, OURS, POLICY_ID, PROFILE, Writer
 from moorline.rats import (
     AR4SI_CLAIMS,
     Assurance,
@@ -32,11 +33,10 @@ from moorline.rats import (
 )
 from moorline.wire import base64url, keys
 
-PROFILE: Final = "tag:ietf.org,2026:rats/ear#04"
+__all__ = ["MAX_TOKEN", "PROFILE", "SKEW_S", "Writer", "assemble", "encode", "parse_verified", "signing_input"]
+
 SKEW_S: Final = 5
 MAX_TOKEN: Final = 128 * 1024
-_OURS: Final = "moorline"
-_POLICY_ID: Final = "ni:///sha-256;"
 _CLAIMS: Final = frozenset({"eat_profile", "iss", "aud", "iat", "exp", "ear_verifier_id", "submods"})
 _APPRAISAL: Final = frozenset(
     {"ear_status", "ear_trustworthiness_vector", "ear_appraisal_policy_ids", "eat_nonce", "ear_verifier_claims"}
@@ -53,33 +53,16 @@ def encode(result: AttestationResult, signer: keys.Signer, *, audience: str) -> 
 
 
 def signing_input(result: AttestationResult, *, audience: str) -> bytes:
-    """The bytes to sign with ES256, for a signer that is elsewhere; `assemble` makes the token."""
-    appraisal = {
-        "ear_status": result.status.word,
-        "ear_trustworthiness_vector": _vector(result.vector),
-        "ear_appraisal_policy_ids": [_POLICY_ID + _b64(result.policy_digest)],
-        "eat_nonce": _b64(result.nonce),
-        "ear_verifier_claims": {_OURS: _private(result)},
-    }
-    claims = {
-        "eat_profile": PROFILE,
-        "iss": result.verifier,
-        "aud": audience,
-        "iat": result.issued,
-        "exp": result.expires,
-        "ear_verifier_id": {"developer": "moorline", "build": "moorline verifier"},
-        "submods": {
-            result.subject: appraisal,
-            **{f"{result.subject}/{part.name}": _part(part) for part in result.submodules},
-        },
-    }
-    body = json.dumps(claims, separators=(",", ":"), sort_keys=True, ensure_ascii=True).encode("ascii")
-    return _HEADER + b"." + _b64(body).encode("ascii")
+    """The bytes to sign with ES256, for a signer that is elsewhere; `assemble` makes the token.
+
+    Whoever writes many results that have parts in common keeps an `ear_writer.Writer`, which writes the same.
+    """
+    return Writer(audience).signing_input(result)
 
 
 def assemble(message: bytes, signature: bytes) -> str:
     """The token from `signing_input` and its signature (r | s, 64 bytes)."""
-    return f"{message.decode('ascii')}.{_b64(signature)}"
+    return f"{message.decode('ascii')}.{base64url.encode(signature).decode('ascii')}"
 
 
 def parse_verified(
@@ -96,7 +79,7 @@ def parse_verified(
     parts = token.encode("ascii").split(b".")
     if len(parts) != 3:
         raise Malformed("ear.not_a_token", "not a signed token of three parts", got=len(parts))
-    if parts[0] != _HEADER:
+    if parts[0] != HEADER:
         raise NotAuthentic("ear.algorithm", "the token is not an ES256 token of ours", expected="ES256, no other header")
     _signed_by_one(key if isinstance(key, tuple) else (key,), _unb64(parts[2]), parts[0] + b"." + parts[1])
     try:
@@ -124,18 +107,6 @@ def parse_verified(
     return result
 
 
-def _vector(vector: dict[str, Tier]) -> dict[str, int]:
-    return {claim: tier.value for claim, tier in vector.items() if tier is not Tier.NONE}
-
-
-def _part(part: Submodule) -> dict[str, object]:
-    return {
-        "ear_status": part.status.word,
-        "ear_trustworthiness_vector": _vector(part.vector),
-        "ear_verifier_claims": {_OURS: {"doubts": list(part.doubts)}},
-    }
-
-
 def _signed_by_one(known: tuple[keys.PublicKey, ...], signature: bytes, message: bytes) -> None:
     """Raises NotAuthentic unless one of the keys, all of them for ES256, made the signature."""
     fit = [isinstance(one, ec.EllipticCurvePublicKey) and keys.algorithm_of(one) == keys.ES256 for one in known]
@@ -148,34 +119,11 @@ def _signed_by_one(known: tuple[keys.PublicKey, ...], signature: bytes, message:
     keys.verify(known[-1], signature, message)
 
 
-def _private(result: AttestationResult) -> dict[str, object]:
-    return {
-        "root": result.root.value,
-        "simulated_allowed": result.simulated_allowed,
-        "findings": [
-            {
-                "code": finding.code,
-                "outcome": finding.outcome.value,
-                "claim": finding.claim,
-                "says": finding.says,
-                "expected": finding.expected,
-                "got": finding.got,
-                "remedy": finding.remedy,
-            }
-            for finding in result.findings
-        ],
-        "capabilities": [
-            {"capability": one.capability, "level": one.level.word, "value": one.value} for one in result.capabilities
-        ],
-        "bound": dict(result.bound),
-    }
-
-
 def _result(claims: dict[str, Any]) -> AttestationResult:
     try:
         subject, appraisal, submodules = _parts(claims["submods"])
         _shape(appraisal, _APPRAISAL)
-        ours = appraisal["ear_verifier_claims"][_OURS]
+        ours = appraisal["ear_verifier_claims"][OURS]
         _shape(ours, _PRIVATE)
         (policy_id,) = appraisal["ear_appraisal_policy_ids"]
         vector = _vector_of(appraisal)
@@ -188,7 +136,7 @@ def _result(claims: dict[str, Any]) -> AttestationResult:
             simulated_allowed=_flag(ours["simulated_allowed"]),
             vector=vector,
             findings=tuple(_finding(one) for one in ours["findings"]),
-            policy_digest=_unb64(_text(policy_id).removeprefix(_POLICY_ID).encode("ascii")),
+            policy_digest=_unb64(_text(policy_id).removeprefix(POLICY_ID).encode("ascii")),
             nonce=_unb64(_text(appraisal["eat_nonce"]).encode("ascii")),
             capabilities=tuple(_capability(one) for one in ours["capabilities"]),
             bound={_text(name): _text(value) for name, value in ours["bound"].items()},
@@ -213,7 +161,7 @@ def _parts(submods: dict[str, Any]) -> tuple[str, dict[str, Any], tuple[Submodul
 
 def _submodule(name: str, part: dict[str, Any]) -> Submodule:
     _shape(part, _PART)
-    doubts = part["ear_verifier_claims"][_OURS]["doubts"]
+    doubts = part["ear_verifier_claims"][OURS]["doubts"]
     found = Submodule(name=name, vector=_vector_of(part), doubts=tuple(_text(one) for one in doubts))
     _consistent(found.status, part)
     return found
@@ -290,15 +238,8 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return made
 
 
-def _b64(data: bytes) -> str:
-    return base64url.encode(data).decode("ascii")
-
-
 def _unb64(text: bytes) -> bytes:
     data = base64url.decode(text)
     if data is None:
         raise Malformed("ear.base64", "not base64url in its one encoding")
     return data
-
-
-_HEADER: Final = _b64(b'{"alg":"ES256","typ":"JWT"}').encode("ascii")

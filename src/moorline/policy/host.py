@@ -206,16 +206,14 @@ def appraise_files(
 
 
 def appraise_host(facts: HostFacts, policy: HostPolicy, *, reference: Reference, appraisal: Appraisal) -> AttestationResult:
-    """The verdict about one host. Never raises for a host that is not acceptable: that is a verdict."""
+    """The verdict about one host. Never raises for a host that is not acceptable: that is a verdict.
+
+    Whoever judges many hosts once a period asks policy.host_alike, which comes to the same.
+    """
     findings = (
-        _identity(facts),
-        *_clock(policy, safe=facts.quote.value.clock.safe),
-        *_boot(facts.boot, policy),
-        *_secure_boot(facts.boot, policy),
-        *_anomalies(facts.boot, policy),
-        *_files(facts.files, policy),
-        *_location(facts, policy, appraisal.issued),
-        *_distance(facts, policy),
+        finding_of_identity(facts),
+        *findings_of_measurements(facts.boot, facts.files, policy, clock_safe=facts.quote.value.clock.safe),
+        *findings_of_place(facts, policy, appraisal.issued),
     )
     result = AttestationResult(
         subject=f"host/{facts.host}",
@@ -229,7 +227,7 @@ def appraise_host(facts: HostFacts, policy: HostPolicy, *, reference: Reference,
         policy_digest=policy_digest(policy, reference),
         nonce=appraisal.nonce,
         capabilities=_capabilities(facts, findings, simulated_allowed=appraisal.simulated_allowed),
-        bound=_bound(facts),
+        bound=bound(facts),
     )
     return doubt.lowered(result, doubt.shipped())
 
@@ -241,17 +239,29 @@ def appraise_measurements(
 
     A location cannot: a demand on it is not met. `None` is evidence that was not sent.
     """
+    return (*findings_of_measurements(boot, files, policy, clock_safe=clock_safe), *_unlocated(policy))
+
+
+def findings_of_measurements(
+    boot: BootState | None, files: FileStanding | None, policy: HostPolicy, *, clock_safe: bool
+) -> tuple[Finding, ...]:
+    """What the rules about clock, boot and files find. It depends on nothing but these arguments: on no name and no key."""
     return (
         *_clock(policy, safe=clock_safe),
         *_boot(boot, policy),
         *_secure_boot(boot, policy),
         *_anomalies(boot, policy),
         *_files(files, policy),
-        *_unlocated(policy),
     )
 
 
-def _identity(facts: HostFacts) -> Finding:
+def findings_of_place(facts: HostFacts, policy: HostPolicy, now: Instant) -> tuple[Finding, ...]:
+    """What the rules about the place find, which is each host's own."""
+    return (*_location(facts, policy, now), *_distance(facts, policy))
+
+
+def finding_of_identity(facts: HostFacts) -> Finding:
+    """That the quote was verified: without that there are no facts."""
     return Finding(
         code="host.tpm_enrolled",
         outcome=Outcome.MET,
@@ -538,9 +548,10 @@ def _from_command_line(boot: BootState | None) -> Iterable[tuple[str, Assurance,
             yield capability, level, found.partition("=")[2]
 
 
-def _bound(facts: HostFacts) -> dict[str, str]:
+def bound(facts: HostFacts) -> dict[str, str]:
+    """The identifiers proven in this appraisal."""
     quote = facts.quote.value
-    bound = {
+    proven = {
         "ak": quote.ak_name.hex(),
         "ek": facts.ek_digest.hex(),
         "registered_chip": facts.chip_id.hex(),
@@ -548,5 +559,5 @@ def _bound(facts: HostFacts) -> dict[str, str]:
         "boot": facts.boot_digest.hex(),
     }
     if facts.location is not None:
-        bound["location"] = facts.location.tag.location
-    return bound
+        proven["location"] = facts.location.tag.location
+    return proven

@@ -131,6 +131,7 @@ class AttestationAuthority:
 
     def __init__(self, parts: Parts) -> None:
         self._parts, self._appraisal = parts, _appraisal(parts)
+        self._writer = ear.Writer(parts.audience)
         self._queue = VerifierQueue(self._round)
         self._asking = VerifierQueue(self._give)
         self._changed = asyncio.Event()
@@ -309,9 +310,7 @@ class AttestationAuthority:
     async def _signed(self, judged: list[_Judged]) -> tuple[dict[str, str], MoorlineError | None]:
         """Tokens by host, or why there are none."""
         messages = {
-            one.entry.host: ear.signing_input(one.result, audience=self._parts.audience)
-            for one in judged
-            if one.result is not None
+            one.entry.host: self._writer.signing_input(one.result) for one in judged if one.result is not None
         }
         if not messages:
             return {}, None

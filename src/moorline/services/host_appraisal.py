@@ -21,6 +21,7 @@ from moorline.evidence.tpm_structures import LOCATION_NV
 from moorline.ledger.records import PlatformRecord
 from moorline.policy import distance, host, reference_values
 from moorline.policy.distance import Judgement, Place
+from moorline.policy.host_alike import AlikeHosts
 from moorline.policy.reference_values import Reference
 from moorline.rats import AttestationResult, EvidenceRoot
 from moorline.storage.verifier_rounds import EnrolledHost, Held, Progress
@@ -88,7 +89,7 @@ class HostAppraisal:
         self._verifier, self._terms, self._reference = verifier, terms, reference
         self._signers, self._simulated_allowed = signers, simulated_allowed
         self._boot_log, self._measured = boot_log, measured
-        self._policy = host.strict_policy(reference, not_required=terms.not_required)
+        self._hosts = AlikeHosts(host.strict_policy(reference, not_required=terms.not_required), reference)
         self._allowed = ima.AllowedLines.load(reference.files, bank=reference.bank, templates=_TEMPLATES)
         self._boots: OrderedDict[tuple[bytes, tuple[bytes, ...]], BootState] = OrderedDict()
 
@@ -273,7 +274,7 @@ class HostAppraisal:
             nonce=nonce,
             simulated_allowed=self._simulated_allowed,
         )
-        return host.appraise_host(facts, self._policy, reference=self._reference, appraisal=appraisal)
+        return self._hosts.appraise(facts, appraisal)
 
 
 def registered(platform: PlatformRecord, ek_digest: bytes, root: EvidenceRoot) -> None:
