@@ -43,6 +43,7 @@ from peers.keylime import VERSION
 from moorline.clock import Instant, SystemClock, Validity
 from moorline.nfv import SpiffeId
 from moorline.services import http, http_connection, verifier
+from moorline.services.process import collect_seldom
 from moorline.storage.verifier_store import VerifierStore
 from moorline.verification.anchors import production_anchors
 from moorline.wire import certificates, keys
@@ -74,6 +75,7 @@ async def serve(directory: Path) -> None:
     anchors = verifier.Anchors(tpm=(), snp=production_anchors(), simulated_allowed=True)
     app = verifier.application(served, anchors, trust_domain="alpha.test", clock=SystemClock(), guard=by_chain_alone)
     shown = http.TlsIdentity(chain_pem=(directory / "chain.pem").read_bytes(), key_pem=(directory / "key.pem").read_bytes())
+    collect_seldom()  # as the service does
     await http.serve(
         app,
         listen="127.0.0.1:0",

@@ -58,7 +58,7 @@ from moorline.services.attestation_authority import AttestationAuthority, Parts,
 from moorline.services.callers import Callers, view_for
 from moorline.services.host_appraisal import Distance, Terms
 from moorline.services.http_short import Answering, ShortWay
-from moorline.services.process import announce_ready, serve_all
+from moorline.services.process import announce_ready, collect_seldom, serve_all
 from moorline.services.service_audit import ServiceLog
 from moorline.services.verifier_asking import Asking
 from moorline.services.verifier_landmarks import Measurements
@@ -466,6 +466,7 @@ async def run(configured: VerifierSettings, *, announce: Callable[..., None] = a
             mine=watch.holds,
         )
         telling = (verifier_push.keep_telling(pushing, receiver) for receiver in told)
+        collect_seldom()
         await serve_all(_serve(configured, app, roots_pem, announce), *watching, signing, *telling)
 
 
