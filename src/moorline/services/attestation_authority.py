@@ -309,9 +309,7 @@ class AttestationAuthority:
 
     async def _signed(self, judged: list[_Judged]) -> tuple[dict[str, str], MoorlineError | None]:
         """Tokens by host, or why there are none."""
-        messages = {
-            one.entry.host: self._writer.signing_input(one.result) for one in judged if one.result is not None
-        }
+        messages = {one.entry.host: self._writer.signing_input(one.result) for one in judged if one.result is not None}
         if not messages:
             return {}, None
         try:
