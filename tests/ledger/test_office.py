@@ -264,7 +264,8 @@ async def test_a_lost_disk_is_made_good_from_a_snapshot_and_signs_only_what_it_c
         node = offices.nodes[FOURTH]
         assert dict(node.head.state.records) == dict(offices.nodes[FIRST].head.state.records)
         assert set(node.head.state.nonces) == set(offices.nodes[FIRST].head.state.nonces)
-        assert node.receipt(transactions.parse(repeated).id) is not None
+        found = transactions.parse(repeated)
+        assert node.receipt(found.id, found.payload.valid_until) is not None
         data, _ = offices.proposal(offices.transaction())
         with pytest.raises(Refused, match="ledger.signatures_forgotten"):
             await offices.offices[FOURTH].cosign(data)

@@ -243,7 +243,7 @@ def test_what_is_prepared_is_nothing_until_it_is_finished(blank, volatile):  # n
     block = StoredBlock(height=1, body=b"b", note=b"n", leaf=b"l", edge=b"")
     state = StateWrites(records={bytes(32): ("k", b"v")}, subtrees={}, nonces={})
     proposal = StoredProposal(height=2, body=b"next", seal=b"s", first_seal=None)
-    named = {"transactions": [b"t"], "authorities": None, "proposal": proposal}
+    named = {"transactions": [(b"t", 9)], "authorities": None, "proposal": proposal}
     prepared = store.prepare(block, state, **named)
     assert (reader.head(), reader.proposed()) == (None, None)
     store.finish(prepared)

@@ -77,6 +77,7 @@ def test_any_bytes_are_a_proof_or_malformed(data):
         assert error.code == "ledger.proof_malformed"
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_flipped_bit_changes_root_or_shape(data):
     whole = Tree().updated(CONTENT)
@@ -122,26 +123,38 @@ class Storage:
     """What a database keeps of a tree: records by subtree, and each subtree's hash."""
 
     def __init__(self):
-        self.records, self.subtrees, self.read = {}, {}, 0
+        self.records, self.subtrees, self.packs, self.read = {}, {}, {}, 0
 
     def put(self, whole, writes):
         for key, value in writes.items():
             self.records.setdefault(tree.subtree_of(tree.key_digest(key)), {})[key] = value
         self.subtrees.update({one.prefix: one for one in whole.subtrees(writes)})
+        self.packs.update(whole.packed(writes))
+
+    def pack(self, prefix):
+        return self.packs.get(prefix)
+
+    def record(self, place):
+        of_subtree = self.records.get(tree.subtree_of(place), {}).items()
+        return next((one for one in of_subtree if tree.key_digest(one[0]) == place), None)
 
     def source(self, prefix):
         self.read += 1
         return list(self.records.get(prefix, {}).items())
 
     def opened(self):
-        return Tree.stored([self.subtrees[prefix] for prefix in sorted(self.subtrees)], self.source)
+        return Tree.stored([self.subtrees[prefix] for prefix in sorted(self.subtrees)], self.source, self)
 
 
 KEYS = st.text(alphabet="abc", max_size=4)
 
 
+# Keys of two subtrees, which then have many.
+CROWDED = st.sampled_from(["99555", "105380", "142526", "149863", "239805", "325860", "84162", "178522", "199967", "232828"])
+
+
 @settings(deadline=None)
-@given(st.lists(st.dictionaries(KEYS, st.binary(max_size=3), max_size=8), max_size=8), st.data())
+@given(st.lists(st.dictionaries(KEYS | CROWDED, st.binary(max_size=3), max_size=8), max_size=8), st.data())
 def test_a_stored_tree_is_the_naive_model_whatever_was_written_reopened_or_let_go(steps, data):
     """verifies that: root, values, size, absence and proofs are those of a plain dictionary, in memory or not."""
     whole, content, storage, older = Tree(), {}, Storage(), []
@@ -151,7 +164,7 @@ def test_a_stored_tree_is_the_naive_model_whatever_was_written_reopened_or_let_g
         content.update(writes)
         storage.put(whole, writes)
         if data.draw(st.booleans()):
-            whole = storage.opened() if data.draw(st.booleans()) else whole.released(storage.source)
+            whole = storage.opened() if data.draw(st.booleans()) else whole.released(storage.source, storage)
             older.clear()  # what was read from storage is of one state only
         assert whole.root == naive_root(content)
         assert (len(whole), dict(whole)) == (len(content), content)
@@ -182,6 +195,39 @@ def test_a_stored_tree_reads_only_where_it_is_asked_and_believes_nothing_damaged
     del storage.records[tree.subtree_of(tree.key_digest(key))][key]
     with pytest.raises(NotAuthentic, match="ledger.state_damaged"):
         opened.prove([key])
+
+
+def test_a_packed_subtree_is_read_along_one_path_and_believed_nowhere():
+    """verifies that: one record of many is read; whatever bit of pack or record is changed, nothing false is answered."""
+    names = ["99555", "105380", "142526", "149863", "239805", "325860"]
+    content = {name: name.encode() for name in names}
+    storage, whole = Storage(), Tree().updated(content)
+    storage.put(whole, content)
+    (prefix, pack), *others = storage.packs.items()
+    assert (others, storage.opened().get("99555"), storage.read) == ([], b"99555", 0)
+    tree.verify_pack(storage.subtrees[prefix], pack)
+    for bit in range(8 * len(pack)):
+        changed = bytearray(pack)
+        changed[bit >> 3] ^= 1 << (bit & 7)
+        storage.packs[prefix] = bytes(changed)
+        with pytest.raises(NotAuthentic, match="ledger.state_damaged"):
+            tree.verify_pack(storage.subtrees[prefix], bytes(changed))
+        for name in names[:2]:
+            try:
+                assert storage.opened().get(name) == content[name]
+            except NotAuthentic as error:
+                assert error.code == "ledger.state_damaged"
+    storage.packs[prefix] = pack[:-1]
+    with pytest.raises(NotAuthentic, match="ledger.state_damaged"):
+        storage.opened().get("99555")
+    storage.packs[prefix] = pack
+    storage.records[prefix]["99555"] = b"changed"
+    assert storage.opened().get("105380") == b"105380"
+    with pytest.raises(NotAuthentic, match="ledger.state_damaged"):
+        storage.opened().get("99555")
+    del storage.packs[prefix]  # as an old version left it
+    with pytest.raises(NotAuthentic, match="ledger.state_damaged"):
+        storage.opened().get("105380")
 
 
 @settings(deadline=None)

@@ -24,7 +24,7 @@ def filled(file, heights):
     for height in heights:
         records = {bytes([height % 256]) + bytes(30) + bytes([one]): (f"key/{height}/{one}", bytes(300)) for one in range(9)}
         writes = StateWrites(records=records, subtrees={height: (bytes(32), 1)}, nonces={})
-        store.commit(block(height), writes, transactions=[height.to_bytes(32, "big")], authorities=None)
+        store.commit(block(height), writes, transactions=[(height.to_bytes(32, "big"), height + 9)], authorities=None)
     return store
 
 

@@ -345,11 +345,11 @@ def test_the_ledgers_store(database_url):
     with pytest.raises(IntegrityError):
         store.intend_signature(1, b"another body", time_s=NOW)
     block = StoredBlock(height=1, body=b"body", note=b"note", leaf=b"leaf", edge=b"edge")
-    first = StateWrites(records={b"\0" * 32: ("k", b"v")}, subtrees={3: (b"h", 1)}, nonces={b"n": 5})
-    store.commit(block, first, transactions=[b"t"], authorities=b"set")
+    first = StateWrites(records={b"\0" * 32: ("k", b"v")}, subtrees={3: (b"h", 1)}, nonces={b"n" * 32: 5})
+    store.commit(block, first, transactions=[(b"t", 5)], authorities=b"set")
     assert store.head() == store.block(1) == block
     assert (store.records(), store.subtrees()) == ([("k", b"v")], [(3, b"h", 1)])
-    assert (store.nonces(), store.transaction(b"t")) == ({b"n": 5}, (1, 0))
+    assert (store.nonces(), store.transaction(b"t", 5), store.transaction(b"t", 6)) == ({b"n" * 32: 5}, (1, 0), None)
     assert (store.leaves(), store.set_changes(), store.lowest()) == ([b"leaf"], [(b"note", b"set")], 1)
     assert (store.proposed(), store.signed().time_s) == (None, NOW)
     again = StateWrites(records={b"\0" * 32: ("k", b"w")}, subtrees={3: (b"i", 1)}, nonces={})

@@ -7,7 +7,7 @@ A header commits to the transactions (RFC 6962 over their bytes), to the state a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Final
 
 from moorline.audit import merkle
@@ -21,12 +21,14 @@ from moorline.ledger.genesis import Genesis
 from moorline.ledger.light_client import LedgerTrust
 from moorline.ledger.state import Applied, Rejected, State
 from moorline.ledger.verified import Verified
-from moorline.wire import schema
+from moorline.wire import cbor, schema
 from moorline.wire.schema import Bytes32, Size
 
 MAX_TRANSACTIONS: Final = 1000
 MAX_BLOCK_BYTES: Final = 8 << 20
 MAX_BATCH_BYTES: Final = 7 << 20
+_FIELDS: Final = b"\xa8"  # a map of eight
+_DIGEST: Final = b"\x58\x20"  # a string of 32 bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +54,17 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """Where a ledger stands: the state, the log's edge, the last header's digest and its audit path in the log."""
+    """Where a ledger stands: the state, the log's edge, the last header's digest and its audit path in the log.
+
+    `authorities` is the digest of the set in force after the block, as its header has it.
+    """
 
     state: State
     frontier: merkle.Frontier
     digest: bytes
     leaf: bytes
     log_proof: tuple[bytes, ...]
+    authorities: bytes
 
     @property
     def edge(self) -> bytes:
@@ -74,7 +80,7 @@ class Head:
             height=self.state.height,
             time_ms=self.state.time_ms,
             state_root=self.state.root,
-            authorities=authority_set_digest(self.state.authority_set()),
+            authorities=self.authorities,
         )
 
 
@@ -105,7 +111,8 @@ def genesis_header(genesis: Genesis) -> Header:
 
 def resumed_head(state: State, header: Header, edge: bytes) -> Head:
     """A head from what was stored; `edge` is that of the log before it. The caller compares it with the signed note."""
-    return _head(state, header, frontier_of(header.height, edge))
+    head = _head(state, header, frontier_of(header.height, edge))
+    return replace(head, authorities=authority_set_digest(state.authority_set()))  # the state's, whatever the header says
 
 
 def frontier_of(size: int, edge: bytes) -> merkle.Frontier:
@@ -227,8 +234,27 @@ def receipts(log_proof: tuple[bytes, ...], block: Block, *, note: bytes, transac
 def encoded_receipts(
     log_proof: tuple[bytes, ...], block: Block, *, note: bytes, transaction_ids: Sequence[bytes]
 ) -> list[bytes]:
-    """As `receipts`, as they travel."""
-    return [schema.encode(one) for one in receipts(log_proof, block, note=note, transaction_ids=transaction_ids)]
+    """As `receipts`, as they travel. What is the same in all of a block's is encoded once."""
+    paths = merkle.every_inclusion_proof([merkle.leaf_hash(data) for data in block.transactions])
+    header = block.header
+    # A map in deterministic encoding: its fields in the order of their names' lengths, then of their names.
+    before = _FIELDS + _encoded("note", note) + cbor.encode("index")
+    between = (
+        _encoded("header", schema.encode(header))
+        + _encoded("height", header.height)
+        + _encoded("time_ms", header.time_ms)
+        + _encoded("log_proof", list(log_proof))
+        + cbor.encode("block_proof")
+    )
+    after = cbor.encode("transaction") + _DIGEST
+    return [
+        b"".join((before, cbor.encode(index), between, cbor.encode_ordered(path), after, transaction_id))
+        for index, (transaction_id, path) in enumerate(zip(transaction_ids, paths, strict=True))
+    ]
+
+
+def _encoded(name: str, value: object) -> bytes:
+    return cbor.encode(name) + cbor.encode(value)
 
 
 def parse_receipt(data: bytes) -> Receipt:
@@ -287,4 +313,5 @@ def _head(state: State, header: Header, frontier: merkle.Frontier) -> Head:
         leaf=leaf,
         # The last leaf's audit path is the edge of the tree before it, smallest subtree first (RFC 6962 2.1.1).
         log_proof=tuple(reversed(frontier.subtrees)),
+        authorities=header.authorities,
     )

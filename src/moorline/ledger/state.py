@@ -295,15 +295,21 @@ def _rejected(error: MoorlineError) -> Rejected:
 
 
 class _Working:
-    """A state with the writes of the block so far."""
+    """A state with the writes of the block so far. What was found once is kept: many read their sender's record."""
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self._found: dict[str, bytes] = {}
         self.writes: dict[str, bytes] = {}
         self.nonces: dict[bytes, int] = {}
 
     def get(self, key: str) -> bytes | None:
-        return self.writes[key] if key in self.writes else self._state.get(key)
+        found = self.writes.get(key) or self._found.get(key)  # no value is empty
+        if found is None:
+            found = self._state.get(key)
+            if found is not None:
+                self._found[key] = found
+        return found
 
     def nonce_used(self, nonce_id: bytes) -> bool:
         return nonce_id in self.nonces or self._state.nonce_used(nonce_id)

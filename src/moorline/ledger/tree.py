@@ -10,6 +10,7 @@ A tree need not be in memory as a whole. Cut at `SUBTREE_BITS` bits it has at mo
 `Tree.stored` knows their hashes, and reads a subtree from its `Source` when somebody asks for it. What was read is believed
 only if it leads to the hash that is known, so a changed or torn database is found by whoever reads there. A source holds one
 state: only the tree of that state, and trees made from it, may be read, and not an older one once the source has moved on.
+Where a source has `Packs` too, a subtree of many keys is read along one path, and only the records that are asked for.
 
 A proof for some keys is the tree itself with everything off their paths cut down to hashes (`prove`), in prefix order:
 
@@ -28,10 +29,11 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, final
+from typing import Final, Protocol, final
 
 from moorline.digest import tagged, tagged_hash
 from moorline.errors import Malformed, NotAuthentic, Refused
+from moorline.ledger import packs
 
 EMPTY: Final = bytes(32)
 _DEPTH: Final = 256
@@ -63,6 +65,18 @@ def subtree_of(place: bytes) -> int:
 
 Source = Callable[[int], Iterable[tuple[str, bytes]]]
 """Reads one subtree: every key in it with its value, in any order. What it gives is compared with the subtree's hash."""
+
+
+class Packs(Protocol):
+    """Reads what a subtree of many keys consists of (ledger.packs), and single records. All of it is compared."""
+
+    def pack(self, prefix: int) -> bytes | None:
+        """The pack of one subtree, None if there is none: then the source is asked for all of it."""
+        ...
+
+    def record(self, place: bytes) -> tuple[str, bytes] | None:
+        """Key and value at a place."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,28 +132,137 @@ class _Inner:
 class _Stored:
     """A subtree that is elsewhere, and here once it was read. With one key only it may hang higher than the others."""
 
-    __slots__ = ("_node", "_source", "hash", "keys", "prefix")
+    __slots__ = ("_node", "_packs", "_source", "hash", "keys", "prefix")
 
-    def __init__(self, subtree: Subtree, source: Source) -> None:
+    def __init__(self, subtree: Subtree, source: Source, packed: Packs | None) -> None:
         self.prefix, self.hash, self.keys = subtree.prefix, subtree.hash, subtree.keys
-        self._source = source
+        self._source, self._packs = source, packed
         self._node: _Leaf | _Inner | None = None
 
     def opened(self) -> _Leaf | _Inner:
         """The subtree. Raises NotAuthentic("ledger.state_damaged") if what is stored is not what was committed to."""
+        if self._node is None and self._packs is not None and self.keys >= packs.LEAST:
+            pack = self._packs.pack(self.prefix)
+            self._node = None if pack is None else _unpacked(self, pack, self._packs)
+        return self.whole() if self._node is None else self._node
+
+    def whole(self) -> _Leaf | _Inner:
+        """As `opened`, all records read in one go if nothing was read yet."""
         if self._node is None:
-            leaves = sorted((_Leaf(name, record) for name, record in self._source(self.prefix)), key=_place)
+            leaves: list[_AnyLeaf] = [_Leaf(name, record) for name, record in self._source(self.prefix)]
+            leaves.sort(key=_place)
             node = _built(leaves, 0, len(leaves), SUBTREE_BITS)
-            if not isinstance(node, _Leaf | _Inner) or node.hash != self.hash:
-                raise NotAuthentic(
-                    "ledger.state_damaged",
-                    f"records below {self.prefix:04x} of the stored state are not those that were signed",
-                    expected=self.hash,
-                    got=EMPTY if node is None else node.hash,
-                    remedy="repair the database from the other authorities: moor ledger repair",
-                )
+            if not isinstance(node, (_Leaf, _Inner)) or node.hash != self.hash:
+                raise _damaged(self.prefix, self.hash, EMPTY if node is None else node.hash)
             self._node = node
         return self._node
+
+
+def _damaged(prefix: int, expected: bytes, got: bytes) -> NotAuthentic:
+    return NotAuthentic(
+        "ledger.state_damaged",
+        f"records below {prefix:04x} of the stored state are not those that were signed",
+        expected=expected,
+        got=got,
+        remedy="repair the database from the other authorities: moor ledger repair",
+    )
+
+
+@final
+class _Packed:
+    """An inner node in a pack, not gone into yet: its own hash was compared, and its children's will be."""
+
+    __slots__ = ("_node", "_packs", "_prefix", "found", "hash", "keys", "pack", "start")
+
+    def __init__(self, prefix: int, pack: bytes, start: int, found: packs.PackedInner, packed: Packs) -> None:
+        self.hash, self.keys = found.hash, found.keys
+        self.pack, self.start, self.found = pack, start, found
+        self._prefix, self._packs = prefix, packed
+        self._node: _Inner | None = None
+
+    def opened(self) -> _Inner:
+        """The node with its children. Raises NotAuthentic("ledger.state_damaged")."""
+        if self._node is None:
+            found = self.found
+            left, right = self._child(found.left, found.middle), self._child(found.middle, found.end)
+            if left is None and right is None:
+                raise _damaged(self._prefix, self.hash, EMPTY)
+            node = _Inner(left, right)
+            if node.hash != self.hash or node.keys != self.keys:
+                raise _damaged(self._prefix, self.hash, node.hash)
+            self._node = node
+        return self._node
+
+    def raw(self) -> bytes:
+        """Its part of the pack."""
+        return self.pack[self.start : self.found.end]
+
+    def _child(self, at: int, end: int) -> _Packed | _Known | None:
+        try:
+            found = packs.parse(self.pack, at, end)
+        except Malformed:
+            raise _damaged(self._prefix, self.hash, EMPTY) from None
+        if isinstance(found, packs.PackedInner):
+            return _Packed(self._prefix, self.pack, at, found, self._packs)
+        return None if found is None else _Known(self._prefix, found, self._packs)
+
+
+@final
+class _Known:
+    """A leaf known by its digests; its record is read, and compared with them, when somebody asks for it."""
+
+    __slots__ = ("_leaf", "_packs", "_prefix", "hash", "key", "value")
+    keys = 1
+
+    def __init__(self, prefix: int, found: packs.PackedLeaf, packed: Packs) -> None:
+        self.key, self.value = found.key, found.value
+        self.hash = _sha256(_LEAF + found.key + found.value).digest()
+        self._prefix, self._packs = prefix, packed
+        self._leaf: _Leaf | None = None
+
+    def opened(self) -> _Leaf:
+        """The leaf with its record. Raises NotAuthentic("ledger.state_damaged")."""
+        if self._leaf is None:
+            found = self._packs.record(self.key)
+            leaf = None if found is None else _Leaf(*found)
+            if leaf is None or leaf.hash != self.hash:
+                raise _damaged(self._prefix, self.hash, EMPTY if leaf is None else leaf.hash)
+            self._leaf = leaf
+        return self._leaf
+
+
+def _unpacked(stored: _Stored, pack: bytes, packed: Packs) -> _Inner:
+    """The top of a packed subtree. Raises NotAuthentic("ledger.state_damaged")."""
+    try:
+        found = packs.parse(pack, 0, len(pack))
+    except Malformed:
+        found = None
+    if not isinstance(found, packs.PackedInner) or (found.hash, found.keys) != (stored.hash, stored.keys):
+        raise _damaged(stored.prefix, stored.hash, found.hash if isinstance(found, packs.PackedInner) else EMPTY)
+    return _Packed(stored.prefix, pack, 0, found, packed).opened()
+
+
+def verify_pack(subtree: Subtree, pack: bytes) -> None:
+    """Raises NotAuthentic("ledger.state_damaged") unless the pack is that of this subtree, in all its parts."""
+    left: list[_Node] = [_unpacked(_Stored(subtree, _nothing, None), pack, _Nowhere())]
+    while left:
+        node = left.pop()
+        if isinstance(node, _Packed):
+            node = node.opened()
+        if isinstance(node, _Inner):
+            left += (node.left, node.right)
+
+
+def _nothing(_: int) -> Iterable[tuple[str, bytes]]:
+    return ()
+
+
+class _Nowhere:
+    def pack(self, _: int) -> bytes | None:
+        return None
+
+    def record(self, _: bytes) -> tuple[str, bytes] | None:
+        return None
 
 
 class _Shown:
@@ -162,8 +285,9 @@ class _Cut:
         self.hash = digest
 
 
-_AnyLeaf = _Leaf | _Shown
-_Node = _AnyLeaf | _Inner | _Stored | _Cut | None
+_AnyLeaf = _Leaf | _Known | _Shown
+_Node = _AnyLeaf | _Inner | _Stored | _Packed | _Cut | None
+_LEAVES: Final = (_Leaf, _Known, _Shown)
 
 
 def _hash(node: _Node) -> bytes:
@@ -185,9 +309,9 @@ class Tree(Mapping[str, bytes]):
     _root: _Node = None
 
     @classmethod
-    def stored(cls, subtrees: Sequence[Subtree], source: Source) -> Tree:
+    def stored(cls, subtrees: Sequence[Subtree], source: Source, packed: Packs | None = None) -> Tree:
         """The tree whose subtrees, in order of their prefixes, are read from `source` when they are needed."""
-        return cls(_topped([_Stored(one, source) for one in subtrees], 0, len(subtrees), 0))
+        return cls(_topped([_Stored(one, source, packed) for one in subtrees], 0, len(subtrees), 0))
 
     @property
     def root(self) -> bytes:
@@ -195,15 +319,17 @@ class Tree(Mapping[str, bytes]):
         return _hash(self._root)
 
     def __getitem__(self, key: str) -> bytes:
-        leaf = _found(self._root, key_digest(key))
-        if not isinstance(leaf, _Leaf):
+        found = self.value(key)
+        if found is None:
             raise KeyError(key)
-        return leaf.record
+        return found
 
     def value(self, key: str) -> bytes | None:
         """As `get`, which would raise and catch for each of the many keys that are not there."""
         leaf = _found(self._root, key_digest(key))
-        return leaf.record if isinstance(leaf, _Leaf) else None
+        if type(leaf) is _Known:
+            leaf = leaf.opened()
+        return leaf.record if type(leaf) is _Leaf else None
 
     def __len__(self) -> int:
         return 0 if self._root is None else self._root.keys
@@ -213,13 +339,19 @@ class Tree(Mapping[str, bytes]):
 
     def updated(self, writes: Mapping[str, bytes]) -> Tree:
         """The tree after these keys got these values."""
-        leaves = sorted((_Leaf(key, value) for key, value in writes.items()), key=_place)
+        leaves: list[_AnyLeaf] = sorted((_Leaf(key, value) for key, value in writes.items()), key=_place)
         return Tree(_merged(self._root, leaves, 0, len(leaves), 0))
 
     def subtrees(self, keys: Iterable[str]) -> list[Subtree]:
         """The stored form of every subtree that one of `keys` lies in; all of them are in the tree."""
         places = {subtree_of(place): place for place in map(key_digest, keys)}
         return [_subtree(self._root, place, prefix) for prefix, place in sorted(places.items())]
+
+    def packed(self, keys: Iterable[str]) -> dict[int, bytes]:
+        """The pack of every subtree of `packs.LEAST` keys or more that one of `keys` lies in, by prefix."""
+        places = {subtree_of(place): place for place in map(key_digest, keys)}
+        nodes = {prefix: _at_subtree(self._root, place) for prefix, place in places.items()}
+        return {prefix: _pack(node) for prefix, node in nodes.items() if node is not None and node.keys >= packs.LEAST}
 
     def subtree(self, prefix: int) -> Subtree | None:
         """The stored form of one subtree, or None if it has no key."""
@@ -239,9 +371,9 @@ class Tree(Mapping[str, bytes]):
         """The stored form of every subtree, in order."""
         return list(_all_subtrees(self._root, 0, 0))
 
-    def released(self, source: Source) -> Tree:
+    def released(self, source: Source, packed: Packs | None = None) -> Tree:
         """The same tree with nothing of it in memory, to be read from `source` again as needed."""
-        return Tree(_released(self._root, 0, 0, source))
+        return Tree(_released(self._root, 0, 0, (source, packed)))
 
     def prove(self, keys: Iterable[str]) -> bytes:
         """The proof that shows, for each of `keys`, the value's digest or its absence."""
@@ -296,22 +428,27 @@ class PartialTree:
 # Reading ---------------------------------------------------------------------------------------------------------------
 
 
-def _found(node: _Node, place: bytes) -> _Leaf | _Shown | _Cut | None:
+def _found(node: _Node, place: bytes) -> _Leaf | _Known | _Shown | _Cut | None:
     """The leaf at a place, nothing, or the cut that hides what is there."""
     depth = 0
     while True:
-        if type(node) is _Inner:  # first what it mostly is
-            node = node.right if place[depth >> 3] >> (7 - (depth & 7)) & 1 else node.left
+        kind = type(node)
+        if kind is _Inner:  # first what it mostly is
+            node = node.right if place[depth >> 3] >> (7 - (depth & 7)) & 1 else node.left  # type: ignore[union-attr]
             depth += 1
-        elif type(node) is _Stored:
-            node = node.opened()
+        elif kind is _Stored or kind is _Packed:
+            node = node.opened()  # type: ignore[union-attr]
         else:
             break
-    return None if isinstance(node, _Leaf | _Shown) and node.key != place else node
+    if node is None or kind is _Cut:
+        return node  # type: ignore[return-value]
+    return node if node.key == place else None  # type: ignore[return-value,union-attr]
 
 
 def _leaves(node: _Node) -> Iterator[_Leaf]:
     if isinstance(node, _Stored):
+        node = node.whole()
+    elif isinstance(node, (_Packed, _Known)):
         node = node.opened()
     if isinstance(node, _Leaf):
         yield node
@@ -321,12 +458,32 @@ def _leaves(node: _Node) -> Iterator[_Leaf]:
 
 
 def _subtree(node: _Node, place: bytes, prefix: int) -> Subtree:
+    found = _at_subtree(node, place)
+    assert found is not None, "the key is in the tree"
+    return Subtree(prefix=prefix, hash=found.hash, keys=found.keys)
+
+
+def _at_subtree(node: _Node, place: bytes) -> _Node:
+    """The subtree a place lies in, or what hangs higher and has it alone."""
     for depth in range(SUBTREE_BITS):
-        if not isinstance(node, _Inner):
+        if type(node) is not _Inner:
             break
-        node = node.right if _bit(place, depth) else node.left
-    assert node is not None, "the key is in the tree"
-    return Subtree(prefix=prefix, hash=node.hash, keys=node.keys)
+        node = node.right if place[depth >> 3] >> (7 - (depth & 7)) & 1 else node.left
+    return node
+
+
+def _pack(node: _Node) -> bytes:
+    if node is None:
+        return packs.EMPTY
+    if isinstance(node, _Packed):
+        return node.raw()
+    if isinstance(node, (_Stored, _Inner)):
+        inner = node if isinstance(node, _Inner) else node.opened()
+        if isinstance(inner, _Inner):
+            return packs.inner(inner.hash, inner.keys, _pack(inner.left), _pack(inner.right))
+        node = inner
+    assert isinstance(node, _LEAVES), "a proof is not a tree to store"
+    return packs.leaf(node.key, node.value)
 
 
 def _all_subtrees(node: _Node, depth: int, prefix: int) -> Iterator[Subtree]:
@@ -365,24 +522,52 @@ def _built(leaves: Sequence[_AnyLeaf], low: int, high: int, depth: int) -> _AnyL
     return _Inner(_built(leaves, low, middle, depth + 1), _built(leaves, middle, high, depth + 1))
 
 
-def _merged(node: _Node, leaves: list[_Leaf], low: int, high: int, depth: int) -> _Node:
+def _merged(node: _Node, leaves: list[_AnyLeaf], low: int, high: int, depth: int) -> _Node:
     """`node` with leaves `low` to `high` put in or over what is there."""
     if low == high:
         return node
-    if isinstance(node, _Stored):
+    if high - low == 1:
+        return _with(node, leaves[low], depth)
+    if type(node) is _Stored or type(node) is _Packed:
         node = node.opened()
     if node is None:
         return _built(leaves, low, high, depth)
-    if isinstance(node, _AnyLeaf):
-        chosen: list[_AnyLeaf] = [*leaves[low:high]]
-        if all(leaf.key != node.key for leaf in chosen):
-            chosen = sorted((*chosen, node), key=_place)
-        return _built(chosen, 0, len(chosen), depth)
-    if not isinstance(node, _Inner):
-        message = "a proof is not a tree to write to"
-        raise TypeError(message)
+    if type(node) is not _Inner:
+        return _merged_leaf(node, leaves[low:high], depth)
     middle = _split(leaves, low, high, depth)
     return _Inner(_merged(node.left, leaves, low, middle, depth + 1), _merged(node.right, leaves, middle, high, depth + 1))
+
+
+def _with(node: _Node, leaf: _AnyLeaf, depth: int) -> _Node:
+    """As `_merged`, for a leaf that is alone on its path from here on: most of a path is such."""
+    key, path = leaf.key, []
+    while True:
+        if type(node) is _Inner:
+            right = key[depth >> 3] >> (7 - (depth & 7)) & 1
+            path.append((node, right))
+            node = node.right if right else node.left
+            depth += 1
+        elif type(node) is _Stored or type(node) is _Packed:
+            node = node.opened()
+        else:
+            break
+    below: _Node = leaf if node is None else _merged_leaf(node, [leaf], depth)
+    for inner, right in reversed(path):
+        below = _Inner(inner.left, below) if right else _Inner(below, inner.right)
+    return below
+
+
+def _merged_leaf(node: _Node, written: Sequence[_AnyLeaf], depth: int) -> _Node:
+    """These leaves, and what was there alone if it is none of them."""
+    if not isinstance(node, _LEAVES):
+        message = "a proof is not a tree to write to"
+        raise TypeError(message)
+    chosen: list[_AnyLeaf] = [*written]
+    if all(leaf.key != node.key for leaf in chosen):
+        chosen = sorted((*chosen, node), key=_place)
+    elif type(node) is _Known:
+        node.opened()  # the tree before keeps it, and the source will have another
+    return _built(chosen, 0, len(chosen), depth)
 
 
 def _topped(subtrees: list[_Stored], low: int, high: int, depth: int) -> _Node:
@@ -396,20 +581,20 @@ def _topped(subtrees: list[_Stored], low: int, high: int, depth: int) -> _Node:
     return _Inner(_topped(subtrees, low, middle, depth + 1), _topped(subtrees, middle, high, depth + 1))
 
 
-def _released(node: _Node, depth: int, prefix: int, source: Source) -> _Node:
+def _released(node: _Node, depth: int, prefix: int, source: tuple[Source, Packs | None]) -> _Node:
     """The node with its subtrees stored; what stands above them keeps its hashes."""
     if type(node) is _Inner:
         if depth == SUBTREE_BITS:
-            return _Stored(Subtree(prefix=prefix, hash=node.hash, keys=node.keys), source)
+            return _Stored(Subtree(prefix=prefix, hash=node.hash, keys=node.keys), *source)
         above = _Inner.__new__(_Inner)
         above.hash, above.keys = node.hash, node.keys
         above.left = _released(node.left, depth + 1, prefix << 1, source)
         above.right = _released(node.right, depth + 1, prefix << 1 | 1, source)
         return above
     if isinstance(node, _Leaf):
-        return _Stored(Subtree(prefix=subtree_of(node.key), hash=node.hash, keys=1), source)
+        return _Stored(Subtree(prefix=subtree_of(node.key), hash=node.hash, keys=1), *source)
     if isinstance(node, _Stored):
-        return _Stored(Subtree(prefix=node.prefix, hash=node.hash, keys=node.keys), source)
+        return _Stored(Subtree(prefix=node.prefix, hash=node.hash, keys=node.keys), *source)
     assert node is None, "a proof is not a tree to store"
     return None
 
@@ -424,7 +609,7 @@ def _serialised(node: _Node, wanted: list[bytes], depth: int) -> Iterator[bytes]
     if not wanted or isinstance(node, _Cut):
         yield b"\x03" + node.hash
         return
-    if isinstance(node, _Stored):
+    if isinstance(node, (_Stored, _Packed)):
         node = node.opened()
     if isinstance(node, _Inner):
         yield b"\x02"

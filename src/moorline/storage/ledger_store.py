@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 
@@ -21,6 +21,7 @@ from moorline.storage.ledger_tables import (
     EVIDENCE,
     MARKS,
     NONCES,
+    PACKS,
     PROPOSED,
     RECORDS,
     SET_CHANGES,
@@ -29,8 +30,11 @@ from moorline.storage.ledger_tables import (
     TERMS,
     TRANSACTIONS,
 )
-from moorline.storage.ledger_writes import Row, forget, forget_nonces, propose, put, put_block, put_state
+from moorline.storage.ledger_writes import Row, forget, forget_nonces, nonces_of, propose, put, put_block, put_state
 from moorline.storage.transactions import Undone, again, reading, retried, writing
+
+Ids = Sequence[tuple[bytes, int]]
+"""Ids of a block's transactions, in order, each with the last block it could stand in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,11 +93,16 @@ class StoredEvidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateWrites:
-    """What a block changes: records by place (key and value), subtrees by prefix (hash and number of keys), nonces."""
+    """What a block changes: records by place (key and value), subtrees by prefix (hash and number of keys), nonces.
+
+    `packs` are subtrees as they are read most quickly, by prefix (ledger.packs); those that have one and are not named here
+    have not changed.
+    """
 
     records: Mapping[bytes, tuple[str, bytes]]
     subtrees: Mapping[int, tuple[bytes, int]]
     nonces: Mapping[bytes, int]
+    packs: Mapping[int, bytes] = field(default_factory=dict)
 
 
 @retried
@@ -152,6 +161,22 @@ class LedgerStore:
         with reading(self._engine) as connection:
             return [(key, value) for key, value in connection.execute(query)]
 
+    def pack(self, prefix: int) -> bytes | None:
+        """One subtree as it was packed when it was written last; None for one that never was."""
+        found = self._subtrees.pack(prefix)
+        if found is not None:
+            return found.pack
+        with reading(self._engine) as connection:
+            pack: bytes | None = connection.execute(sa.select(PACKS.c.pack).where(PACKS.c.prefix == prefix)).scalar()
+        return pack
+
+    def record(self, place: bytes) -> tuple[str, bytes] | None:
+        """Key and value at a place."""
+        query = sa.select(RECORDS.c.key, RECORDS.c.value).where(RECORDS.c.place == place)
+        with reading(self._engine) as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else (row[0], row[1])
+
     def subtrees(self) -> list[tuple[int, bytes, int]]:
         """Prefix, hash and number of keys of every subtree of the state, in order."""
         query = sa.select(SUBTREES.c.prefix, SUBTREES.c.hash, SUBTREES.c.key_count).order_by(SUBTREES.c.prefix)
@@ -161,19 +186,20 @@ class LedgerStore:
     def nonces(self) -> dict[bytes, int]:
         """Nonce ids still remembered, with the last block they could stand in."""
         with reading(self._engine) as connection:
-            rows = connection.execute(sa.select(NONCES.c.nonce, NONCES.c.valid_until))
-            return {nonce: until for nonce, until in rows}  # noqa: C416 - rows are not pairs
+            rows = connection.execute(sa.select(NONCES.c.nonces)).scalars()
+            return {nonce: until for row in rows for nonce, until in nonces_of(row).items()}
 
-    def transaction(self, transaction_id: bytes) -> tuple[int, int] | None:
-        """Height and position of an applied transaction."""
-        query = sa.select(TRANSACTIONS.c.height, TRANSACTIONS.c.position).where(TRANSACTIONS.c.id == transaction_id)
+    def transaction(self, transaction_id: bytes, valid_until: int) -> tuple[int, int] | None:
+        """Height and position of an applied transaction, which says itself what the last block is it could stand in."""
+        # 0 is what an old version's database says of all it had (migration 0003).
+        query = sa.select(TRANSACTIONS.c.height, TRANSACTIONS.c.position).where(
+            TRANSACTIONS.c.valid_until.in_((valid_until, 0)) & (TRANSACTIONS.c.id == transaction_id)
+        )
         with reading(self._engine) as connection:
-            row = connection.execute(query).one_or_none()
+            row = connection.execute(query).first()
         return None if row is None else (row[0], row[1])
 
-    def commit(
-        self, block: StoredBlock, state: StateWrites, *, transactions: Sequence[bytes], authorities: bytes | None
-    ) -> None:
+    def commit(self, block: StoredBlock, state: StateWrites, *, transactions: Ids, authorities: bytes | None) -> None:
         """Put a block a quorum signed and everything that follows from it, in one transaction.
 
         `authorities` is the encoded set if the block changed it.
@@ -186,7 +212,7 @@ class LedgerStore:
         block: StoredBlock,
         state: StateWrites,
         *,
-        transactions: Sequence[bytes],
+        transactions: Ids,
         authorities: bytes | None,
         proposal: StoredProposal | None,
     ) -> Prepared:
@@ -211,7 +237,7 @@ class LedgerStore:
     def put_state(self, state: StateWrites) -> None:
         """Put part of a state that is taken over from elsewhere; nobody believes it before `put_head`."""
         with writing(self._engine) as connection:
-            put_state(connection, **_rows(state))
+            put_state(connection, height=0, **_rows(state))
 
     def clear_state(self, prefixes: Sequence[int]) -> None:
         """Take out what there is of these subtrees."""
@@ -221,9 +247,13 @@ class LedgerStore:
                 where = RECORDS.c.place >= low
                 connection.execute(sa.delete(RECORDS).where(where if high == b"\0\0" else where & (RECORDS.c.place < high)))
                 connection.execute(sa.delete(SUBTREES).where(SUBTREES.c.prefix == prefix))
+                connection.execute(sa.delete(PACKS).where(PACKS.c.prefix == prefix))
 
     def put_heads(
-        self, blocks: Sequence[tuple[StoredBlock, Sequence[bytes]]], *, changes: Sequence[tuple[int, bytes, bytes]]
+        self,
+        blocks: Sequence[tuple[StoredBlock, Ids]],
+        *,
+        changes: Sequence[tuple[int, bytes, bytes]],
     ) -> None:
         """Put the block that the state taken over belongs to, those before it, and the changes of the authority set."""
         with writing(self._engine) as connection:
@@ -372,14 +402,14 @@ def _put_commit(
     connection: sa.Connection,
     block: StoredBlock,
     state: StateWrites,
-    transactions: Sequence[bytes],
+    transactions: Ids,
     authorities: bytes | None,
 ) -> None:
     put_block(connection, _row(block), transactions)
     if authorities is not None:
         put(connection, SET_CHANGES, [(block.height, block.note, authorities)])
     forget_nonces(connection, block.height)
-    put_state(connection, **_rows(state))
+    put_state(connection, height=block.height, **_rows(state))
     forget(connection, block.height)
 
 
@@ -391,6 +421,7 @@ def _rows(state: StateWrites) -> dict[str, list[Row]]:
     return {
         "records": [(place, key, value) for place, (key, value) in state.records.items()],
         "subtrees": [(prefix, digest, keys) for prefix, (digest, keys) in state.subtrees.items()],
+        "packs": list(state.packs.items()),
         "nonces": list(state.nonces.items()),
     }
 

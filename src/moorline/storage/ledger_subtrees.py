@@ -7,13 +7,22 @@ statement on a snapshot of its own, without the transaction around it that readi
 from __future__ import annotations
 
 import sqlite3
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 _BETWEEN: Final = "SELECT key, value FROM records WHERE place >= ? AND place < ?"
 _FROM: Final = "SELECT key, value FROM records WHERE place >= ?"
+_PACK: Final = "SELECT pack FROM packs WHERE prefix = ?"
+
+
+@dataclass(frozen=True, slots=True)
+class FoundPack:
+    """What was looked for; `pack` is None where there is none."""
+
+    pack: bytes | None
 
 
 class SubtreeReader:
@@ -29,17 +38,24 @@ class SubtreeReader:
 
         That is on another database, and where this one errs: the ordinary way says how.
         """
+        low = prefix.to_bytes(2, "big")
+        if prefix == 0xFFFF:
+            return self._rows(self._from, (low,))
+        return self._rows(self._between, (low, (prefix + 1).to_bytes(2, "big")))
+
+    def pack(self, prefix: int) -> FoundPack | None:
+        """The packed subtree; None where the ordinary way has to be gone, as for `records`."""
+        rows = self._rows(_PACK, (prefix,))
+        return None if rows is None else FoundPack(rows[0][0] if rows else None)
+
+    def _rows(self, statement: str, parameters: tuple[object, ...]) -> list[Any] | None:
         if self._engine.dialect.name != "sqlite":
             return None
         try:
             if self._connection is None:
                 self._connection = self._engine.raw_connection()
             cursor = self._connection.cursor()
-            low = prefix.to_bytes(2, "big")
-            if prefix == 0xFFFF:
-                cursor.execute(self._from, (low,))
-            else:
-                cursor.execute(self._between, (low, (prefix + 1).to_bytes(2, "big")))
+            cursor.execute(statement, parameters)
             return list(cursor.fetchall())  # to the end: a statement that is open would hold its snapshot
         except (sqlite3.Error, SQLAlchemyError):
             self.close()

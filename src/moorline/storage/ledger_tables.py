@@ -41,10 +41,25 @@ SUBTREES = sa.Table(
     sa.Column("hash", _Bytes),
     sa.Column("key_count", sa.BigInteger),
 )
-NONCES = sa.Table("nonces", _META, sa.Column("nonce", _Bytes, primary_key=True), sa.Column("valid_until", sa.BigInteger))
-TRANSACTIONS = sa.Table(
-    "transactions",
+PACKS = sa.Table(
+    "packs",
     _META,
+    sa.Column("prefix", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("pack", _Bytes),
+)
+# One row a block. `last` is the highest block a transaction of these could stand in, `nonces` NONCE_BYTES each.
+NONCES = sa.Table(
+    "block_nonces",
+    _META,
+    sa.Column("height", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("last", sa.BigInteger),
+    sa.Column("nonces", _Bytes),
+)
+# By the last block it could stand in, then by its hash: what one block writes lies side by side.
+TRANSACTIONS = sa.Table(
+    "applied",
+    _META,
+    sa.Column("valid_until", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("id", _Bytes, primary_key=True),
     sa.Column("height", sa.BigInteger),
     sa.Column("position", sa.BigInteger),

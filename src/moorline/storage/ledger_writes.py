@@ -6,7 +6,7 @@ values as they are, the rows of a table go to it in one call without a look at e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from moorline.storage.ledger_tables import (
     BLOCKS,
     COSIGNATURES,
     NONCES,
+    PACKS,
     PROPOSED,
     RECORDS,
     SIGNED,
@@ -28,8 +29,10 @@ from moorline.storage.rows import upsert
 Row = tuple[Any, ...]
 """Values of one row, in the order of the table's columns."""
 
+_NONCE_BYTES: Final = 32
+_UNTIL_BYTES: Final = 8
 _HEIGHT: Final[sa.BindParameter[int]] = sa.bindparam("height")
-_OLD_NONCES: Final = sa.delete(NONCES).where(NONCES.c.valid_until <= _HEIGHT)
+_OLD_NONCES: Final = sa.delete(NONCES).where(NONCES.c.last <= _HEIGHT)
 # What was signed at this height stays until the next one is: it answers a repeated request.
 _OVER: Final = (
     sa.delete(PROPOSED).where(PROPOSED.c.height <= _HEIGHT),
@@ -42,36 +45,63 @@ _ABANDONED: Final = (
 )
 
 
-def put_block(connection: sa.Connection, row: Row, transactions: Sequence[bytes]) -> None:
-    """Insert a block's row and the ids of its transactions."""
+def put_block(connection: sa.Connection, row: Row, transactions: Sequence[tuple[bytes, int]]) -> None:
+    """Insert a block's row, and of each of its transactions id and last block it could stand in."""
     height = row[0]
     _insert(connection, BLOCKS, [row])
-    _insert(connection, TRANSACTIONS, [(one, height, position) for position, one in enumerate(transactions)])
+    rows = [(until, one, height, position) for position, (one, until) in enumerate(transactions)]
+    _insert(connection, TRANSACTIONS, rows)
 
 
-def put_state(connection: sa.Connection, *, records: list[Row], subtrees: list[Row], nonces: list[Row]) -> None:
-    """Put what changed in the state."""
+def put_state(
+    connection: sa.Connection, *, height: int, records: list[Row], subtrees: list[Row], packs: list[Row], nonces: list[Row]
+) -> None:
+    """Put what changed in the state; the nonces are those of the block at this height."""
     put(connection, RECORDS, records)
     put(connection, SUBTREES, subtrees)
-    put(connection, NONCES, nonces)
+    put(connection, PACKS, packs)
+    if nonces:
+        together = b"".join([nonce + until.to_bytes(_UNTIL_BYTES, "big") for nonce, until in nonces])
+        put(connection, NONCES, [(height, max(until for _, until in nonces), together)])
+
+
+def nonces_of(together: bytes) -> Mapping[bytes, int]:
+    """What a row of nonces holds: each with the last block its transaction could stand in."""
+    starts = range(0, len(together), _NONCE_BYTES + _UNTIL_BYTES)
+    pairs = (
+        (together[at : at + _NONCE_BYTES], together[at + _NONCE_BYTES : at + _NONCE_BYTES + _UNTIL_BYTES]) for at in starts
+    )
+    return {nonce: int.from_bytes(until, "big") for nonce, until in pairs}
 
 
 def forget(connection: sa.Connection, height: int) -> None:
     """Take out what a block committed at this height makes needless, but for its nonces."""
     for statement in _OVER:
-        connection.execute(statement, {"height": height})
+        _at(connection, statement, height)
 
 
 def forget_nonces(connection: sa.Connection, height: int) -> None:
-    """Take out nonces of transactions that can stand in no later block."""
-    connection.execute(_OLD_NONCES, {"height": height})
+    """Take out nonces of blocks whose transactions can stand in no later block."""
+    _at(connection, _OLD_NONCES, height)
 
 
 def propose(connection: sa.Connection, row: Row) -> None:
     """Record a proposal; an abandoned one at its height gives way, with its cosignatures."""
     for statement in _ABANDONED:
-        connection.execute(statement, {"height": row[0]})
+        _at(connection, statement, row[0])
     _insert(connection, PROPOSED, [row])
+
+
+def _at(connection: sa.Connection, statement: sa.Delete, height: int) -> None:
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql(_delete_text(statement), (height,))
+    else:
+        connection.execute(statement, {"height": height})
+
+
+@lru_cache(maxsize=16)  # bounded: one entry a statement of this module
+def _delete_text(statement: sa.Delete) -> str:
+    return str(statement.compile(dialect=sqlite.dialect()))
 
 
 def put(connection: sa.Connection, table: sa.Table, rows: list[Row]) -> None:

@@ -61,6 +61,8 @@ class Sequencer:
         self._term = node.conduct.following
         self._intake = Intake(lambda: node.head.state, node.verified)
         self._idle = True
+        self._unproposed = 0
+        """The height at which this one knows that it proposed nothing yet; 0 if it does not know."""
         self._lookahead = Lookahead(
             self._intake,
             verifiers,
@@ -72,22 +74,29 @@ class Sequencer:
         self._late: set[asyncio.Task[str]] = set()
         self._telling: set[asyncio.Task[None]] = set()
 
-    async def submit(self, transaction: bytes) -> bytes:
-        """The receipt, once a quorum signed. The same transaction again gives its receipt again.
+    def accept(self, transaction: bytes) -> asyncio.Future[bytes]:
+        """Take a transaction. The receipt comes once a quorum signed; the same transaction again gives its receipt again.
 
-        Raises what the state machine says (`ledger.*`), or Unavailable("ledger.quorum_unreachable" | "ledger.busy" |
-        "ledger.sender_busy" | "ledger.halted"): then the transaction may still be applied later, and may be sent again.
+        Here, or there, is raised what the state machine says (`ledger.*`), or Unavailable("ledger.quorum_unreachable" |
+        "ledger.busy" | "ledger.sender_busy" | "ledger.halted"): then the transaction may still be applied later, and may be
+        sent again.
         """
         if len(transaction) > MAX_TRANSACTION_BYTES:
             raise Refused("ledger.transaction_too_large", "the transaction is too large", expected=MAX_TRANSACTION_BYTES)
         self.node.conduct.not_halted()
         waiting = intake.waiting(transaction, self.node.verified)
-        known = self.node.receipt(waiting.id) if waiting.may_stand(self.node.head.state) else None
+        known = self.node.receipt(waiting.id, waiting.valid_until) if waiting.may_stand(self.node.head.state) else None
         if known is not None:
-            return known
+            waiting.receipt.set_result(known)
+            return waiting.receipt
         if not self._lookahead.takes(waiting):
             self._intake.put(waiting)
-        return await self._deadlines.receipt(waiting, SUBMIT_DEADLINE_S)
+        self._deadlines.ends(waiting.receipt, SUBMIT_DEADLINE_S)
+        return waiting.receipt
+
+    async def submit(self, transaction: bytes) -> bytes:
+        """As `accept`, and waits."""
+        return await self.accept(transaction)
 
     def _unreachable(self) -> Unavailable:
         return Unavailable(
@@ -186,6 +195,9 @@ class Sequencer:
 
     def _attempt(self, height: int) -> int:
         """One more than the last at this height and in this term; counted in the database."""
+        if self._unproposed == height:
+            self._unproposed = 0
+            return 0
         proposed = self.node.store.proposed()
         if proposed is None or proposed.height != height or proposed.seal is None:
             return 0
@@ -204,7 +216,7 @@ class Sequencer:
                 here[waiting.id] = waiting
             elif not waiting.receipt.done():
                 used = outcome.code == "ledger.nonce_used"
-                known = self.node.receipt(waiting.id) if used else None
+                known = self.node.receipt(waiting.id, waiting.valid_until) if used else None
                 if known is not None:  # sent twice at once: the first has just been committed
                     waiting.receipt.set_result(known)
                 elif used and waiting.id in under_way:  # it is in the block that is committed now; afterwards it is known
@@ -336,6 +348,7 @@ class Sequencer:
         receipts = self._receipts(candidate, note)  # while the disk works
         await self.node.settled()
         reached("sequencer.block.committed")
+        self._unproposed = candidate.height + 1 if following is None else 0
         telling = asyncio.ensure_future(self._tell(schema.encode(committed), candidate, receipts))
         if following is None:
             await telling

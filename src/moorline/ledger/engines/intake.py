@@ -8,6 +8,7 @@ has no valid signature under a name cannot fill that name's line. What names no 
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -143,22 +144,19 @@ class Deadlines:
     def __init__(self, error: Callable[[], Unavailable]) -> None:
         self._error = error
         self._began = -_MOMENT_S
-        self._waiting: set[Waiting] = set()
+        self._waiting: list[weakref.ref[asyncio.Future[bytes]]] = []
 
-    async def receipt(self, waiting: Waiting, seconds: float) -> bytes:
-        """Its receipt, or the error once so many seconds, or a moment more, have passed."""
+    def ends(self, receipt: asyncio.Future[bytes], seconds: float) -> None:
+        """Let it have the error once so many seconds, or a moment more, have passed, if it has nothing else by then."""
         loop = asyncio.get_running_loop()
-        if loop.time() - self._began >= _MOMENT_S:
-            self._began, self._waiting = loop.time(), set()
+        now = loop.time()
+        if now - self._began >= _MOMENT_S:
+            self._began, self._waiting = now, []
             loop.call_later(seconds + _MOMENT_S, self._end, self._waiting)
-        among = self._waiting
-        among.add(waiting)
-        try:
-            return await waiting.receipt
-        finally:
-            among.discard(waiting)
+        self._waiting.append(weakref.ref(receipt))  # almost all are answered, and forgotten, long before
 
-    def _end(self, waiting: set[Waiting]) -> None:
+    def _end(self, waiting: list[weakref.ref[asyncio.Future[bytes]]]) -> None:
         for one in waiting:
-            if not one.receipt.done():
-                one.receipt.set_exception(self._error())
+            receipt = one()
+            if receipt is not None and not receipt.done():
+                receipt.set_exception(self._error())

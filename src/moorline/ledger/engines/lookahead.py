@@ -18,6 +18,7 @@ from moorline.ledger import state as machine
 from moorline.ledger.engines.intake import UNPROVEN_ROOM, Intake, Waiting
 from moorline.ledger.engines.verifiers import Verifiers
 from moorline.ledger.state import State
+from moorline.ledger.transactions import Transaction
 from moorline.ledger.verified import Verified
 from moorline.wire.cose import Sign1, VerifyingKey
 
@@ -107,9 +108,8 @@ async def verify_beside(
 
     Unless the workers are left `alone` with it, this process takes its share: then it waits for nothing but the rest.
     """
-    asked = [
-        one for one in (_asked(state, data, verified) for data in batch) if one is not None and not verified.knows(*one)
-    ]
+    find = _keys_of(state)
+    asked = [one for one in (_asked(find, data, verified) for data in batch) if one is not None and not verified.knows(*one)]
     mine = 0 if alone or not verifiers.ready else len(asked) // (verifiers.workers + 1)
     theirs = asyncio.ensure_future(verifiers.hold(asked[mine:]))
     await asyncio.sleep(0)  # until it is sent
@@ -121,11 +121,27 @@ async def verify_beside(
             verified.remember(sign1, key)
 
 
-def _asked(state: State, data: bytes, verified: Verified) -> tuple[Sign1, VerifyingKey] | None:
+def _keys_of(state: State) -> Callable[[Transaction], VerifyingKey | None]:
+    """Finds the key that a transaction names, once a sender and key."""
+    found: dict[tuple[str, str, bytes], VerifyingKey | None] = {}
+
+    def find(transaction: Transaction) -> VerifyingKey | None:
+        sender = transaction.payload.sender
+        name = (sender.kind, sender.name, transaction.sign1.key_id)
+        if name not in found:
+            found[name] = machine.signing_key(state, transaction)
+        return found[name]
+
+    return find
+
+
+def _asked(
+    find: Callable[[Transaction], VerifyingKey | None], data: bytes, verified: Verified
+) -> tuple[Sign1, VerifyingKey] | None:
     """A signature and the key it has to be by; None for what is judged without."""
     try:
         transaction = verified.parse(data)
-        key = machine.signing_key(state, transaction)
+        key = find(transaction)
     except MoorlineError:
         return None
     return None if key is None else (transaction.sign1, key)

@@ -68,7 +68,7 @@ class _After:
     head: Head
     block: StoredBlock
     writes: StateWrites
-    transactions: list[bytes]
+    transactions: list[tuple[bytes, int]]
     changed: dict[str, bytes] | None
 
     @property
@@ -109,6 +109,7 @@ class Node:
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger-disk")
         self._written: tuple[Future[None], _After] | None = None
         self._executed: _Executed | None = None
+        self._set: tuple[Head, dict[str, bytes]] | None = None
         self.verified = Verified()
         """Signatures that held when a transaction came in or its block was cosigned; the block's commit needs them again."""
         self.on_evidence: Callable[[Finding], None] = lambda _: None
@@ -143,7 +144,9 @@ class Node:
 
     def authorities(self) -> dict[str, bytes]:
         """The set in force, which signs the next block."""
-        return self.head.state.authority_set()
+        if self._set is None or self._set[0] is not self.head:
+            self._set = (self.head, self.head.state.authority_set())
+        return dict(self._set[1])
 
     def prove(self, keys: Iterable[str], *, known: bytes | None = None) -> bytes:
         """A proof bundle at the head, with changes of the authority set from the one with digest `known` on, or all.
@@ -209,14 +212,14 @@ class Node:
         self.settle()  # the database may be a block ahead, and its subtrees with it
         return self._state.scrub(self.head.state.tree, prefix)
 
-    def receipt(self, transaction_id: bytes) -> bytes | None:
+    def receipt(self, transaction_id: bytes, valid_until: int) -> bytes | None:
         """The receipt of a transaction that stands in the ledger, or None."""
-        where = self.store.transaction(transaction_id)
+        where = self.store.transaction(transaction_id, valid_until)
         if where is None:
             return None
         height, index = where
         stored = self.store.block(height)
-        assert stored is not None, "a foreign key says that the block is there"
+        assert stored is not None, "a block and the ids of its transactions are written together"
         block = blocks.parse(stored.body)
         ids = [parse_transaction(data).id for data in block.transactions]
         log_proof = tuple(reversed(blocks.frontier_of(height, stored.edge or b"").subtrees))
@@ -369,7 +372,7 @@ class Node:
                 seal=committed.seal,
             ),
             writes=node_state.writes_of(head.state.tree, writes, {one.nonce_id: one.valid_until for one in applied}),
-            transactions=[one.id for one in applied],
+            transactions=[(one.id, one.valid_until) for one in applied],
             changed=authorities if authorities != before else None,
         )
 

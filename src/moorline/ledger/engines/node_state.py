@@ -9,6 +9,7 @@ state of up to `AT_ONCE` keys is verified as a whole at start; `StoredState.scru
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from moorline.audit import merkle
@@ -17,12 +18,15 @@ from moorline.ledger import blocks, checkpoint
 from moorline.ledger.blocks import Head
 from moorline.ledger.nonces import Nonces
 from moorline.ledger.state import State
-from moorline.ledger.tree import Subtree, Tree, key_digest
+from moorline.ledger.tree import Subtree, Tree, key_digest, verify_pack
 from moorline.storage.ledger_store import LedgerStore, StateWrites, StoredBlock
 
 AT_ONCE: Final = 20_000
-KEPT: Final = 200_000
-"""How many records stay in memory before all of them are let go; about 150 MB."""
+KEPT_BYTES: Final = 128 << 20
+"""How much of the state stays in memory before all of it is let go."""
+_RECORD_BYTES: Final = 700
+_PATH_BYTES: Final = 3000
+"""What a record, and the nodes along a path, take in memory beside their bytes; measured."""
 
 
 class StoredState:
@@ -30,13 +34,24 @@ class StoredState:
 
     def __init__(self, store: LedgerStore, ledger_id: bytes) -> None:
         self._store, self._ledger_id = store, ledger_id
-        self._read = 0
+        self._held = 0
 
     def read(self, prefix: int) -> list[tuple[str, bytes]]:
         """The records of one subtree, as `tree.Source`."""
         found = self._store.records(prefix, prefix)
-        self._read += len(found)
+        self._held += _RECORD_BYTES * len(found)
         return found
+
+    def pack(self, prefix: int) -> bytes | None:
+        """One subtree as `tree.Packs` has it."""
+        found = self._store.pack(prefix)
+        self._held += 0 if found is None else len(found) + _PATH_BYTES
+        return found
+
+    def record(self, place: bytes) -> tuple[str, bytes] | None:
+        """One record as `tree.Packs` has it."""
+        self._held += _RECORD_BYTES
+        return self._store.record(place)
 
     def resumed(self, first: Head, stored: StoredBlock) -> Head:
         """The head that was stored. Raises NotAuthentic("ledger.wrong_state_root" | "ledger.state_damaged")."""
@@ -79,30 +94,37 @@ class StoredState:
         Raises NotAuthentic("ledger.state_damaged").
         """
         found = tree.subtree(prefix)
-        return 0 if found is None else len(list(Tree.stored([found], self._store_read)))
+        if found is None:
+            return 0
+        pack = self._store.pack(prefix)
+        if pack is not None:
+            verify_pack(found, pack)
+        return len(list(Tree.stored([found], self._store_read)))
 
     def _store_read(self, prefix: int) -> list[tuple[str, bytes]]:
         return self._store.records(prefix, prefix)
 
     def kept(self, head: Head, *, writes: int) -> Head:
         """The head, just committed, with its state let go from memory if much of it is there."""
-        self._read += writes
-        if self._read <= KEPT:
+        self._held += writes * (_RECORD_BYTES + _PATH_BYTES)
+        if self._held <= KEPT_BYTES:
             return head
-        self._read = 0
+        self._held = 0
         state = head.state
         light = State(
             ledger_id=state.ledger_id,
             height=state.height,
             time_ms=state.time_ms,
-            tree=state.tree.released(self.read),
+            tree=state.tree.released(self.read, self),
             nonces=state.nonces,
         )
-        return Head(state=light, frontier=head.frontier, digest=head.digest, leaf=head.leaf, log_proof=head.log_proof)
+        return replace(head, state=light)
 
     def _tree(self) -> Tree:
         rows = self._store.subtrees()
-        return Tree.stored([Subtree(prefix=prefix, hash=digest, keys=keys) for prefix, digest, keys in rows], self.read)
+        return Tree.stored(
+            [Subtree(prefix=prefix, hash=digest, keys=keys) for prefix, digest, keys in rows], self.read, self
+        )
 
     def _complete(self, first: Head) -> None:
         """What a database of the version before lacks: hashes of subtrees, and edges of the log."""
@@ -125,5 +147,6 @@ def writes_of(tree: Tree, writes: Mapping[str, bytes], nonces: Mapping[bytes, in
     return StateWrites(
         records={key_digest(key): (key, value) for key, value in writes.items()},
         subtrees={one.prefix: (one.hash, one.keys) for one in tree.subtrees(writes)},
+        packs=tree.packed(writes),
         nonces=nonces,
     )

@@ -144,7 +144,7 @@ def _height(note: bytes) -> int:
     return checkpoint.parse_note(note).checkpoint.height
 
 
-def _stored(committed: Committed, edge: bytes) -> tuple[StoredBlock, list[bytes]]:
+def _stored(committed: Committed, edge: bytes) -> tuple[StoredBlock, list[tuple[bytes, int]]]:
     block = blocks.parse(committed.block)
     found = StoredBlock(
         height=block.header.height,
@@ -154,7 +154,8 @@ def _stored(committed: Committed, edge: bytes) -> tuple[StoredBlock, list[bytes]
         edge=edge,
         seal=committed.seal,
     )
-    return found, [transactions.parse(data).id for data in block.transactions]
+    parsed = [transactions.parse(data) for data in block.transactions]
+    return found, [(one.id, one.payload.valid_until) for one in parsed]
 
 
 def _nonces(block: blocks.Block, height: int) -> dict[bytes, int]:
