@@ -151,7 +151,14 @@ def _head_on(tree: Tree, previous: Header, *, ledger_id: bytes) -> Head:
         tree=tree,
         nonces=Nonces.of({}, height=previous.height),
     )
-    return Head(state=state, frontier=merkle.Frontier(), digest=blocks.digest(previous), leaf=b"", log_proof=())
+    return Head(
+        state=state,
+        frontier=merkle.Frontier(),
+        digest=blocks.digest(previous),
+        leaf=b"",
+        log_proof=(),
+        authorities=previous.authorities,
+    )
 
 
 def _fault(head: Head, block: Block) -> str | None:
