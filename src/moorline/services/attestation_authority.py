@@ -10,8 +10,9 @@ Enrolment:
 Appraisal:
 1. the quote is by the enrolled key (verification.tpm_quote) and answers an open challenge of this verifier, which it uses
    up;
-2. counters of the TPM did not go back; 3. the boot log replays; 4. the IMA list replays from what is held here, or is a
-   piece of a longer one, of which how far it was read is kept, and nothing is judged before the last piece;
+2. the TPM's maker did not revoke it since (services.verifier_makers), and its counters did not go back; 3. the boot log
+   replays; 4. the IMA list replays from what is held here, or is a piece of a longer one, of which how far it was read is
+   kept, and nothing is judged before the last piece;
 5. the certified location tag is genuine; 6. policy.host judges; 7. the results of a round are signed; 8. challenge,
    progress, withdrawal, result and next challenge of each host of the round are written in one transaction, and only then
    is anybody answered. Where nothing signs, what was withdrawn is written all the same.
@@ -56,6 +57,7 @@ from moorline.services.host_appraisal import (
     registered,
 )
 from moorline.services.verifier_queue import Entry, VerifierQueue
+from moorline.storage import verifier_chains
 from moorline.storage.verifier_events import VerdictEvent
 from moorline.storage.verifier_rounds import Change, EnrolledHost, Held, Progress, StoredResult
 from moorline.storage.verifier_store import OpenEnrolment, VerifierStore
@@ -177,6 +179,7 @@ class AttestationAuthority:
                 root=verified.root,
                 secret_digest=hashlib.sha256(secret).digest(),
                 expires=expires,
+                chain=verifier_chains.packed(request.ek_certificates),
             )
         )
         return wire.EnrolChallenge(enrolment=enrolment, credential_blob=blob, secret=sealed, expires=expires)
@@ -192,7 +195,8 @@ class AttestationAuthority:
             )
         await self._registered(name, opened.ek_digest, opened.root)
         bound = parts.store.enrol(
-            EnrolledHost(host=name, ek_digest=opened.ek_digest, ak_public=opened.ak_public, root=opened.root, enrolled=now)
+            EnrolledHost(host=name, ek_digest=opened.ek_digest, ak_public=opened.ak_public, root=opened.root, enrolled=now),
+            chain=opened.chain,
         )
         return wire.Enrolled(host=name, ak_name=parse_public(bound.ak_public).name, ek_digest=bound.ek_digest)
 

@@ -128,6 +128,7 @@ class HostAppraisal:
         now: Instant,
     ) -> Appraised:
         """Steps 2 to 6. Raises Unavailable where nothing was found out about the host, any other error if something was."""
+        _not_revoked(held.enrolled)
         registered(platform, held.enrolled.ek_digest, held.enrolled.root)
         facts, progress = self._verify_logs(held, evidence, quote, platform, nonce, now)
         if progress.pieces:
@@ -293,6 +294,16 @@ def registered(platform: PlatformRecord, ek_digest: bytes, root: EvidenceRoot) -
             "the platform record and the anchor disagree on whether this TPM is simulated",
             expected=f"simulated = {root is EvidenceRoot.TEST}",
             got=f"simulated = {platform.simulated}",
+        )
+
+
+def _not_revoked(enrolled: EnrolledHost) -> None:
+    if enrolled.refused is not None:
+        raise NotAuthentic(
+            "host.tpm_revoked",
+            "the maker of this host's TPM revoked it, or an authority above it, after it enrolled",
+            got=enrolled.host,
+            remedy="put another TPM into the machine and give it a new name",
         )
 
 

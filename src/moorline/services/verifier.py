@@ -62,6 +62,7 @@ from moorline.services.process import announce_ready, collect_seldom, serve_all
 from moorline.services.service_audit import ServiceLog
 from moorline.services.verifier_asking import Asking
 from moorline.services.verifier_landmarks import Measurements
+from moorline.services.verifier_makers import Makers
 from moorline.services.verifier_platforms import LedgerPlatforms
 from moorline.services.verifier_push import Pushing, ReceiverSettings
 from moorline.services.verifier_references import References, Sources
@@ -452,7 +453,7 @@ async def run(configured: VerifierSettings, *, announce: Callable[..., None] = a
         signing = secure_log.keep(lambda error: structlog.get_logger().warning("checkpoint", **error.as_problem()))
         deliveries = store.deliveries()
         verifier_push.add_routes(app, deliveries, authority, trust_domain=configured.trust_domain)
-        watch, watching = await _watching(app, configured, store, authority, clock)
+        watch, watching = await _watching(app, configured, anchors, store, authority, clock)
         if measured is not None:
             watching = (measured.keep(), *watching)
         pushing = Pushing(
@@ -471,7 +472,12 @@ async def run(configured: VerifierSettings, *, announce: Callable[..., None] = a
 
 
 async def _watching(
-    app: FastAPI, configured: VerifierSettings, store: VerifierStore, authority: AttestationAuthority, clock: Clock
+    app: FastAPI,
+    configured: VerifierSettings,
+    anchors: Anchors,
+    store: VerifierStore,
+    authority: AttestationAuthority,
+    clock: Clock,
 ) -> tuple[Watch, tuple[Coroutine[None, None, None], ...]]:
     """What this process does without being asked, and its routes: its part of the fleet, questions, reference values."""
     watch = Watch(
@@ -494,8 +500,10 @@ async def _watching(
     held = sources(configured, store, clock)
     references = References(held, (await asyncio.to_thread(held.read))[1], authority)
     verifier_references.add_routes(app, references, trust_domain=configured.trust_domain)
+    makers = Makers(store, anchors=anchors.tpm, revocation=revocation_reader(configured), authority=authority, clock=clock)
     return watch, (
         references.keep(),
+        makers.keep(),
         watch.keep(),
         verifier_watch.sweep(authority, watch),
         verifier_watch.follow(authority),

@@ -29,7 +29,7 @@ def table(name: str, *columns: str) -> sa.TableClause:
     return sa.table(name, *(sa.column(column) for column in columns))
 
 
-HOSTS: Final = table("hosts", "host", "ek_digest", "ak_public", "root", "enrolled")
+HOSTS: Final = table("hosts", "host", "ek_digest", "ak_public", "root", "enrolled", "refused")
 CHALLENGES: Final = table("challenges", "nonce", "host", "expires", "ask")
 PROGRESS: Final = table(
     "progress",
@@ -46,13 +46,17 @@ _NEVER: Final = Instant(0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnrolledHost:
-    """A host's keys for good: digest of its endorsement key, TPMT_PUBLIC of its attestation key, and what they rest on."""
+    """A host's keys for good: digest of its endorsement key, TPMT_PUBLIC of its attestation key, and what they rest on.
+
+    `refused` is why no evidence of it counts, if so: its TPM's maker revoked it (storage.verifier_chains).
+    """
 
     host: str
     ek_digest: bytes
     ak_public: bytes
     root: EvidenceRoot
     enrolled: Instant
+    refused: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +224,7 @@ def enrolled_of(row: Any) -> EnrolledHost:  # noqa: ANN401 - a row of `hosts`
         ak_public=row.ak_public,
         root=EvidenceRoot(row.root),
         enrolled=Instant(row.enrolled),
+        refused=row.refused,
     )
 
 

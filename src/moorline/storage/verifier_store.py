@@ -18,11 +18,12 @@ import sqlalchemy as sa
 from moorline.clock import Instant
 from moorline.errors import Conflict, NotAuthentic, Refused
 from moorline.rats import EvidenceRoot
-from moorline.storage import audit_store, verifier_asks, verifier_events, verifier_rounds
+from moorline.storage import audit_store, verifier_asks, verifier_chains, verifier_events, verifier_rounds
 from moorline.storage.database import open_database
 from moorline.storage.steps import reached
 from moorline.storage.transactions import reading, retried, writing
 from moorline.storage.verifier_asks import Ask
+from moorline.storage.verifier_chains import EnrolledChain
 from moorline.storage.verifier_deliveries import Deliveries
 from moorline.storage.verifier_events import VerdictEvent
 from moorline.storage.verifier_rounds import (
@@ -46,14 +47,17 @@ MAX_OPEN: Final = 64
 """Challenges or enrolments open for one host at a time; more push out the oldest."""
 
 
-_ENROLMENTS = table("enrolments", "enrolment", "host", "ek_digest", "ak_public", "root", "secret_digest", "expires")
+_ENROLMENTS = table("enrolments", "enrolment", "host", "ek_digest", "ak_public", "root", "secret_digest", "expires", "chain")
 _SERIALS = table("reference_serials", "name", "serial")
 _FACTS = table("facts", "name", "value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenEnrolment:
-    """An enrolment that waits for its activated credential. Only the digest of the secret is kept."""
+    """An enrolment that waits for its activated credential. Only the digest of the secret is kept.
+
+    `chain` is the endorsement certificate and what came with it (verifier_chains.packed).
+    """
 
     enrolment: bytes
     host: str
@@ -62,6 +66,7 @@ class OpenEnrolment:
     root: EvidenceRoot
     secret_digest: bytes
     expires: Instant
+    chain: bytes = b""
 
 
 @retried
@@ -113,6 +118,7 @@ class VerifierStore:
             "root": enrolment.root.value,
             "secret_digest": enrolment.secret_digest,
             "expires": enrolment.expires,
+            "chain": enrolment.chain,
         }
         with writing(self._engine) as connection:
             self._prune(connection, _ENROLMENTS, _ENROLMENTS.c.enrolment, enrolment.host)
@@ -133,8 +139,10 @@ class VerifierStore:
             raise NotAuthentic("enrol.unknown", "no such enrolment is open", remedy="begin the enrolment again")
         return OpenEnrolment(**{**row, "root": EvidenceRoot(row["root"])})
 
-    def enrol(self, host: EnrolledHost) -> EnrolledHost:
+    def enrol(self, host: EnrolledHost, *, chain: bytes = b"") -> EnrolledHost:
         """Bind name and keys for good. The same TPM may come again, also with a new attestation key; another TPM may not.
+
+        `chain`, if any, is what its maker's lists are held against from now on.
 
         Raises Conflict("enrol.other_tpm" | "enrol.other_host").
         """
@@ -151,10 +159,30 @@ class VerifierStore:
                 connection.execute(sa.insert(HOSTS).values(values))
             else:
                 connection.execute(sa.update(HOSTS).where(HOSTS.c.host == host.host).values(values))
+            if chain:
+                verifier_chains.keep(connection, host.host, chain)
             body = {"host": host.host, "ek_digest": host.ek_digest, "root": host.root.value}
             audit_store.append(connection, verifier_events.AUDIT_DOMAIN, at=host.enrolled, event="host-enrolled", body=body)
         reached("verifier.host.enrolled")
         return host
+
+    def ek_chains(self, *, since: Instant = Instant(0)) -> dict[str, EnrolledChain]:  # noqa: B008 - a number
+        """The certificates that hosts enrolled with at `since` or later, by host."""
+        with reading(self._engine) as connection:
+            return verifier_chains.chains(connection, since=since)
+
+    def judge_makers(self, found: Mapping[str, bool], *, at: Instant) -> tuple[str, ...]:
+        """Write down whose TPM is revoked, and withdraw what stood; the hosts of which that is new."""
+        with reading(self._engine) as connection:
+            before = verifier_chains.refused(connection)
+        news = {host: revoked for host, revoked in found.items() if revoked != (host in before)}
+        if not news:
+            return ()  # the ordinary case, and no writer needs to wait for it
+        with writing(self._engine) as connection:
+            changed = verifier_chains.judge(connection, news, at=at)
+        if any(news[host] for host in changed):
+            reached("verifier.verdict.withdrawn")
+        return changed
 
     # Challenges -----------------------------------------------------------------------------------------------------
 

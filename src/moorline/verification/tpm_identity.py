@@ -9,8 +9,8 @@
 5. The attestation key is made by the TPM that holds the endorsement key: a secret sealed to the EK under the AK's name
    can be opened only by a TPM that has both (`make_credential`; the caller supplies randomness).
 
-What this does not establish: that chip and host stand in the same place, or that the EK is not revoked later (a provider
-revokes one TPM by revoking its platform record on the ledger).
+What this does not establish: that chip and host stand in the same place, or that the EK is not revoked later. Of a TPM that
+enrolled before `revoked_above` says that (services.verifier_makers); a provider revokes one by its platform record.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from moorline.clock import Instant, to_datetime
 from moorline.errors import Malformed, Misconfigured, NotAuthentic, Refused
 from moorline.evidence import tpm_structures as tpm
 from moorline.rats import EvidenceRoot
-from moorline.verification.tpm_revocation import Revocation, judge_path, strong
+from moorline.verification.tpm_revocation import Revocation, judge_path, revoked_on, strong
 from moorline.verification.verified import Verified
 from moorline.wire.certificates import parse_certificate
 
@@ -174,6 +174,27 @@ def authority_path(
     return _path(chain[0], chain[1:], anchors, now)
 
 
+def endorsement_path(certificates: tuple[bytes, ...], *, anchors: tuple[TpmAnchor, ...]) -> list[x509.Certificate] | None:
+    """The path of an endorsement certificate (first) to an anchor, ended certificates too; None if there is none.
+
+    For what is asked about a TPM that was vouched for before. Raises Malformed (`certificate.*`).
+    """
+    leaf, *brought = (parse_certificate(der) for der in certificates)
+    found = _found_path(leaf, brought, anchors)
+    return None if found is None else found[1]
+
+
+def revoked_above(
+    certificates: tuple[bytes, ...], *, anchors: tuple[TpmAnchor, ...], crls: tuple[bytes, ...]
+) -> bool | None:
+    """Whether lists revoke a certificate between an endorsement key and its anchor; None if no path leads to one.
+
+    Raises what `tpm_revocation.revoked_on` raises.
+    """
+    path = endorsement_path(certificates, anchors=anchors)
+    return None if path is None else revoked_on(path, crls)
+
+
 def known_authorities(anchor: TpmAnchor) -> list[x509.Certificate]:
     """The authorities that configuration names: an anchor, and the intermediates beside it."""
     return [parse_certificate(der) for der in (anchor.certificate, *anchor.intermediates)]
@@ -249,14 +270,11 @@ def _path(
     leaf: x509.Certificate, brought: list[x509.Certificate], anchors: tuple[TpmAnchor, ...], now: Instant
 ) -> tuple[TpmAnchor, list[x509.Certificate]]:
     """Every anchor is tried; the longest path is bounded by MAX_CERTIFICATES. Dates are judged on the path found."""
-    for anchor in anchors:
-        top = parse_certificate(anchor.certificate)
-        pool = [top, *brought, *(parse_certificate(der) for der in anchor.intermediates)]
-        path = _climb(leaf, pool, top)
-        if path is not None:
-            for certificate in path:
-                _require_dates(certificate, now)
-            return anchor, path
+    found = _found_path(leaf, brought, anchors)
+    if found is not None:
+        for certificate in found[1]:
+            _require_dates(certificate, now)
+        return found
     raise NotAuthentic(
         "ek.anchor_unknown",
         "no path leads from the endorsement certificate to a configured maker of TPMs",
@@ -264,6 +282,18 @@ def _path(
         got=leaf.issuer.rfc4514_string(),
         remedy="configure the maker's root certificate, if this maker is to be trusted",
     )
+
+
+def _found_path(
+    leaf: x509.Certificate, brought: list[x509.Certificate], anchors: tuple[TpmAnchor, ...]
+) -> tuple[TpmAnchor, list[x509.Certificate]] | None:
+    for anchor in anchors:
+        top = parse_certificate(anchor.certificate)
+        pool = [top, *brought, *(parse_certificate(der) for der in anchor.intermediates)]
+        path = _climb(leaf, pool, top)
+        if path is not None:
+            return anchor, path
+    return None
 
 
 def _climb(leaf: x509.Certificate, pool: list[x509.Certificate], top: x509.Certificate) -> list[x509.Certificate] | None:

@@ -36,6 +36,8 @@ from moorline.rats import EvidenceRoot
 
 MAX_CRL: Final = 4 << 20
 MAX_CRLS: Final = 256
+MAX_URLS: Final = 4
+"""Addresses of one authority's list that are looked at."""
 _MAX_NUMBER: Final = 1 << 160  # RFC 5280 5.2.3
 _RETRY_S: Final = 300.0  # somebody has to get the list first
 _PARTIAL: Final = (ExtensionOID.DELTA_CRL_INDICATOR, ExtensionOID.ISSUING_DISTRIBUTION_POINT)
@@ -167,7 +169,7 @@ def judge_path(
                 )
             continue
         in_force(newest, now)
-        if newest.parsed.get_revoked_certificate_by_serial_number(subject.serial_number) is not None:
+        if _lists(newest, subject):
             raise NotAuthentic(
                 "ek.revoked",
                 "the TPM's maker revoked a certificate above the endorsement key",
@@ -175,6 +177,40 @@ def judge_path(
             )
         used.append(newest.digest)
     return tuple(used)
+
+
+def revoked_on(path: Sequence[x509.Certificate], crls: Sequence[bytes]) -> bool:
+    """Whether a certificate of `path` (leaf first, anchor last) stands in the newest list of its issuer, ended or not.
+
+    A list that is missing, or that another authority of the same name signed, revokes nothing here and takes nothing back:
+    `judge_path` is what demands lists. Raises Malformed as `parse_tpm_crl`.
+    """
+    lists = [parse_tpm_crl(der) for der in crls]
+    for subject, issuer in pairwise(path):
+        newest = max((one for one in lists if is_by(one, issuer)), key=TpmCrl.position, default=None)
+        if newest is not None and _lists(newest, subject):
+            return True
+    return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListPoint:
+    """Where an authority says its list is: `urls` are one list each, `chain` is the authority and those above it."""
+
+    chain: tuple[x509.Certificate, ...]
+    urls: tuple[str, ...]
+
+
+def list_points(path: Sequence[x509.Certificate]) -> tuple[ListPoint, ...]:
+    """The distribution points that a verified path (leaf first, anchor last) names, an entry for each issuer that has any.
+
+    Points of other issuers, and of some reasons only, are left out: such lists are refused (rule 1).
+    """
+    return tuple(
+        ListPoint(chain=tuple(path[number + 1 :]), urls=urls)
+        for number, subject in enumerate(path[:-1])
+        if (urls := _urls(subject))
+    )
 
 
 def item_subject(issuer: x509.Certificate) -> str:
@@ -203,6 +239,19 @@ def _may_sign(issuer: x509.Certificate) -> bool:
     except x509.ExtensionNotFound as absent:
         return absent.oid == ExtensionOID.KEY_USAGE and basic.ca  # RFC 5280 4.2.1.3: without it every usage is allowed
     return basic.ca and usage.crl_sign
+
+
+def _lists(crl: TpmCrl, subject: x509.Certificate) -> bool:
+    return crl.parsed.get_revoked_certificate_by_serial_number(subject.serial_number) is not None
+
+
+def _urls(certificate: x509.Certificate) -> tuple[str, ...]:
+    points = [
+        point for one in certificate.extensions if isinstance(one.value, x509.CRLDistributionPoints) for point in one.value
+    ]
+    whole = [point.full_name or () for point in points if point.crl_issuer is None and point.reasons is None]
+    names = (name.value for full in whole for name in full if isinstance(name, x509.UniformResourceIdentifier))
+    return tuple(dict.fromkeys(names))[:MAX_URLS]
 
 
 def _names_a_list(certificate: x509.Certificate) -> bool:
