@@ -290,7 +290,7 @@ class Vendor:
     """A local server. `replies[path]` is a reply or a list of them used up one by one, the last one staying."""
 
     def __init__(self, context=None):
-        self.replies, self.requests, self.stopping = {}, [], threading.Event()
+        self.replies, self.requests, self.hosts, self.stopping = {}, [], [], threading.Event()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -298,6 +298,7 @@ class Vendor:
 
             def do_GET(self):
                 outer.requests.append(self.path)
+                outer.hosts.append(self.headers["host"])
                 outer.answer(self)
 
             def log_message(self, *_):

@@ -9,13 +9,18 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from test_service import composed, configured, silicon, trust  # noqa: F401 - fixtures
 from tpm_maker import TpmMaker, der
 
+from moorline.cli import run as moor
 from moorline.clock import Instant
 from moorline.errors import Misconfigured, MoorlineError, NotAuthentic, Unavailable
 from moorline.evidence import tpm_structures as tpm
 from moorline.ledger.records import PlatformRecord
+from moorline.rats import EvidenceRoot
 from moorline.services import verifier
+from moorline.storage import verifier_chains
 from moorline.storage.collateral_intake import Offered, Taken, take
 from moorline.storage.collateral_store import open_collateral
+from moorline.storage.verifier_rounds import EnrolledHost
+from moorline.storage.verifier_store import VerifierStore
 from moorline.verification.anchors import AnchorSet
 from moorline.verification.collateral import ItemKind, ItemName
 from moorline.verification.collateral_judging import Anchors, packed_crl
@@ -143,3 +148,20 @@ def test_a_list_in_the_store_is_the_makers_own_bytes(offline, tpm_maker, tmp_pat
     reader = verifier.revocation_reader(offline)
     (crl,) = reader().crls
     assert x509.load_der_x509_crl(crl).issuer == tpm_maker.root.subject
+
+
+def test_the_lists_about_the_tpms_of_a_verifier_are_asked_for(configured, world, tmp_path, capsys):  # noqa: F811 - fixtures
+    """verifies that: `moor collateral fetch --enrolled` knows from a verifier's settings and database whom to ask; here all
+    of it leads to a private address, which is refused."""
+    vendor = TpmMaker(NOW, where="http://127.0.0.1")
+    (tmp_path / "maker.der").write_bytes(der(vendor.root))
+    (tmp_path / "between.der").write_bytes(der(vendor.ca))
+    with (tmp_path / "verifier.toml").open("a") as file:
+        file.write('\ntpm_hardware_roots = ["maker.der"]\ntpm_intermediates = ["between.der"]\n')
+    store = VerifierStore.open(configured.database)
+    host = EnrolledHost(host="h1", ek_digest=bytes(32), ak_public=b"", root=EvidenceRoot.HARDWARE, enrolled=NOW)
+    store.enrol(host, chain=verifier_chains.packed(vendor.brought))
+    store.close()
+    words = ["collateral", "fetch", "--enrolled", tmp_path / "verifier.toml", "--store", tmp_path / "lists", "--pace", "0"]
+    assert moor([str(word) for word in words]) == 1
+    assert capsys.readouterr().out.count("endorser.private_address") == 2

@@ -18,7 +18,8 @@ DAY = timedelta(days=1)
 class TpmMaker:
     """Three authorities and one endorsement key; the two lower authorities' certificates point to their issuer's list."""
 
-    def __init__(self, now, root=EvidenceRoot.HARDWARE):
+    def __init__(self, now, root=EvidenceRoot.HARDWARE, where="http://maker.test"):
+        self.where = where
         self.at, self.root_kind = datetime.fromtimestamp(now, UTC), root
         self.keys = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("root", "ca", "die")}
         self.ek_key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -61,7 +62,7 @@ class TpmMaker:
             builder = builder.add_extension(x509.ExtendedKeyUsage([EK_USAGE]), critical=False)
             builder = builder.add_extension(x509.SubjectAlternativeName([x509.DirectoryName(who)]), critical=True)
         if lists:
-            where = [x509.UniformResourceIdentifier(f"http://maker.test/{issuer}.crl")]
+            where = [x509.UniformResourceIdentifier(f"{self.where}/{issuer}.crl")]
             point = x509.DistributionPoint(full_name=where, relative_name=None, reasons=None, crl_issuer=None)
             builder = builder.add_extension(x509.CRLDistributionPoints([point]), critical=False)
         return builder.sign(self.keys[issuer], hashes.SHA256())

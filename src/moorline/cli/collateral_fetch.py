@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,9 @@ from moorline.errors import Malformed, Misconfigured
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from moorline.endorsers.pacing import Pacing
     from moorline.endorsers.port import Endorser
+    from moorline.endorsers.transport import Surroundings
     from moorline.storage.collateral_intake import Outcome
     from moorline.storage.collateral_store import CollateralStore
     from moorline.verification.collateral import ItemName
@@ -46,6 +49,18 @@ def fetch(  # noqa: PLR0913 - one option each
     certificates: Annotated[
         str, typer.Option("--certificates", envvar="MOOR_INTEL_CERTIFICATES", help="Where Intel's root CRL is.")
     ] = _INTEL_CERTIFICATES,
+    enrolled: Annotated[
+        Path | None,
+        typer.Option("--enrolled", metavar="VERIFIER.TOML", help="Makers' lists about the TPMs this verifier enrolled."),
+    ] = None,
+    tpm_chain: Annotated[
+        list[Path] | None,
+        typer.Option("--tpm-chain", metavar="FILE", help="Makers' lists about the TPM of this chain, EK first."),
+    ] = None,
+    tpm_root: options.TpmRoots = None,
+    allow_private: Annotated[
+        bool, typer.Option("--allow-private", help="Ask for makers' lists at private addresses too: a mirror of this site.")
+    ] = False,
     tls_roots: Annotated[
         Path | None, typer.Option("--tls-roots", metavar="FILE", help="Roots (PEM) of a mirror's TLS certificate.")
     ] = None,
@@ -57,13 +72,16 @@ def fetch(  # noqa: PLR0913 - one option each
     at: options.At = None,
     as_json: render.AsJson = False,
 ) -> None:
-    """Ask AMD and Intel for what EVIDENCE needs, verify it, and store it.
+    """Ask AMD, Intel and makers of TPMs for what EVIDENCE and hosts need, verify it, and store it.
 
-    Certificates of chips that are held are not asked for again. Each item is reported; exit 1 if one was refused, else 2 if
-    one could not be had.
+    TPM makers are asked where the certificates above a TPM say, over http. Certificates of chips that are held are not asked
+    for again. Each item is reported; exit 1 if one was refused, else 2 if one could not be had.
     """
     import asyncio
 
+    from moorline.cli.collateral_enrolled import chains_of, list_points_of, tpm_anchors
+    from moorline.endorsers.pacing import Pacing
+    from moorline.endorsers.tpm_makers import Door, TpmMakers
     from moorline.storage.collateral_store import open_collateral
     from moorline.verification.collateral import ItemKind
 
@@ -71,15 +89,24 @@ def fetch(  # noqa: PLR0913 - one option each
         raise typer.BadParameter("standard or early", param_hint="--update")
     opened = open_collateral(store, create=True)
     names = _wanted(evidence or [], item or [], product, update)
+    around, pacing = _surroundings(), Pacing(interval_s=pace)
+    tpm = tpm_anchors(enrolled, tpm_root)
+    points = list_points_of(chains_of(enrolled, tpm_chain or []), tpm)
+    makers = TpmMakers(points, door=Door(private=allow_private), surroundings=around, pacing=pacing)
+    names += makers.names
     if held:
-        names += [name for name in opened.names() if name.kind is not ItemKind.TPM_CRL]  # nobody to ask: add, or import
+        names += [name for name in opened.names() if name.kind is not ItemKind.TPM_CRL]  # which say not where they are from
     if not names:
         raise Misconfigured(
-            "collateral.nothing_asked", "nothing says what to fetch", remedy="name evidence files, --item or --held"
+            "collateral.nothing_asked",
+            "nothing says what to fetch",
+            remedy="name evidence files, --item, --held or --enrolled",
         )
     clock = SystemClock() if at is None else _Fixed(at=options.instant(at))
-    endorser = _endorser({"kds": kds, "pcs": pcs, "certificates": certificates}, tls_roots, pace)
-    plan = _Plan(store=opened, anchors=options.anchors_of(snp_anchors, intel_root), clock=clock, endorser=endorser)
+    urls = {"kds": kds, "pcs": pcs, "certificates": certificates}
+    endorser = _endorser(urls, tls_roots, around, pacing, makers)
+    anchors = dataclasses.replace(options.anchors_of(snp_anchors, intel_root), tpm=tpm)
+    plan = _Plan(store=opened, anchors=anchors, clock=clock, endorser=endorser)
     outcomes = asyncio.run(_fetched(plan, names, upcoming=upcoming, as_json=as_json))
     if as_json:
         typer.echo(json.dumps({"items": [options.outcome_row(one) for one in outcomes]}, indent=1))
@@ -178,28 +205,34 @@ def _later(store: CollateralStore, names: Iterable[ItemName]) -> list[ItemName]:
     return later
 
 
-def _endorser(urls: dict[str, str], tls_roots: Path | None, pace_s: float) -> Endorser:
+def _surroundings() -> Surroundings:
     import asyncio
     import secrets
     import time
 
-    from moorline.endorsers import amd_kds, intel_pcs
-    from moorline.endorsers.pacing import Pacing
-    from moorline.endorsers.port import Endorsers
-    from moorline.endorsers.transport import Surroundings, VendorHttp
-    from moorline.verification.collateral import ItemKind
+    from moorline.endorsers.transport import Surroundings
 
-    around = Surroundings(
+    return Surroundings(
         clock=SystemClock(),
         monotonic=time.monotonic,
         sleep=asyncio.sleep,
         jitter=lambda: secrets.randbelow(1 << 30) / (1 << 30),
     )
+
+
+def _endorser(
+    urls: dict[str, str], tls_roots: Path | None, around: Surroundings, pacing: Pacing, makers: Endorser
+) -> Endorser:
+    from moorline.endorsers import amd_kds, intel_pcs
+    from moorline.endorsers.port import Endorsers
+    from moorline.endorsers.transport import VendorHttp
+    from moorline.verification.collateral import ItemKind
+
     roots = None if tls_roots is None else render.read(tls_roots)
-    pacing = Pacing(interval_s=pace_s)
     servers = {name: VendorHttp(url, surroundings=around, roots_pem=roots, pacing=pacing) for name, url in urls.items()}
     amd = amd_kds.AmdKds(servers["kds"])
     intel = intel_pcs.IntelPcs(servers["pcs"], servers["certificates"])
     by_kind: dict[ItemKind, Endorser] = dict.fromkeys(amd_kds.KINDS, amd)
     by_kind |= dict.fromkeys(intel_pcs.KINDS, intel)
+    by_kind[ItemKind.TPM_CRL] = makers
     return Endorsers(by_kind)

@@ -63,8 +63,19 @@ class Surroundings:
     jitter: Callable[[], float]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reached:
+    """Where a URL is really asked for, and what has to be said besides."""
+
+    url: str
+    headers: Mapping[str, str]
+
+
 class VendorHttp:
-    """One vendor's server. Use one for a process: it keeps the pace."""
+    """One vendor's server. Use one for a process: it keeps the pace.
+
+    `reach` takes the place of number 1: it says where a URL leads, or refuses it (endorsers.tpm_makers).
+    """
 
     def __init__(
         self,
@@ -74,8 +85,10 @@ class VendorHttp:
         roots_pem: bytes | None = None,
         pacing: Pacing | None = None,
         limits: Limits | None = None,
+        reach: Callable[[str], Awaitable[Reached]] | None = None,
     ) -> None:
-        self._base = _allowed(base_url)
+        self._base = _allowed(base_url) if reach is None else base_url
+        self._reach = reach
         self._around = surroundings
         self._pacing = pacing or Pacing()
         self._limits = limits or Limits()
@@ -124,12 +137,13 @@ class VendorHttp:
             self._last = self._around.monotonic()
 
     async def _exchange(self, url: str, params: Mapping[str, str]) -> Answer:
+        reached = Reached(url=url, headers={}) if self._reach is None else await self._reach(url)
         transport = httpx.AsyncHTTPTransport(verify=self._tls, http2=False, trust_env=False)
         timeout = httpx.Timeout(self._limits.deadline_s, connect=self._limits.connect_s)
-        headers = {"accept-encoding": "identity", "user-agent": "moorline"}
+        headers = {"accept-encoding": "identity", "user-agent": "moorline", **reached.headers}
         async with (
             httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False, headers=headers) as client,
-            client.stream("GET", url, params=dict(params)) as response,
+            client.stream("GET", reached.url, params=dict(params) or None) as response,
         ):
             if response.status_code != _OK:
                 raise self._refusal(response)
