@@ -12,8 +12,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from moorline.clock import Instant
-from moorline.errors import MoorlineError, NotAuthentic, Refused, Unavailable
-from moorline.ledger import ceremony, records, standing, transactions
+from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused, Unavailable
+from moorline.ledger import batch, ceremony, records, standing, transactions
 from moorline.ledger.blocks import verify_receipt
 from moorline.ledger.client import LedgerClient, Submitter
 from moorline.ledger.light_client import verify_bundle
@@ -170,6 +170,36 @@ async def only_the_sequencer_proposes(real, client):
             assert caught.value.code.startswith("http.")
 
 
+async def several_at_once(real, client, known, receipt):
+    """A batch through an authority that does not sequence: an answer to each; too many at once are refused together."""
+    bodies = [transactions.Approve(proposal=transactions.proposal_id(transactions.parse(known).payload))]
+    bodies += [transactions.propose(transactions.SetParameter(name="max_age_s", value=value)) for value in (10, 11)]
+    new = [
+        transactions.sign(
+            transactions.make(
+                body,
+                sender=Sender(kind=SenderKind.AUTHORITY, name="authority-3"),
+                ledger_id=real.made.trust.ledger_id,
+                nonce=secrets.token_bytes(32),
+                valid_until=100,
+            ),
+            real.authorities["authority-3"].signer(),
+        )
+        for body in bodies
+    ]
+    found = await client.submit_all([known, b"garbage", *new])
+    assert found[0] == receipt
+    assert found[1].code == "ledger.transaction_malformed"
+    for data, one in zip(new, found[2:], strict=True):
+        assert verify_receipt(one, data, real.made.trust).height == one.height
+    assert await client.submit_all(new, wait=False) == found[2:]  # they are there already
+    second = real.made.endpoints[1]
+    async with HttpClient(second.url, server_name=second.server_name, roots_pem=real.made.roots_pem) as http:
+        for body in (batch.encode([b""] * (batch.MAX_TRANSACTIONS + 1)), batch.encode([bytes(batch.MAX_BYTES)]), b"\x80"):
+            with pytest.raises(Malformed):
+                await http.post_cbor("/v1/transactions/batch", body)
+
+
 async def test_a_receipt_proves_the_transaction_and_a_repeat_gives_the_same(real):
     """verifies that: what a sender gets is provable, sending again is harmless, and empty blocks keep proofs young."""
     async with running(real.made, NAMES), LedgerClient(real.made.endpoints, roots_pem=real.made.roots_pem) as client:
@@ -198,6 +228,7 @@ async def test_a_receipt_proves_the_transaction_and_a_repeat_gives_the_same(real
         # Through an authority that does not sequence, too.
         async with LedgerClient(real.made.endpoints[1:], roots_pem=real.made.roots_pem) as other:
             assert await other.submit(transaction) == again
+            await several_at_once(real, other, transaction, again)
             stranger = keys.KeySigner(ec.generate_private_key(ec.SECP256R1()))
             forged = transactions.sign(dataclasses.replace(payload, nonce=secrets.token_bytes(32)), stranger)
             with pytest.raises(NotAuthentic) as caught:

@@ -5,15 +5,17 @@ Every command that proposes takes `--output FILE`, and then nothing is sent: the
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from moorline.cli import acting, approvals, render
-from moorline.errors import Misconfigured, Refused
+from moorline.errors import Misconfigured, MoorlineError, Refused
 
 if TYPE_CHECKING:
+    from moorline.ledger.blocks import Receipt
     from moorline.ledger.client import Submitter
     from moorline.ledger.transactions import Action
 
@@ -205,26 +207,29 @@ def submit(
 
     from moorline.ledger import transactions
 
-    async def sent() -> list[dict[str, Any]]:
-        rows = []
+    data = [render.read(path) for path in files]
+    payloads = [transactions.parse(one).payload for one in data]
+
+    async def sent() -> list[Receipt | MoorlineError | None]:
+        outcomes: list[Receipt | MoorlineError | None] = []
         async with acting.ledger_client(by / "genesis.cbor") as client:
-            for path in files:
-                data = render.read(path)
-                found = transactions.parse(data)
-                receipt = await client.submit(data)
-                rows.append(
-                    {
-                        "file": str(path),
-                        "kind": found.payload.kind,
-                        "by": found.payload.sender.name,
-                        "height": receipt.height,
-                    }
-                )
-        return rows
+            # Together what one sender signed: the order of several senders' is kept by waiting.
+            for _, group in itertools.groupby(zip(payloads, data, strict=True), key=lambda one: one[0].sender):
+                outcomes += await client.submit_all([one for _, one in group])
+                if any(isinstance(one, MoorlineError) for one in outcomes):
+                    break
+        return outcomes
 
     with render.progress("waiting for the quorum"):
-        rows = asyncio.run(sent())
+        outcomes = asyncio.run(sent())
+    rows: list[dict[str, Any]] = []
+    for path, payload, outcome in zip(files, payloads, outcomes, strict=False):  # what follows a refusal is not sent
+        height = outcome.height if outcome is not None and not isinstance(outcome, MoorlineError) else None
+        rows.append({"file": str(path), "kind": payload.kind, "by": payload.sender.name, "height": height})
     render.table(rows, ("file", "kind", "by", "height"), key="submitted", as_json=as_json, empty="nothing was sent")
+    for outcome in outcomes:
+        if isinstance(outcome, MoorlineError):
+            raise outcome
 
 
 def register(app: typer.Typer) -> None:

@@ -9,11 +9,12 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
-from moorline.errors import Malformed, Misconfigured, Unavailable
-from moorline.ledger import anchor, blocks, transactions
+from moorline.errors import Malformed, Misconfigured, MoorlineError, Unavailable
+from moorline.ledger import anchor, batch, blocks, transactions
 from moorline.ledger.blocks import Receipt
 from moorline.ledger.checkpoint import Checkpoint, authority_set_digest
 from moorline.ledger.transactions import Action, Body, Sender
@@ -74,6 +75,20 @@ class LedgerClient:
         answer = await self._first(lambda client: client.post_cbor("/v1/transactions", transaction))
         return blocks.parse_receipt(answer)
 
+    async def submit_all(self, transactions: Sequence[bytes], *, wait: bool = True) -> list[Receipt | MoorlineError | None]:
+        """As `submit` of each, several a request: its receipt, what was said instead, or None where nothing was waited for.
+
+        One authority answers for all of a request. Those of one sender are taken in order; what rests on the effect of
+        another sender's is sent when that one's receipt is there. Raises as `submit` where no authority answers at all.
+        """
+        found: list[Receipt | MoorlineError | None] = []
+        for part in batch.split(transactions):
+            target, body = f"/v1/transactions/batch{'' if wait else '?wait=false'}", batch.encode(part)
+            answer = await self._first(partial(_posted, target, body))
+            outcomes = batch.parse_answers(answer, len(part))
+            found += [blocks.parse_receipt(one) if isinstance(one, bytes) else one for one in outcomes]
+        return found
+
     async def prove(self, keys: Iterable[str], *, known: Mapping[str, bytes] | None = None) -> bytes:
         """A proof bundle for these keys, unverified; changes of the authorities before the set `known` are left out."""
         params = [("key", key) for key in keys]
@@ -128,6 +143,10 @@ class LedgerClient:
             if not starting or asyncio.get_running_loop().time() > deadline:
                 raise errors[-1]
             await asyncio.sleep(FIRST_BLOCK_RETRY_S)
+
+
+async def _posted(target: str, body: bytes, client: HttpClient) -> bytes:
+    return await client.post_cbor(target, body)
 
 
 class Submitter:

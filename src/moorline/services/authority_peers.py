@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
-from moorline.ledger import ceremony, records
+from moorline.ledger import batch, ceremony, records
+from moorline.ledger.batch import Outcome
 from moorline.ledger.engines.node import Node
 from moorline.ledger.engines.proposal import Peer
 from moorline.ledger.genesis import Genesis
@@ -50,6 +51,12 @@ class HttpPeer:
     async def submit(self, transaction: bytes) -> bytes:
         """Hand it a transaction."""
         return await self._client(SUBMIT_TIMEOUT_S).post_cbor("/v1/transactions?forwarded=true", transaction)
+
+    async def submit_all(self, transactions: Sequence[bytes], *, wait: bool) -> list[Outcome]:
+        """Hand it several transactions."""
+        target = f"/v1/transactions/batch?forwarded=true&wait={str(wait).lower()}"
+        answer = await self._client(SUBMIT_TIMEOUT_S).post_cbor(target, batch.encode(transactions))
+        return batch.parse_answers(answer, len(transactions))
 
     async def manifest(self) -> bytes:
         """The manifest of its head."""

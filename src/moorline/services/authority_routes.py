@@ -7,6 +7,7 @@ certificate of an authority in force; those of its operator its own.
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Final
@@ -16,7 +17,7 @@ from fastapi import Path as PathParameter
 from fastapi.responses import Response
 
 from moorline.errors import Malformed, Refused
-from moorline.ledger import blocks
+from moorline.ledger import batch, blocks
 from moorline.ledger.engines.node import Node, encode_status
 from moorline.ledger.engines.office import Office
 from moorline.ledger.engines.proposal import Proposal
@@ -24,6 +25,7 @@ from moorline.ledger.tree import SUBTREE_BITS
 from moorline.nfv import Role
 from moorline.services import metrics
 from moorline.services.http import application, require
+from moorline.services.http_short import Answering, ShortWay
 from moorline.wire import cbor, schema
 from moorline.wire.http import CBOR_TYPE
 
@@ -54,7 +56,8 @@ def authority_app(node: Node | CometNode, engine: Office | Consensus) -> FastAPI
             return f"the ledger forked at height {node.conduct.halted()}"
         return None if node.note is not None else "no block has been signed yet"
 
-    app = application("moorline authority", body_cap=BODY_CAP, ready=why_not)
+    short = ShortWay(functools.partial(_short_way, engine), CBOR_TYPE)
+    app = application("moorline authority", body_cap=BODY_CAP, ready=why_not, short=short)
     metrics.of_authority(app, node)
     _public_routes(app, node, engine)
     if isinstance(engine, Office):
@@ -62,6 +65,17 @@ def authority_app(node: Node | CometNode, engine: Office | Consensus) -> FastAPI
         _authority_routes(app, engine.node, engine)
         _own_routes(app, engine.node, engine)
     return app
+
+
+def _short_way(engine: Office | Consensus, target: str) -> Answering | None:
+    """Who answers a POST of what comes by the thousand (services.http_short), as the routes below do."""
+
+    async def several(body: bytes) -> bytes:
+        return batch.encode_answers(await engine.submit_all(batch.parse(body), wait=True))
+
+    if target == "/v1/transactions":
+        return engine.submit
+    return several if target == "/v1/transactions/batch" else None
 
 
 def _public_routes(app: FastAPI, node: Node | CometNode, engine: Office | Consensus) -> None:
@@ -72,6 +86,21 @@ def _public_routes(app: FastAPI, node: Node | CometNode, engine: Office | Consen
         """Public: a transaction is signed by its sender. Answers with the receipt once a quorum signed."""
         data = await request.body()
         return _cbor(await (engine.submit(data, forwarded=forwarded) if isinstance(engine, Office) else engine.submit(data)))
+
+    @app.post("/v1/transactions/batch")
+    async def submit_all(
+        request: Request,
+        *,
+        wait: Annotated[bool, Query(description="For receipts; without it, until they are in line.")] = True,
+        forwarded: Annotated[bool, Query(description="By an authority that does not sequence.")] = False,
+    ) -> Response:
+        """Public: 1 to 256 transactions, 1 MiB in all, each as if it came alone. A receipt or a problem for each."""
+        found = batch.parse(await request.body())
+        if isinstance(engine, Office):
+            outcomes = await engine.submit_all(found, wait=wait, forwarded=forwarded)
+        else:
+            outcomes = await engine.submit_all(found, wait=wait)
+        return _cbor(batch.encode_answers(outcomes))
 
     @app.get("/v1/proof")
     async def prove(

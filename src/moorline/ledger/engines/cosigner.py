@@ -11,13 +11,14 @@ cosign, in this order:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
 from moorline.clock import Instant
 from moorline.errors import Conflict, MoorlineError, NotAuthentic, Refused
 from moorline.ledger import blocks, checkpoint
+from moorline.ledger.batch import Outcome
 from moorline.ledger.blocks import Block, Head
 from moorline.ledger.checkpoint import Checkpoint, Note, tolerated_faults
 from moorline.ledger.engines import accusing, taking_over
@@ -99,6 +100,10 @@ class Cosigner:
     async def submit(self, transaction: bytes) -> bytes:
         """Hand a transaction on to the sequencer."""
         return await self._sequencer.submit(transaction)
+
+    async def submit_all(self, transactions: Sequence[bytes], *, wait: bool = True) -> list[Outcome]:
+        """Hand several on to the sequencer, together."""
+        return await self._sequencer.submit_all(transactions, wait=wait)
 
     async def _catch_up(self, height: int) -> None:
         if self.node.note is None and height > self._snapshot_after:

@@ -26,11 +26,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from moorline.errors import MoorlineError, Refused, Unavailable
 from moorline.ledger import blocks, checkpoint
+from moorline.ledger.batch import Outcome
 from moorline.ledger.blocks import Head
 from moorline.ledger.checkpoint import Checkpoint, Note, NoteSignature, quorum_of
 from moorline.ledger.engines import intake
@@ -97,6 +98,18 @@ class Sequencer:
     async def submit(self, transaction: bytes) -> bytes:
         """As `accept`, and waits."""
         return await self.accept(transaction)
+
+    async def submit_all(self, transactions: Sequence[bytes], *, wait: bool = True) -> list[Outcome]:
+        """As `submit` of each, in order: what came of them, once that is known of all; of taken ones None without `wait`."""
+        taken: list[asyncio.Future[bytes] | MoorlineError] = []
+        for one in transactions:
+            try:
+                taken.append(self.accept(one))
+            except MoorlineError as error:
+                taken.append(error)
+        if not wait:
+            await asyncio.sleep(0)  # what is told at once is told
+        return [await _outcome(one, wait=wait) for one in taken]
 
     def _unreachable(self) -> Unavailable:
         return Unavailable(
@@ -386,6 +399,24 @@ class Sequencer:
 
     def _quorum(self) -> int:
         return quorum_of(len(self.node.authorities()))
+
+
+async def _outcome(taken: asyncio.Future[bytes] | MoorlineError, *, wait: bool) -> Outcome:
+    if isinstance(taken, MoorlineError):
+        return taken
+    if not wait and not taken.done():
+        taken.add_done_callback(_looked_at)
+        return None
+    try:
+        return await taken
+    except MoorlineError as error:
+        return error
+
+
+def _looked_at(receipt: asyncio.Future[bytes]) -> None:
+    """Nobody waits for it; asyncio need not report what became of it as forgotten."""
+    if not receipt.cancelled():
+        receipt.exception()
 
 
 def _follow(first: asyncio.Future[bytes], again: asyncio.Future[bytes]) -> None:

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from moorline.errors import MoorlineError, Refused, Unavailable
 from moorline.ledger import blocks, checkpoint, seals, terms
+from moorline.ledger.batch import Outcome
 from moorline.ledger.checkpoint import Note, quorum_of
 from moorline.ledger.engines.cosigner import MAX_COMMITTED_BYTES, SNAPSHOT_AFTER, Cosigner
 from moorline.ledger.engines.embedded import Sequencer
@@ -59,6 +60,11 @@ class Candidate:
         """Nobody sequences now."""
         del transaction
         raise Unavailable("ledger.no_sequencer", "no quorum has said yet who sequences", remedy="send it again later")
+
+    async def submit_all(self, transactions: Sequence[bytes], *, wait: bool = True) -> list[Outcome]:
+        """Nobody sequences now."""
+        del transactions, wait
+        raise Unavailable("ledger.no_sequencer", "no quorum has said yet who sequences", remedy="send them again later")
 
     async def cosign(self, data: bytes) -> str:
         """A proposal of a later term, with its certificate, ends this part; all others are over."""
@@ -193,6 +199,12 @@ class Office:
         if forwarded and not isinstance(self.part, Sequencer):
             raise Unavailable("ledger.no_sequencer", "this authority does not sequence", remedy="send it again later")
         return await self.part.submit(transaction)
+
+    async def submit_all(self, transactions: Sequence[bytes], *, wait: bool, forwarded: bool = False) -> list[Outcome]:
+        """As `submit` of each; all of them are handed on together."""
+        if forwarded and not isinstance(self.part, Sequencer):
+            raise Unavailable("ledger.no_sequencer", "this authority does not sequence", remedy="send them again later")
+        return await self.part.submit_all(transactions, wait=wait)
 
     async def cosign(self, proposal: bytes) -> str:
         """A signature line for an encoded `Proposal`."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final, Protocol
 
 from moorline.ledger import seals
+from moorline.ledger.batch import Outcome
 from moorline.ledger.blocks import Block
 from moorline.ledger.engines.node import Committed, Node
 from moorline.ledger.seals import Seal
@@ -52,6 +54,10 @@ class Peer(Protocol):
 
     async def submit(self, transaction: bytes) -> bytes:
         """Hand it a transaction; the receipt."""
+        ...
+
+    async def submit_all(self, transactions: Sequence[bytes], *, wait: bool) -> list[Outcome]:
+        """Hand it several; what came of each."""
         ...
 
     async def manifest(self) -> bytes:

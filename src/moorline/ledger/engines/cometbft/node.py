@@ -8,13 +8,14 @@ state is proven, so whoever has a receipt finds in any later proof what it did.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from moorline.errors import Conflict, Malformed, MoorlineError, NotAuthentic, Refused, Unavailable
 from moorline.ledger import anchor, checkpoint, evidence, misconduct, proof
 from moorline.ledger.anchor import COMETBFT, CometAnchor
+from moorline.ledger.batch import Outcome
 from moorline.ledger.blocks import Receipt
 from moorline.ledger.engines.cometbft.chain import AuthoritySet, Chain
 from moorline.ledger.engines.cometbft.evidence import DuplicateVote, LightClientAttack
@@ -295,6 +296,21 @@ class Consensus:
             if not waiting:
                 self._waiting.pop(transaction_id or b"", None)
 
+    async def submit_all(self, transactions: Sequence[bytes], *, wait: bool = True) -> list[Outcome]:
+        """As `submit` of each, one begun after the other; without `wait` None for each that CometBFT has taken."""
+        if wait:
+            done = await asyncio.gather(*map(self.submit, transactions), return_exceptions=True)
+            return [_outcome(one) for one in done]
+        found: list[Outcome] = []
+        for one in transactions:
+            try:
+                await self._put(one, transaction_id_of(one))
+            except MoorlineError as error:
+                found.append(error)
+            else:
+                found.append(None)
+        return found
+
     async def _put(self, transaction: bytes, transaction_id: bytes | None) -> None:
         if transaction_id is not None and self._is_on_its_way(transaction_id):
             return
@@ -395,3 +411,9 @@ def _unreachable() -> Unavailable:
         "no quorum of authorities agreed on a block in time",
         remedy="send the same transaction again when the authorities are back",
     )
+
+
+def _outcome(done: bytes | BaseException) -> Outcome:
+    if isinstance(done, bytes | MoorlineError):
+        return done
+    raise done
