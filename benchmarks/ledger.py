@@ -32,6 +32,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cryptography.hazmat.primitives import hashes
@@ -50,6 +51,7 @@ from moorline.ledger.genesis import Parameters
 from moorline.ledger.records import RevocationKind
 from moorline.ledger.state import execute
 from moorline.ledger.transactions import Sender, SenderKind
+from moorline.services.authority import collect_rarely
 from moorline.storage.database import open_database
 from moorline.storage.ledger_store import LedgerStore
 from moorline.wire import keys, schema
@@ -276,34 +278,55 @@ def bare_verifications(world: World) -> float:
     return 2000 / timed(lambda: [public.verify(signature, message, algorithm) for _ in range(2000)])
 
 
+class Senders:
+    """So many, who each send their next transaction when they have the receipt of the last: a callback each, no task."""
+
+    def __init__(self, sequencer: Sequencer, sent: list[bytes], at_once: int) -> None:
+        self._sequencer, self._left, self._under_way = sequencer, iter(sent), 0
+        self._at_once, self._ended = at_once, asyncio.get_running_loop().create_future()
+        self.latencies: list[float] = []
+
+    async def all_answered(self) -> None:
+        self._next()
+        await self._ended
+
+    def _next(self) -> None:
+        """A batch, when all of the one before is answered."""
+        batch = list(itertools.islice(self._left, self._at_once))
+        self._under_way = len(batch)
+        for data in batch:
+            self._sequencer.accept(data).add_done_callback(partial(self._answered, time.perf_counter()))
+        if not batch:
+            self._ended.set_result(None)
+
+    def _answered(self, began: float, receipt: asyncio.Future[bytes]) -> None:
+        self.latencies.append(time.perf_counter() - began)
+        if receipt.exception() is not None and not self._ended.done():
+            self._ended.set_exception(receipt.exception())
+        self._under_way -= 1
+        if not self._under_way and not self._ended.done():
+            self._next()
+
+
 async def through(
     made: Callable[[Verifiers | None], Sequencer], sent: list[bytes], *, groups: int, at_once: int
 ) -> list[float]:
     """So many groups submit so many at once, each again when all have their receipts; the latency of each transaction."""
-    latencies: list[float] = []
     verifiers = Verifiers() if groups * at_once > 1 else None
     if verifiers is not None:
         await verifiers.started()
     sequencer = made(verifiers)
-
-    async def one(data: bytes) -> None:
-        began = time.perf_counter()
-        await sequencer.submit(data)
-        latencies.append(time.perf_counter() - began)
-
-    async def group(part: list[bytes]) -> None:
-        for at in range(0, len(part), at_once):
-            await asyncio.gather(*(one(data) for data in part[at : at + at_once]))
-
+    collect_rarely()  # as a service does
     task = asyncio.ensure_future(sequencer.run())
     share = len(sent) // groups
-    await asyncio.gather(*(group(sent[at : at + share]) for at in range(0, len(sent), share)))
+    senders = [Senders(sequencer, sent[at : at + share], at_once) for at in range(0, len(sent), share)]
+    await asyncio.gather(*(one.all_answered() for one in senders))
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
     if verifiers is not None:
         await verifiers.close()
-    return latencies
+    return [latency for one in senders for latency in one.latencies]
 
 
 def rate(world: World, node: Node, made, *, groups: int, start: int) -> tuple[float, float, float]:

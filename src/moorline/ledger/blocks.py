@@ -248,7 +248,7 @@ def encoded_receipts(
     )
     after = cbor.encode("transaction") + _DIGEST
     return [
-        b"".join((before, cbor.encode(index), between, cbor.encode_ordered(path), after, transaction_id))
+        b"".join((before, cbor.encode_ordered(index), between, cbor.encode_ordered(path), after, transaction_id))
         for index, (transaction_id, path) in enumerate(zip(transaction_ids, paths, strict=True))
     ]
 

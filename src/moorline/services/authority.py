@@ -158,7 +158,7 @@ async def _run(
         snapshot_after=settings.snapshot_after,
         verifiers=verifiers,
     )
-    _collect_rarely()
+    collect_rarely()
     log.info("authority", name=settings.name, height=node.head.state.height, ledger=found.ledger_id.hex())
     tasks = {
         asyncio.ensure_future(office.run()),
@@ -176,7 +176,7 @@ async def _run(
         await verifiers.close()
 
 
-def _collect_rarely() -> None:
+def collect_rarely() -> None:
     """A block makes tens of thousands of objects that stay, in no cycle: to look through them all the time finds nothing."""
     gc.collect()
     gc.freeze()
