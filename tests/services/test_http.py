@@ -180,6 +180,32 @@ async def test_who_asks_a_service_that_stops_is_told_so_in_our_words():
     assert b'"code": "http.stopping"' in said[1]["body"]
 
 
+async def test_a_request_that_does_not_end_is_told_over_the_wire_that_the_service_stops(monkeypatch, caplog):
+    """verifies that: what is under way gets its time, then a 503 that names the reason; nothing is logged as a crash."""
+    monkeypatch.setattr(http, "STOPPING_S", 0.1)
+    app, begun, bound = http.application("test"), asyncio.Event(), asyncio.get_running_loop().create_future()
+
+    @app.get("/slow")
+    async def slow() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    chain, key = PKI.identity(SERVER)
+    identity = http.TlsIdentity(chain_pem=chain, key_pem=key)
+    task = asyncio.create_task(
+        http.serve(app, listen="127.0.0.1:0", identity=identity, client_roots_pem=None, ready=bound.set_result)
+    )
+    async with client(await bound) as session:
+        asking = asyncio.create_task(session.get_json("/slow"))
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(Unavailable) as told:
+            await asking
+    await asyncio.gather(task, return_exceptions=True)
+    assert told.value.code == "http.stopping"
+    assert caplog.records == []
+
+
 # Peers who stall --------------------------------------------------------------------------------------------------------
 
 

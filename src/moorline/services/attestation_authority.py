@@ -137,6 +137,7 @@ class AttestationAuthority:
         self._queue = VerifierQueue(self._round)
         self._asking = VerifierQueue(self._give)
         self._changed = asyncio.Event()
+        self.released = asyncio.Event()
         self._swept = parts.clock.now()
         self._patience_until = Instant(self._swept + parts.terms.lease_s)
 
@@ -398,13 +399,15 @@ class AttestationAuthority:
         loop = asyncio.get_running_loop()
         until = loop.time() + wait_s
         while True:
-            changed = self._changed  # before the look: what comes after it sets this very event
+            changed, released = self._changed, self.released  # before the look: what comes after it sets these very events
             found, newest = await asyncio.to_thread(self._parts.store.events, after=after, limit=EVENTS_PAGE)
             if found or loop.time() >= until:
                 return found, newest
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(until):
                     await changed.wait()
+            if released.is_set():
+                return (), newest
 
     def newest_event(self) -> int:
         """The newest cursor, 0 if there was no event yet."""
@@ -435,6 +438,12 @@ class AttestationAuthority:
         """Wake whoever waits for events: there may be some, of this process or another over the same database."""
         waiting, self._changed = self._changed, asyncio.Event()
         waiting.set()
+
+    def release_readers(self) -> None:
+        """Answer whoever waits for events that there are none: this process stops, and they ask again, or another."""
+        self.released.set()
+        self.released = asyncio.Event()
+        self.tell_readers()
 
     def overview(self) -> list[dict[str, object]]:
         """All enrolled hosts with their last results, for operators."""

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import ssl
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
@@ -22,6 +22,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
 from starlette.exceptions import HTTPException
+from uvicorn.server import ServerState
 
 from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused, Unavailable
 from moorline.nfv import Role, SpiffeId
@@ -40,6 +41,8 @@ from moorline.wire import certificates
 from moorline.wire.http import PROBLEM_TYPE, server_context
 
 BODY_CAP: Final = 1 << 20
+STOPPING_S: Final = 1.0
+"""How long a server that stops waits for what is under way."""
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 Guard = Callable[[Request], Awaitable[None]]
 """Raises what speaks against whoever asks; services.callers.Callers is one."""
@@ -271,9 +274,28 @@ async def serve(
         # server of this process, whose socket gets the same number, would never accept.
         for listener in getattr(server, "servers", ()):
             listener.close()
-        for connection in list(server.server_state.connections):
-            connection.shutdown()
         sock.close()
+        await _let_go(server.server_state, getattr(app.state, "last_words", []))
+
+
+def before_it_stops(app: FastAPI, say: Callable[[], None]) -> None:
+    """Have `say` called when a server of this application stops, so that those who wait for news are answered with none."""
+    app.state.last_words = [*getattr(app.state, "last_words", []), say]
+
+
+async def _let_go(state: ServerState, last_words: Iterable[Callable[[], None]]) -> None:
+    """End all connections: once what is under way is answered; whoever is not in STOPPING_S is told to ask another."""
+    for connection in list(state.connections):
+        connection.shutdown()
+    for say in last_words:
+        say()
+    shortly = {one.answering for one in state.connections if isinstance(one, Connection) and one.answering is not None}
+    under_way = {*state.tasks, *shortly}
+    if under_way:
+        await asyncio.wait(under_way, timeout=STOPPING_S)
+    for task in under_way:
+        task.cancel()  # `_Limits` tells whoever asked
+    await asyncio.gather(*under_way, return_exceptions=True)
 
 
 def _protocol(app: FastAPI, connections: Connections) -> type[Connection]:

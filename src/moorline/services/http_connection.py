@@ -62,7 +62,7 @@ class Connection(H11Protocol):
     _waiting_since: float = 0.0
     _until: float | None = None
     _patience: asyncio.TimerHandle | None = None
-    _answering: asyncio.Future[bytes] | None = None
+    answering: asyncio.Future[bytes] | None = None
     _behind: bytes = b""
     _stopping: bool = False
 
@@ -77,7 +77,10 @@ class Connection(H11Protocol):
 
         async def with_peer(scope: Scope, receive: Receive, send: Send) -> None:
             scope[PEER] = peer_der
-            await inner(scope, receive, send)
+            try:
+                await inner(scope, receive, send)
+            except asyncio.CancelledError:  # the service stops, has said so, and is told nothing by a traceback
+                self.transport.close()
 
         self.app = with_peer
 
@@ -86,13 +89,13 @@ class Connection(H11Protocol):
         self._wait(None)
         if self._patience is not None:
             self._patience.cancel()
-        if self._answering is not None:
-            self._answering.cancel()
+        if self.answering is not None:
+            self.answering.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Answer shortly where that is possible, else leave it to h11."""
-        if self._answering is not None:
+        if self.answering is not None:
             self._behind += data  # of a peer that does not wait for its answer: no more is read until it has it
             self.flow.pause_reading()
             return
@@ -119,7 +122,7 @@ class Connection(H11Protocol):
 
     def shutdown(self) -> None:
         """Close, after the answer that is being made."""
-        if self._answering is not None:
+        if self.answering is not None:
             self._stopping = True  # after the answer
         else:
             super().shutdown()
@@ -140,11 +143,11 @@ class Connection(H11Protocol):
         self._unset_keepalive_if_required()
         self._wait(REQUEST_DEADLINE_S)
         task = asyncio.ensure_future(answering(body))
-        self._answering = task
+        self.answering = task
         task.add_done_callback(self._answered)
 
     def _answered(self, task: asyncio.Future[bytes]) -> None:
-        self._answering = None
+        self.answering = None
         if task.cancelled():
             return
         error = task.exception()
@@ -187,7 +190,7 @@ class Connection(H11Protocol):
     # Patience --------------------------------------------------------------------------------------------------------
 
     def _waits(self) -> bool:
-        return self._answering is None and (self.cycle is None or self.cycle.response_complete)
+        return self.answering is None and (self.cycle is None or self.cycle.response_complete)
 
     def _wait(self, seconds: float | None) -> None:
         """Be patient for so long from now, or for ever. One timer serves: it looks again when it was put off."""
@@ -207,8 +210,8 @@ class Connection(H11Protocol):
             return
         if self.loop.time() < self._until:
             self._look_at(self._until)
-        elif self._answering is not None:
-            self._answering.cancel()
+        elif self.answering is not None:
+            self.answering.cancel()
             self._last_word(Unavailable("http.deadline", "the request took too long", expected=f"<= {REQUEST_DEADLINE_S} s"))
         else:
             self._last_word(Unavailable("http.deadline", "the request did not come in time"), status=408)

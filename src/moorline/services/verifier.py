@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import contextlib
 import dataclasses
 import functools
 import random
 import secrets
+import ssl
 import time
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -79,7 +79,7 @@ from moorline.verification.tpm_identity import TpmAnchor, vendor_anchors
 from moorline.verification.tpm_revocation import Revocation
 from moorline.wire import certificates, keys, schema
 from moorline.wire import host as wire
-from moorline.wire.http import CBOR_TYPE, ClientIdentity, HttpClient
+from moorline.wire.http import CBOR_TYPE, ClientIdentity, HttpClient, load_identity
 
 _VENDOR: Final = "vendor"
 _SIMULATED: Final = "simulated"
@@ -521,29 +521,30 @@ async def _broker(configured: VerifierSettings, roots_pem: bytes) -> HttpClient:
 
 
 async def _serve(configured: VerifierSettings, app: FastAPI, roots_pem: bytes, announce: Callable[..., None]) -> None:
-    listen, announced = configured.listen, False
+    identity = _identity(configured)
+    require_identity(configured, identity.certificate_chain_pem)
+    shown = http.TlsIdentity(chain_pem=identity.certificate_chain_pem, key_pem=identity.private_key_pem)
+    context: asyncio.Future[ssl.SSLContext] = asyncio.get_running_loop().create_future()
+    serving = http.serve(
+        app,
+        listen=configured.listen,
+        identity=shown,
+        client_roots_pem=roots_pem,
+        ready=lambda address: announce("verifier", address=address),
+        on_context=context.set_result,
+        connections=http_connection.Connections(room=configured.connections, idle_s=HOST_IDLE_S),
+    )
+    await serve_all(serving, _renew(configured, context))
 
-    def ready(address: str) -> None:
-        nonlocal listen, announced
-        listen = address
-        if not announced:
-            announced = True
-            announce("verifier", address=address)
 
+async def _renew(configured: VerifierSettings, bound: Awaitable[ssl.SSLContext]) -> None:
+    """Show the certificate that is on disk to whoever connects from now on; ten thousand hosts keep their connections."""
+    context = await bound
     while True:
+        await asyncio.sleep(IDENTITY_REREAD_S)
         identity = _identity(configured)
         require_identity(configured, identity.certificate_chain_pem)
-        shown = http.TlsIdentity(chain_pem=identity.certificate_chain_pem, key_pem=identity.private_key_pem)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(IDENTITY_REREAD_S):
-                await http.serve(
-                    app,
-                    listen=listen,
-                    identity=shown,
-                    client_roots_pem=roots_pem,
-                    ready=ready,
-                    connections=http_connection.Connections(room=configured.connections, idle_s=HOST_IDLE_S),
-                )
+        load_identity(context, identity.certificate_chain_pem, identity.private_key_pem)
 
 
 def compose(

@@ -108,6 +108,13 @@ class Asking:
             if not here and self._waiting.get(host) is here:
                 del self._waiting[host]
 
+    def release(self) -> None:
+        """Answer all hosts that wait here that nobody asked: this process stops, and they wait again, or at another."""
+        for here in self._waiting.values():
+            for woken in here:
+                if not woken.done():
+                    woken.set_result(0)
+
     async def look(self, watched: Callable[[str], bool]) -> None:
         """Learn of questions that any process asked, and wake their hosts; ask those that are due and watched here."""
         if self._terms.pull_every_s is not None:

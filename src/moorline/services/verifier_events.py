@@ -2,7 +2,8 @@
 
 Both give events after a cursor. A reader that keeps the cursor of the last event it has acted on resumes without loss or
 duplicates, also over a restart of either side; a browser or any SSE client does so with `Last-Event-ID`. A stream ends by
-itself after STREAM_S, because a certificate may have ended or been revoked meanwhile; the reader comes back.
+itself after STREAM_S, because a certificate may have ended or been revoked meanwhile; the reader comes back. So it does, and
+with nothing lost, when the process stops: readers are let go before it does.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ _RETRY_MS: Final = 2000
 def add_routes(app: FastAPI, authority: AttestationAuthority, *, trust_domain: str, stream_s: float = STREAM_S) -> None:
     """The routes under /v1/events, for those of the verifier's own trust domain who act on verdicts."""
     room = asyncio.Semaphore(MAX_STREAMS)
+    http.before_it_stops(app, authority.release_readers)
 
     @app.get("/v1/events")
     async def events(request: Request, after: int = 0, wait_s: float = 0) -> dict[str, object]:
@@ -75,10 +77,10 @@ def rendered(event: VerdictEvent) -> str:
 async def _lines(
     authority: AttestationAuthority, after: int, room: asyncio.Semaphore, stream_s: float
 ) -> AsyncIterator[str]:
-    ends = asyncio.get_running_loop().time() + stream_s
+    ends, released = asyncio.get_running_loop().time() + stream_s, authority.released
     async with room:
         yield f"retry: {_RETRY_MS}\n\n"
-        while (left := ends - asyncio.get_running_loop().time()) > 0:
+        while (left := ends - asyncio.get_running_loop().time()) > 0 and not released.is_set():
             found, _ = await authority.events(after=after, wait_s=min(KEEP_ALIVE_S, left))
             for event in found:
                 after = event.cursor

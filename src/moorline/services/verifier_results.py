@@ -58,6 +58,7 @@ def add_routes(
 
 def add_asking(app: FastAPI, authority: AttestationAuthority, asking: Asking, *, trust_domain: str, clock: Clock) -> None:
     """Questions to hosts, and the requests that hosts keep open for them."""
+    http.before_it_stops(app, asking.release)
 
     @app.post(WAIT_PATH)
     async def wait(request: Request) -> Response:
