@@ -2,7 +2,8 @@
 
     ./dev bench fleet                                          1,000 hosts, 30 s
     .venv/bin/python benchmarks/fleet.py --hosts 10000 --minutes 10 --tpms 300
-    .venv/bin/python benchmarks/fleet.py --growth
+    .venv/bin/python benchmarks/fleet.py --growth                                    100, 1,000 and 10,000; four minutes
+    .venv/bin/python benchmarks/fleet.py --hosts 10000 --seconds 120 --processes 2   over PostgreSQL
 
 The verifier is the service's own application in a process of its own, with its database on disk and a P-256 key for results.
 The hosts are here (hosts/simulated.py): each has its own attestation key, which signs real TPM quotes over a real boot log and
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import random
@@ -30,20 +32,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi import Request
 from host_poll import NOW, POLLS, Core, Machine, authority_with, cpu_seconds, enrol, firmware_values, peer_of
+from hosts.figures import Growth, Seen, Slices, below, row, share, spread, table, usage
 from hosts.simulated import REFUSED, Chip, Host, Software
 from peers.keylime import VERSION
 
 from moorline.clock import Instant, SystemClock, Validity
 from moorline.nfv import SpiffeId
-from moorline.services import http, http_connection, verifier
-from moorline.services.process import collect_seldom
+from moorline.services import http, http_connection, process, verifier, verifier_watch
+from moorline.services.process import collect_seldom, serve_all
 from moorline.storage.verifier_store import VerifierStore
 from moorline.verification.anchors import production_anchors
 from moorline.wire import certificates, keys
@@ -53,30 +56,30 @@ NAME = "v1.verifier.alpha.test"
 VERIFIER = "spiffe://alpha.test/verifier/v1"
 READER = "spiffe://alpha.test/orchestrator/o1"
 PEM = serialization.Encoding.PEM
-HZ = os.sysconf("SC_CLK_TCK")
 OPEN_AT_ONCE = 256
 """Hosts that this process lets call at one time; more make it slow itself, which the verifier takes for silence."""
 DRIFTS = 60
 EVENT_WAIT_S = 20
+SLICE_S = 60.0
 
 
 # The verifier's process ------------------------------------------------------------------------------------------------
 
 
-async def serve(directory: Path) -> None:
+async def serve(directory: Path, url: str | None) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
 
     async def sign(messages: tuple[bytes, ...]) -> tuple[bytes, ...]:
         signer = keys.KeySigner(key)
         return tuple(signer.sign(message) for message in messages)
 
-    store = VerifierStore.open(directory / "verifier.db")
+    store = VerifierStore.open(url or directory / "verifier.db")
     served = authority_with(store, firmware_values(SystemClock().now()), sign=sign, clock=SystemClock())
     anchors = verifier.Anchors(tpm=(), snp=production_anchors(), simulated_allowed=True)
     app = verifier.application(served, anchors, trust_domain="alpha.test", clock=SystemClock(), guard=by_chain_alone)
     shown = http.TlsIdentity(chain_pem=(directory / "chain.pem").read_bytes(), key_pem=(directory / "key.pem").read_bytes())
     collect_seldom()  # as the service does
-    await http.serve(
+    serving = http.serve(
         app,
         listen="127.0.0.1:0",
         identity=shown,
@@ -84,6 +87,7 @@ async def serve(directory: Path) -> None:
         ready=lambda address: print(json.dumps({"address": address}), flush=True),
         connections=http_connection.Connections(room=65536, idle_s=verifier.HOST_IDLE_S),
     )
+    await serve_all(serving, verifier_watch.follow(served))  # readers hear of what another process wrote
 
 
 async def by_chain_alone(_: Request) -> None:
@@ -113,22 +117,24 @@ def certify(directory: Path) -> None:
 # The fleet -------------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Seen:
-    """What became of polls; `drifted`, `told` and `heard` are times, by host: of a drift, its verdict and its event."""
+@dataclass(frozen=True)
+class Fleet:
+    """What was asked for."""
 
-    took: list[float] = field(default_factory=list)
-    missed: int = 0
-    failed: int = 0
-    why: dict[str, int] = field(default_factory=dict)
-    drifted: dict[str, float] = field(default_factory=dict)
-    sent: dict[str, float] = field(default_factory=dict)
-    told: dict[str, float] = field(default_factory=dict)
-    heard: dict[str, float] = field(default_factory=dict)
+    hosts: int
+    seconds: float
+    period: float
+    tpms: int
+    processes: int
+    postgres: bool
 
-    def fail(self, error: Exception) -> None:
-        self.failed += 1
-        self.why[str(error)[:80]] = self.why.get(str(error)[:80], 0) + 1
+
+@dataclass(frozen=True)
+class Process:
+    """A verifier's process."""
+
+    pid: int
+    address: str
 
 
 async def begin(host: Host, seen: Seen, room: asyncio.Semaphore) -> None:
@@ -144,7 +150,7 @@ async def begin(host: Host, seen: Seen, room: asyncio.Semaphore) -> None:
         await asyncio.sleep(random.uniform(0.5, 2.0))
 
 
-async def live(host: Host, seen: Seen, *, first: float, period: float, until: float, drift: float | None) -> None:
+async def live(host: Host, seen: Seen, first: float, period: float, until: float, drift: float | None) -> None:
     due, failed_before = first, False
     while due < until:
         await asyncio.sleep(max(0.0, due - time.monotonic()))
@@ -187,106 +193,131 @@ async def follow(address: str, directory: Path, seen: Seen) -> None:
                 seen.heard.setdefault(event["host"], time.monotonic())
 
 
-def usage(pid: int) -> tuple[float, int]:
-    """CPU seconds and resident bytes of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / HZ, int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+async def run(asked: Fleet, directory: Path) -> Growth:
+    from broker import cluster  # over there is all that a broker is, which most runs need not load
 
-
-async def run(count: int, seconds: float, period: float, chips: int, directory: Path) -> None:
     certify(directory)
     template = Machine()
     with contextlib.ExitStack() as stack:
-        machines: list[Software | Chip] = [Chip(directory / f"t{number}") for number in range(min(chips, count))]
-        for machine in machines:
-            stack.callback(machine.stop)
-        machines += [Software.like(template) for _ in range(count - len(machines))]
-        store = VerifierStore.open(directory / "verifier.db")
+        machines: list[Software | Chip] = []
+        for number in range(min(asked.tpms, asked.hosts)):
+            machines.append(Chip(directory / f"t{number}"))
+            stack.callback(machines[-1].stop)
+        machines += [Software.like(template) for _ in range(asked.hosts - len(machines))]
+        url = stack.enter_context(cluster(directory / "pg")).url() if asked.postgres else ""
+        store = VerifierStore.open(url or directory / "verifier.db")
         for number, machine in enumerate(machines):
             enrol(store, f"h{number}", machine)
         store.close()
-        process = subprocess.Popen(  # noqa: ASYNC220 - before anything else runs in this loop
-            [sys.executable, __file__, "--serve", str(directory)],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parent,
-        )
-        stack.callback(process.wait, 20)
-        stack.callback(process.terminate)
-        assert process.stdout is not None
-        address = json.loads(process.stdout.readline())["address"]
-        await drive(process.pid, address, machines, seconds, period, directory)
+        processes = [_served(stack, directory, url) for _ in range(asked.processes)]
+        return await drive(asked, processes, machines, directory)
 
 
-async def drive(
-    pid: int, address: str, machines: list[Software | Chip], seconds: float, period: float, directory: Path
-) -> None:
+def _served(stack: contextlib.ExitStack, directory: Path, url: str) -> Process:
+    started = subprocess.Popen(
+        [sys.executable, __file__, "--serve", str(directory), *(["--database", url] if url else [])],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+    stack.callback(started.wait, 20)
+    stack.callback(started.terminate)
+    assert started.stdout is not None
+    return Process(started.pid, json.loads(started.stdout.readline())["address"])
+
+
+async def drive(asked: Fleet, processes: list[Process], machines: list[Software | Chip], directory: Path) -> Growth:
     context = ssl.create_default_context(cafile=str(directory / "roots.pem"))
-    hosts = [Host(f"h{number}", machine, address, context, NAME) for number, machine in enumerate(machines)]
+    hosts = [
+        Host(f"h{number}", machine, processes[number % len(processes)].address, context, NAME)
+        for number, machine in enumerate(machines)
+    ]
     count, first, room = len(hosts), Seen(), asyncio.Semaphore(OPEN_AT_ONCE)
-    chips = sum(isinstance(one, Chip) for one in machines)
-    idle_cpu, idle_memory = usage(pid)
+    pids = [one.pid for one in processes]
+    chips, chip_pids = min(asked.tpms, count), below(os.getpid(), "swtpm")
+    idle_cpu, idle_memory = usage(pids)
     started = time.monotonic()
     await asyncio.gather(*(begin(host, first, room) for host in hosts))
     settled = time.monotonic() - started
-    cold_cpu, _ = usage(pid)
+    cold_cpu, _ = usage(pids)
     row(
         f"cold start of {count} hosts at once, {chips} with a swtpm",
         f"{settled:.1f} s",
         f"0 lost, {first.failed} came again, {(cold_cpu - idle_cpu) / count * 1000:.2f} ms CPU a host {first.why or ''}",
     )
+    gc.collect()
+    gc.freeze()  # the hosts stay; looking at them again and again is none of their work
     seen = Seen()
-    following = asyncio.create_task(follow(address, directory, seen))
-    own, before, begun = time.process_time(), usage(pid)[0], time.monotonic()
-    until = begun + seconds
+    following = asyncio.create_task(follow(processes[-1].address, directory, seen))
+    own, before, begun = time.process_time(), usage(pids)[0], time.monotonic()
+    chips_before = usage(chip_pids)[0]
     drifting = set(random.sample(range(chips, count), min(DRIFTS, (count - chips) // 4)))
-    drifts = {index: begun + seconds * random.uniform(0.1, 0.7) for index in drifting}
-    await asyncio.gather(
-        *(
-            live(host, seen, first=begun + index * period / count, period=period, until=until, drift=drifts.get(index))
-            for index, host in enumerate(hosts)
-        )
-    )
-    after, memory = usage(pid)
+    drifts = {index: begun + asked.seconds * random.uniform(0.1, 0.7) for index in drifting}
+    slicing = asyncio.create_task(sliced(Slices(seen, pids, directory), asked.seconds, begun))
+    turns = [
+        live(host, seen, begun + index * asked.period / count, asked.period, begun + asked.seconds, drifts.get(index))
+        for index, host in enumerate(hosts)
+    ]
+    await asyncio.gather(*turns)
+    after, memory = usage(pids)
     elapsed = time.monotonic() - begun
+    used = (after - before, time.process_time() - own, usage(chip_pids)[0] - chips_before)
+    slicing.cancel()
     await asyncio.sleep(1.5)
     if following.done():
         following.result()  # raises what ended it: nobody would have been told of anything after that
     following.cancel()
-    report(seen, count, period, elapsed, after - before, (memory - idle_memory) / count)
-    row("the hosts' own CPU, in this process", f"{(time.process_time() - own) / elapsed:.2f} cores", "on the same two cores")
-
-
-def report(seen: Seen, count: int, period: float, elapsed: float, cpu: float, memory: float) -> None:
-    polls = len(seen.took)
-    each = cpu / max(1, polls)
+    grown = Growth(
+        hosts=count,
+        settled_s=settled,
+        verdicts=len(seen.took),
+        late=seen.missed,
+        each_ms=used[0] / max(1, len(seen.took)) * 1000,
+        cores=used[0] / elapsed,
+        p50_ms=share(sorted(seen.took), 0.5) * 1000,
+        p99_ms=share(sorted(seen.took), 0.99) * 1000,
+        kib=(memory - idle_memory) / count / 1024,
+    )
+    report(seen, grown, asked.period, elapsed)
+    shown = f"{chips} swtpm processes {used[2] / elapsed:.2f} cores; " if chips else ""
     row(
-        f"{count} hosts, one period {period:.0f} s, for",
+        "the hosts' own CPU, in this process", f"{used[1] / elapsed:.2f} cores", f"{shown}on the same {os.cpu_count()} cores"
+    )
+    return grown
+
+
+async def sliced(slices: Slices, seconds: float, begun: float) -> None:
+    """A line a minute of a long run: what grows shows there."""
+    if seconds < 2 * SLICE_S:
+        return
+    slices.begin()
+    for number in range(int(seconds / SLICE_S)):
+        await asyncio.sleep(max(0.0, begun + (number + 1) * SLICE_S - time.monotonic()))
+        slices.line(number * SLICE_S, time.monotonic() - begun)
+
+
+def report(seen: Seen, grown: Growth, period: float, elapsed: float) -> None:
+    row(
+        f"{grown.hosts} hosts, one period {period:.0f} s, for",
         f"{elapsed:.0f} s",
-        f"{polls} verdicts, {seen.missed} deadlines missed, {seen.failed} failed {seen.why or ''}",
+        f"{grown.verdicts} verdicts, {grown.late} deadlines missed, {seen.failed} failed {seen.why or ''}",
     )
     row(
-        "verifier CPU a verdict, with TLS, HTTP and SQLite",
-        f"{each * 1000:.2f} ms",
-        f"{each / bare():.1f} x bare P-256 verification; {cpu / elapsed:.2f} cores",
+        "verifier CPU a verdict, with TLS, HTTP and database",
+        f"{grown.each_ms:.2f} ms",
+        f"{grown.each_ms / 1000 / bare():.1f} x bare P-256 verification; {grown.cores:.2f} cores",
     )
     spread("from evidence sent to verdict read", seen.took)
     spread(
         "from drift to verdict, the wait for the turn included", [at - seen.drifted[one] for one, at in seen.told.items()]
     )
+    spread("from evidence of drift sent to verdict", [at - seen.sent[one] for one, at in seen.told.items()])
     heard = {one: at for one, at in seen.heard.items() if one in seen.drifted}
     spread("from drift to event", [at - seen.drifted[one] for one, at in heard.items()])
     spread("from evidence of drift sent to event", [at - seen.sent[one] for one, at in heard.items()])
     lost = len(seen.drifted) - len(heard)
     row("drifts seen", f"{len(seen.told)} of {len(seen.drifted)}", f"{lost} without an event")
-    row("verifier memory a host", f"{memory / 1024:.0f} KiB", "with its TLS connection")
-
-
-def spread(what: str, took: list[float]) -> None:
-    if took:
-        ordered = sorted(took)
-        worst = f"p99 {ordered[int(len(ordered) * 0.99)] * 1000:.0f} ms, longest {ordered[-1]:.2f} s, of {len(ordered)}"
-        row(what, f"{statistics.median(ordered) * 1000:.0f} ms", worst)
+    row("verifier memory a host", f"{grown.kib:.0f} KiB", "with its TLS connection")
 
 
 def peer() -> None:
@@ -313,10 +344,6 @@ def bare() -> float:
     return (time.process_time() - started) / 2000
 
 
-def row(what: str, figure: str, more: str) -> None:
-    print(f"{what:<52}{figure:>12}   {more}", flush=True)
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--serve", type=Path)
@@ -328,19 +355,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--growth", action="store_true", help="a hundred, a thousand and ten thousand hosts, one after the other"
     )
+    parser.add_argument("--processes", type=int, default=1, help="of one verifier, over PostgreSQL where there are several")
+    parser.add_argument("--postgres", action="store_true", help="PostgreSQL in place of SQLite")
+    parser.add_argument("--database", help=argparse.SUPPRESS)
     asked = parser.parse_args([] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # whoever ends it ends what it started
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65536), most))
+    if asked.serve is not None:
+        return process.run("verifier", lambda _: serve(asked.serve, asked.database))
+    seconds = asked.seconds if asked.minutes is None else asked.minutes * 60
+    grown = []
     with contextlib.suppress(KeyboardInterrupt):
-        if asked.serve is not None:
-            asyncio.run(serve(asked.serve))
-            return 0
-        seconds = asked.seconds if asked.minutes is None else asked.minutes * 60
         for count in (100, 1000, 10000) if asked.growth else (asked.hosts,):
+            fleet = Fleet(count, seconds, asked.period, asked.tpms, asked.processes, asked.postgres or asked.processes > 1)
             with tempfile.TemporaryDirectory(dir="/tmp") as name:
-                asyncio.run(run(count, seconds, asked.period, asked.tpms, Path(name)))
+                grown.append(asyncio.run(run(fleet, Path(name))))
         peer()
+        table(grown)
     return 0
 
 
