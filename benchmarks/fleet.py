@@ -60,7 +60,7 @@ OPEN_AT_ONCE = 256
 """Hosts that this process lets call at one time; more make it slow itself, which the verifier takes for silence."""
 DRIFTS = 60
 EVENT_WAIT_S = 20
-SLICE_S = 60.0
+SLICE_MIN_S = 5.0
 
 
 # The verifier's process ------------------------------------------------------------------------------------------------
@@ -287,13 +287,14 @@ async def drive(asked: Fleet, processes: list[Process], machines: list[Software 
 
 
 async def sliced(slices: Slices, seconds: float, begun: float) -> None:
-    """A line a minute of a long run: what grows shows there."""
-    if seconds < 2 * SLICE_S:
+    """Ten lines over a run that is long enough: what grows, and when it was late, shows there."""
+    each = seconds / 10
+    if each < SLICE_MIN_S:
         return
     slices.begin()
-    for number in range(int(seconds / SLICE_S)):
-        await asyncio.sleep(max(0.0, begun + (number + 1) * SLICE_S - time.monotonic()))
-        slices.line(number * SLICE_S, time.monotonic() - begun)
+    for number in range(10):
+        await asyncio.sleep(max(0.0, begun + (number + 1) * each - time.monotonic()))
+        slices.line(number * each, time.monotonic() - begun)
 
 
 def report(seen: Seen, grown: Growth, period: float, elapsed: float) -> None:

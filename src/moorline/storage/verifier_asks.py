@@ -25,6 +25,8 @@ UNANSWERED: Final = "host.ask_unanswered"
 _ASKS: Final = sa.table(
     "asks", *(sa.column(name) for name in ("number", "host", "reason", "says", "asked_by", "at", "until"))
 )
+_NEWEST: Final = sa.select(_ASKS.c.host, sa.func.max(_ASKS.c.number)).group_by(_ASKS.c.host)
+_NEWEST_NAMED: Final = _NEWEST.where(_ASKS.c.host.in_(sa.bindparam("names", expanding=True)))
 
 
 class Reason(StrEnum):
@@ -75,10 +77,8 @@ def put(connection: sa.Connection, ask: Ask) -> int:
 
 def newest(connection: sa.Connection, hosts: Iterable[str] | None = None) -> dict[str, int]:
     """The number of the newest open question of each host that has one; of all hosts, or of these."""
-    query = sa.select(_ASKS.c.host, sa.func.max(_ASKS.c.number)).group_by(_ASKS.c.host)
-    if hosts is not None:
-        query = query.where(_ASKS.c.host.in_(list(hosts)))
-    return {host: int(number) for host, number in connection.execute(query)}
+    found = connection.execute(_NEWEST) if hosts is None else connection.execute(_NEWEST_NAMED, {"names": list(hosts)})
+    return {host: int(number) for host, number in found}
 
 
 def is_open(connection: sa.Connection, number: int) -> bool:

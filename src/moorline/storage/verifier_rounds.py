@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -39,6 +40,27 @@ PROGRESS: Final = table(
 RESULTS: Final = table("results", "host", "ear", "status", "code", "issued", "expires", "withdrawn")
 _BOOT_LOGS: Final = table("boot_logs", "digest", "data")
 _STANDINGS: Final = table("standings", "host", "expires")
+
+# The statements of a round, made once: where a round is of one host, making them would cost more than running them.
+_NAMES: Final[sa.BindParameter[Any]] = sa.bindparam("names", expanding=True)
+_NONCES: Final[sa.BindParameter[Any]] = sa.bindparam("nonces", expanding=True)
+_HOSTS_NAMED: Final = sa.select(HOSTS).where(HOSTS.c.host.in_(_NAMES))
+_PROGRESS_NAMED: Final = sa.select(PROGRESS).where(PROGRESS.c.host.in_(_NAMES))
+_CLOCKS_NAMED: Final = sa.select(PROGRESS.c.host, PROGRESS.c.clock, PROGRESS.c.reset_count, PROGRESS.c.restart_count).where(
+    PROGRESS.c.host.in_(_NAMES)
+)
+_STANDINGS_NAMED: Final = sa.select(_STANDINGS.c.host, _STANDINGS.c.expires).where(_STANDINGS.c.host.in_(_NAMES))
+_RENEWAL: Final = (
+    sa.update(_STANDINGS).where(_STANDINGS.c.host == sa.bindparam("name")).values(expires=sa.bindparam("until"))
+)
+_OPEN: Final = sa.select(CHALLENGES).where(CHALLENGES.c.nonce.in_(_NONCES))
+_TAKEN: Final = (
+    sa.delete(CHALLENGES)
+    .where(CHALLENGES.c.nonce.in_(_NONCES))
+    .returning(CHALLENGES.c.nonce, CHALLENGES.c.host, CHALLENGES.c.ask)
+)
+_EXPIRED: Final = sa.delete(CHALLENGES).where(CHALLENGES.c.host.in_(_NAMES), CHALLENGES.c.expires < sa.bindparam("at"))
+_GIVEN: Final = sa.insert(CHALLENGES)
 
 
 _NEVER: Final = Instant(0)
@@ -122,10 +144,10 @@ class Change:
 def look(connection: sa.Connection, asked: Mapping[str, bytes]) -> dict[str, Held]:
     """What is known of these hosts, each with the nonce its evidence answers; hosts that are not enrolled are left out."""
     names = list(asked)
-    hosts = connection.execute(sa.select(HOSTS).where(HOSTS.c.host.in_(names))).all()
-    read = connection.execute(sa.select(PROGRESS).where(PROGRESS.c.host.in_(names))).all()
+    hosts = connection.execute(_HOSTS_NAMED, {"names": names}).all()
+    read = connection.execute(_PROGRESS_NAMED, {"names": names}).all()
     held = {row.host: progress_of(row) for row in read}
-    open_now = connection.execute(sa.select(CHALLENGES).where(CHALLENGES.c.nonce.in_(list(asked.values())))).all()
+    open_now = connection.execute(_OPEN, {"nonces": list(asked.values())}).all()
     expires = {row.host: Instant(row.expires) for row in open_now if bytes(row.nonce) == asked.get(row.host)}
     return {
         row.host: Held(enrolled=enrolled_of(row), progress=held.get(row.host), challenge_expires=expires.get(row.host))
@@ -146,7 +168,7 @@ def open_challenges(
     connection.execute(sa.delete(CHALLENGES).where(CHALLENGES.c.nonce.in_(old)))
     asked = verifier_asks.newest(connection, held)
     values = [{"nonce": nonces[host], "host": host, "expires": expires, "ask": asked.get(host, 0)} for host in held]
-    connection.execute(sa.insert(CHALLENGES), values)
+    connection.execute(_GIVEN, values)
     return held
 
 
@@ -158,11 +180,7 @@ def settle(
     Those are the hosts whose challenge was still open, and of which no other process wrote since they were looked at: two
     that judge two quotes of a host at once must not write the older one last.
     """
-    taken = connection.execute(
-        sa.delete(CHALLENGES)
-        .where(CHALLENGES.c.nonce.in_([one.nonce for one in changes]))
-        .returning(CHALLENGES.c.nonce, CHALLENGES.c.host, CHALLENGES.c.ask)
-    )
+    taken = connection.execute(_TAKEN, {"nonces": [one.nonce for one in changes]})
     used = {(bytes(row.nonce), row.host): int(row.ask) for row in taken}
     unmoved = _unmoved(connection, changes)
     settled = [one for one in changes if (one.nonce, one.host) in used and one.host in unmoved]
@@ -176,9 +194,8 @@ def settle(
         if one.next_nonce is not None
     ]
     if following:
-        names = [one["host"] for one in following]
-        connection.execute(sa.delete(CHALLENGES).where(CHALLENGES.c.host.in_(names), CHALLENGES.c.expires < at))
-        connection.execute(sa.insert(CHALLENGES), following)
+        connection.execute(_EXPIRED, {"names": [one["host"] for one in following], "at": at})
+        connection.execute(_GIVEN, following)
     return frozenset(one.host for one in settled)
 
 
@@ -191,9 +208,8 @@ def store_results(connection: sa.Connection, results: Sequence[StoredResult], *,
         for one in results
     ]
     _put(connection, RESULTS, "host", values)
-    names = [one.host for one in results]
-    query = sa.select(_STANDINGS.c.host, _STANDINGS.c.expires).where(_STANDINGS.c.host.in_(names))
-    standing = {row.host: row.expires for row in connection.execute(query)}
+    found = connection.execute(_STANDINGS_NAMED, {"names": [one.host for one in results]})
+    standing = {row.host: row.expires for row in found}
     renewed = []
     for one in results:
         affirms = one.status == Tier.AFFIRMING.word and one.withdrawn is None
@@ -204,10 +220,7 @@ def store_results(connection: sa.Connection, results: Sequence[StoredResult], *,
         else:
             verifier_events.lost(connection, one.host, one.code or "result.not_affirming", at=one.issued)
     if renewed:
-        renewal = (
-            sa.update(_STANDINGS).where(_STANDINGS.c.host == sa.bindparam("name")).values(expires=sa.bindparam("until"))
-        )
-        connection.execute(renewal, renewed)
+        connection.execute(_RENEWAL, renewed)
 
 
 def boot_log(connection: sa.Connection, digest: bytes) -> bytes | None:
@@ -249,9 +262,8 @@ def withdrawal(host: str, code: str) -> sa.Update:
 
 def _unmoved(connection: sa.Connection, changes: Sequence[Change]) -> frozenset[str]:
     """The hosts that were read no further since they were looked at. Each quote moves its TPM's clock on."""
-    columns = (PROGRESS.c.host, PROGRESS.c.clock, PROGRESS.c.reset_count, PROGRESS.c.restart_count)
-    query = sa.select(*columns).where(PROGRESS.c.host.in_([one.host for one in changes]))
-    now = {row.host: (row.clock, row.reset_count, row.restart_count) for row in connection.execute(query)}
+    found = connection.execute(_CLOCKS_NAMED, {"names": [one.host for one in changes]})
+    now = {row.host: (row.clock, row.reset_count, row.restart_count) for row in found}
     before = {one.host: None if one.before is None else one.before.clock for one in changes}
     return frozenset(
         host
@@ -309,6 +321,11 @@ def _withdraw(connection: sa.Connection, settled: Sequence[Change], *, at: Insta
 
 def _put(connection: sa.Connection, into: sa.TableClause, key: str, rows: Sequence[dict[str, object]]) -> None:
     """Insert rows, or put them in the place of those with the same key."""
-    made: Any = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(into)
-    others = {name: made.excluded[name] for name in rows[0] if name != key}
-    connection.execute(made.on_conflict_do_update(index_elements=[key], set_=others), list(rows))
+    connection.execute(_putting(connection.dialect.name, into, key, tuple(rows[0])), list(rows))
+
+
+@lru_cache(maxsize=16)
+def _putting(dialect: str, into: sa.TableClause, key: str, columns: tuple[str, ...]) -> Any:  # noqa: ANN401 - of either dialect
+    made: Any = (postgresql if dialect == "postgresql" else sqlite).insert(into)
+    others = {name: made.excluded[name] for name in columns if name != key}
+    return made.on_conflict_do_update(index_elements=[key], set_=others)
