@@ -1,6 +1,7 @@
 """`moor host probe`: what only trying shows. Each probe has a control, and says nothing where it is not found."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -13,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from moorline.attesters.probes import capturing, leftovers, machine, observing
+from moorline.attesters.probes import capturing, leftovers, machine, observing, tpm_random
 from moorline.attesters.probes.tree import Tree
 from moorline.cli import app
 from moorline.clock import SystemClock
-from moorline.errors import Malformed, Refused, Unavailable
+from moorline.errors import Malformed, Misconfigured, Refused, Unavailable
 from moorline.policy.sec009 import capture, observer, probed
 from moorline.policy.sec009.assessment import Status
 
@@ -155,24 +156,104 @@ def test_every_channel_is_read_from_this_machine(channel):
 # Clean-up ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_socket_that_stays_is_named_and_one_that_went_is_not():
-    before = leftovers.held()
-    with socket.socket() as left:
-        left.bind(("127.0.0.1", 0))
-        left.listen(1)
-        mine = f"127.0.0.1:{left.getsockname()[1]} "
-        assert leftovers.probe(before).status is Status.NOT_MET
-        seen = leftovers.probe(before, [mine])
-        assert (seen.status, seen.reason.startswith("1 things are left: tcp 127.0.0.1:")) == (Status.NOT_MET, True)
-    assert leftovers.probe(before, [mine]).status is Status.MET
-    assert leftovers.probe([], [mine]).status is Status.NOT_PROBED
+def only(kind):
+    return {kind: leftovers._seen(leftovers.KINDS[kind])}
 
 
-def test_a_view_that_misses_its_own_socket_says_nothing(monkeypatch):
-    monkeypatch.setattr(leftovers, "_read", set)
-    with pytest.raises(Unavailable) as refused:
-        leftovers.probe(["interface lo"])
-    assert refused.value.code == "leftovers.control"
+def seen_here(kind):
+    """Whether this machine lets this user plant and see a thing of this kind."""
+    return only(kind)[kind] is not None
+
+
+@pytest.mark.parametrize("kind", leftovers.KINDS)
+def test_what_stays_is_named_and_what_went_is_not(kind, monkeypatch, tmp_path):
+    """verifies that: a thing of each kind that is really left here is found, by its name alone too; once it is gone nothing
+    is; where the kind cannot be seen on this machine nothing is said."""
+    monkeypatch.setattr("moorline.attesters.probes.leftovers_storage._SHARED", (tmp_path,))
+    before = only(kind)
+    if before[kind] is None:
+        assert leftovers.left(before, only(kind)) == {kind: None}
+        assert leftovers.judge(leftovers.KINDS[kind].area, {kind: None}).status is Status.NOT_PROBED
+        return
+    if kind == "mounts":  # to plant one takes root and a mount that others see
+        before = {kind: before[kind] - {next(one for one in before[kind] if one.startswith("mount /proc "))}}
+    with leftovers.KINDS[kind].planted() as mine:
+        assert mine in leftovers.left(before, only(kind))[kind]
+        assert leftovers.left(before, only(kind), [mine]) == {kind: [mine]}
+        seen = leftovers.judge(leftovers.KINDS[kind].area, {kind: [mine]})
+        assert (seen.status, seen.reason) == (Status.NOT_MET, f"1 things are left: {mine}")
+    if kind != "mounts":
+        assert leftovers.left(before, only(kind), [mine]) == {kind: []}
+
+
+def test_these_kinds_are_seen_by_any_user_of_this_machine():
+    """verifies that: the test above is not empty: what needs no privilege is really planted and found."""
+    assert all(map(seen_here, ("network", "processes", "shared memory", "semaphores", "queues", "mounts")))
+
+
+@pytest.mark.parametrize("kind", leftovers.KINDS)
+def test_a_view_that_misses_its_own_control_says_nothing(kind, monkeypatch):
+    blind = dataclasses.replace(leftovers.KINDS[kind], read=set)
+    monkeypatch.setitem(leftovers.KINDS, kind, blind)
+    assert only(kind) == {kind: None}
+    for before, now in ((None, frozenset()), (frozenset(), None)):
+        assert leftovers.left({kind: before}, {kind: now}) == {kind: None}
+    assert leftovers.left({}, {kind: frozenset("x")}) == {kind: None}  # a snapshot of before that kind was looked at
+
+
+def test_nothing_left_meets_the_network_and_no_more():
+    """verifies that: memory, storage and keys that are listed no more may not have been cleared"""
+    for area, capability in leftovers.CAPABILITIES.items():
+        clean = {name: [] for name, kind in leftovers.KINDS.items() if kind.area == area}
+        seen = leftovers.judge(area, clean)
+        assert (seen.capability, seen.status) == (capability, Status.MET if area == "network" else Status.NOT_PROBED)
+        assert leftovers.judge(area, dict.fromkeys(clean)).status is Status.NOT_PROBED
+        assert leftovers.judge(area, {**clean, next(iter(clean)): ["x"]}).status is Status.NOT_MET
+
+
+# A TPM's random numbers -------------------------------------------------------------------------------------------------
+
+
+def answers(kind):
+    chance = random.Random(9)
+    stock = [chance.randbytes(32) for _ in range(40)]
+    biased = lambda size: bytes(chance.choice((0, chance.randrange(256))) for _ in range(size))  # noqa: E731
+    return {
+        "good": chance.randbytes,
+        "short": lambda size: chance.randbytes(8),
+        "stuck": bytes,
+        "biased": biased,
+        "recorded": lambda size: chance.choice(stock),
+        "nothing": lambda size: b"",
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["good", "short", "stuck", "biased", "recorded", "nothing"])
+def test_a_bad_generator_is_found_and_a_good_one_proves_nothing(kind):
+    seen = tpm_random.probe("a generator", answers(kind))
+    assert seen.status is (Status.NOT_PROBED if kind in ("good", "short") else Status.NOT_MET), seen
+
+
+def test_random_numbers_are_not_judged_by_tests_that_find_nothing(monkeypatch):
+    for name in ("control", "repeated"):
+        with monkeypatch.context() as patch:
+            patch.setattr(tpm_random, name, lambda *_: False)
+            seen = tpm_random.probe("a generator", answers("stuck"))
+        assert (seen.status, "planted" in seen.reason) == (Status.NOT_PROBED, True)
+
+
+@pytest.mark.story
+def test_a_real_tpm_is_asked(tmp_path):
+    """verifies that: a swtpm answers, passes, and the command says that this is no proof (exit 2)"""
+    from moorline.simulators.tpm import SimulatedTpm
+
+    (tmp_path / "t" / "state").mkdir(parents=True)
+    with SimulatedTpm(tmp_path / "t") as simulated:
+        answer = CliRunner().invoke(app, ["host", "probe", "entropy", "--tpm", simulated.tcti, "--json"])
+    assert answer.exit_code == 2, answer.output
+    seen = json.loads(answer.stdout)
+    assert (seen["capability"], seen["status"]) == ("entropy.health", "not_probed")
+    assert "4096 bytes in 128 answers" in seen["evidence"][0]
 
 
 # The command, and what assess makes of its report ----------------------------------------------------------------------
@@ -205,15 +286,31 @@ def test_a_report_goes_into_the_assessment_and_no_others(tmp_path):
         assert refused.value.code == code
 
 
-def test_clean_up_is_two_commands(tmp_path):
-    run, before = CliRunner(), tmp_path / "before.json"
-    assert run.invoke(app, ["host", "probe", "clean-up", "--snapshot", str(before)]).exit_code == 0
+def test_clean_up_is_two_commands(tmp_path, monkeypatch):
+    monkeypatch.setattr("moorline.attesters.probes.leftovers_storage._SHARED", (tmp_path / "shared",))
+    (tmp_path / "shared").mkdir()
+    run, before, report = CliRunner(), tmp_path / "before.json", tmp_path / "report.json"
+
+    def clean_up(*words, code):
+        answer = run.invoke(app, ["host", "probe", "clean-up", *map(str, words)])
+        assert answer.exit_code == code, answer.output
+        return answer.output
+
+    clean_up("--snapshot", before, code=0)
+    network = ("--since", before, "--of", "network", "--about")
     with socket.socket() as left:
         left.bind(("127.0.0.1", 0))
         left.listen(1)
         mine = f":{left.getsockname()[1]} "
-        assert run.invoke(app, ["host", "probe", "clean-up", "--since", str(before), "--about", mine]).exit_code == 1
-    assert run.invoke(app, ["host", "probe", "clean-up", "--since", str(before), "--about", mine]).exit_code == 0
+        assert mine in clean_up("--since", before, "--about", mine, code=1)
+        clean_up(*network, mine, "--report", report, code=1)
+    clean_up(*network, mine, code=0)
+    assert json.loads(report.read_text())["capability"] == "cleanup.network"
+    (tmp_path / "shared" / "secret").touch()
+    assert "files: file " in clean_up("--since", before, "--of", "storage", "--of", "network", "--about", "secret", code=1)
+    clean_up("--since", before, "--of", "everything", code=2)
+    with pytest.raises(Misconfigured, match="probe.one_area"):
+        run.invoke(app, ["host", "probe", "clean-up", "--since", before, "--report", report], catch_exceptions=False)
     before.write_bytes(os.urandom(20))
     with pytest.raises(Malformed, match="probe.snapshot"):
         run.invoke(app, ["host", "probe", "clean-up", "--since", str(before)], catch_exceptions=False)

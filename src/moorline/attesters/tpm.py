@@ -199,6 +199,11 @@ class Tpm:
                 )
             return bytes(attest), bytes(signature.marshal())
 
+    def random(self, size: int) -> bytes:
+        """Random bytes of the TPM's own: as many as were asked for, or as it gives at once (TPM2_GetRandom)."""
+        with self._using() as esys:
+            return bytes(esys.get_random(size))
+
     # A device's signing key --------------------------------------------------------------------------------------------
 
     def signing_point(self, name: str) -> bytes:

@@ -1,87 +1,103 @@
-"""What of the network a function leaves behind on its host (SEC009 5.2.8): sockets, interfaces, namespaces, associations.
+"""What a function leaves behind on its host (SEC009 5.2.8): network, memory, storage and keys, by what the kernel lists.
 
 `held` is taken before the function starts, and again after it ended; what is there then and was not before is a leftover.
-Each time a socket of the probe's own has to be found in it (the positive control): a view that misses it misses others too.
-A busy host has new things of its own: `about` says which count, by an address, a port or a name.
-Only this network namespace is read, and the names of those that have one; what a switch or another host keeps is not.
+Each time something of the probe's own is put there and has to be found (the positive control): a view that misses it misses
+others too, and says nothing about its kind. A busy host has new things of its own: `about` says which count, by a name.
+
+| area    | kinds                                                                                     |
+|---------|-------------------------------------------------------------------------------------------|
+| network | sockets, neighbours, interfaces, named network namespaces                                 |
+| memory  | processes, System V shared memory, semaphores and queues, POSIX queues, control groups    |
+| storage | files in folders that everybody shares (also POSIX shared memory), mounts                 |
+| keys    | the kernel's keys and keyrings, as far as this user may see them                          |
+
+That nothing is left meets `cleanup.network` and no other capability: pages, blocks and keys that are listed no more may not
+have been cleared all the same, and how they are is known from elsewhere.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import socket
-from collections.abc import Collection
-from pathlib import Path
+import contextlib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Final
 
+from moorline.attesters.probes import leftovers_keys, leftovers_memory, leftovers_network, leftovers_storage
 from moorline.attesters.probes.saying import met, not_met, not_probed
-from moorline.errors import Unavailable
 from moorline.policy.sec009.assessment import Observation
 
-CAPABILITY: Final = "cleanup.network"
-_SOCKETS: Final = ("tcp", "tcp6", "udp", "udp6", "raw", "raw6")
-_LISTS: Final = (("arp", Path("/proc/net/arp")),)
-_NAMESPACES: Final = Path("/run/netns")
-_CLOSED: Final = ("06", "07")
-"""TIME_WAIT and CLOSE: states that end by themselves (include/net/tcp_states.h); an UDP socket unconnected is 07 too."""
+CAPABILITIES: Final = {
+    "network": "cleanup.network",
+    "memory": "cleanup.memory",
+    "storage": "cleanup.storage.method.*",
+    "keys": "cleanup.keys",
+}
+"""Areas, and what of the catalogue each is about."""
 
 
-def held() -> frozenset[str]:
-    """What is there now, one line a thing. Raises Unavailable("leftovers.control") if the probe's own socket is not seen."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as own:
-        own.bind(("127.0.0.1", 0))
-        own.listen(1)
-        mine = f"tcp 127.0.0.1:{own.getsockname()[1]} 0.0.0.0:0"
-        found = _read()
-    if mine not in found:
-        raise Unavailable(
-            "leftovers.control",
-            "the probe does not see its own socket",
-            remedy="run it on the host, in its first network namespace",
-        )
-    return frozenset(found - {mine})
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """One kind of thing: how all of it is listed, and how one is put there that the list must show, as the line it has."""
+
+    area: str
+    read: Callable[[], set[str]]
+    planted: Callable[[], contextlib.AbstractContextManager[str]]
 
 
-def probe(before: Collection[str], about: Collection[str] = ()) -> Observation:
-    """What there is now and was not before, as an observation; of all of it, or of what names something of `about`."""
-    new = held() - frozenset(before)
-    left = sorted(one for one in new if not about or any(name in one for name in about))
-    if left:
-        said = "; ".join(left[:8])
-        return not_met(CAPABILITY, f"{len(left)} things are left: {said}", f"before: {len(before)} things")
-    if not before:
-        return not_probed(CAPABILITY, "nothing was there before: this is no snapshot")
-    return met(CAPABILITY, "nothing is left", f"before: {len(before)} things; its own socket was found each time")
+KINDS: Final[dict[str, Kind]] = {
+    "network": Kind(area="network", read=leftovers_network.read, planted=leftovers_network.planted),
+    "processes": Kind(area="memory", read=leftovers_memory.processes, planted=leftovers_memory.process),
+    "shared memory": Kind(area="memory", read=leftovers_memory.segments, planted=leftovers_memory.segment),
+    "semaphores": Kind(area="memory", read=leftovers_memory.semaphores, planted=leftovers_memory.semaphore),
+    "queues": Kind(area="memory", read=leftovers_memory.queues, planted=leftovers_memory.queue),
+    "POSIX queues": Kind(area="memory", read=leftovers_memory.posix_queues, planted=leftovers_memory.posix_queue),
+    "control groups": Kind(area="memory", read=leftovers_memory.groups, planted=leftovers_memory.group),
+    "files": Kind(area="storage", read=leftovers_storage.files, planted=leftovers_storage.file),
+    "mounts": Kind(area="storage", read=leftovers_storage.mounts, planted=leftovers_storage.mount),
+    "keys": Kind(area="keys", read=leftovers_keys.keys, planted=leftovers_keys.key),
+}
+Held = Mapping[str, frozenset[str] | None]
+"""What there is of each kind, a line a thing; None where the control was not found, or could not be put there."""
 
 
-def _read() -> set[str]:
-    found: set[str] = set()
-    for kind in _SOCKETS:
-        for fields in _rows(Path(f"/proc/net/{kind}")):
-            if len(fields) > 3 and (kind.startswith("udp") or fields[3] not in _CLOSED):
-                found.add(f"{kind} {_shown(fields[1])} {_shown(fields[2])}")
-    for name, path in _LISTS:
-        found |= {f"{name} {' '.join(fields[:4])}" for fields in _rows(path)}
-    for name, folder in (("interface", Path("/sys/class/net")), ("namespace", _NAMESPACES)):
-        if folder.is_dir():
-            found |= {f"{name} {one.name}" for one in folder.iterdir()}
+def held(areas: Collection[str] = tuple(CAPABILITIES)) -> dict[str, frozenset[str] | None]:
+    """What is there now of each kind of these areas."""
+    return {name: _seen(kind) for name, kind in KINDS.items() if kind.area in areas}
+
+
+def left(before: Held, now: Held, about: Collection[str] = ()) -> dict[str, list[str] | None]:
+    """What there is of each kind of `now` and was not before: all of it, or what names something of `about`."""
+    found: dict[str, list[str] | None] = {}
+    for name, things in now.items():
+        known = before.get(name)
+        new = None if things is None or known is None else sorted(things - known)
+        found[name] = None if new is None else [one for one in new if not about or any(text in one for text in about)]
     return found
 
 
-def _shown(text: str) -> str:
-    """Address and port of a line of /proc/net: words of four bytes in the order of this machine."""
-    address, _, port = text.partition(":")
-    try:
-        words = bytes.fromhex(address)
-        raw = b"".join(words[start : start + 4][::-1] for start in range(0, len(words), 4))
-        return f"{ipaddress.ip_address(raw)}:{int(port, 16)}"
-    except ValueError:
-        return text
+def judge(area: str, found: Mapping[str, list[str] | None]) -> Observation:
+    """What `left` found of one area, as an observation."""
+    mine = {name: found.get(name) for name, kind in KINDS.items() if kind.area == area}
+    things = [one for new in mine.values() for one in new or ()]
+    blind = [name for name, new in mine.items() if new is None]
+    looked = f"looked at: {', '.join(name for name in mine if name not in blind) or 'nothing'}"
+    if things:
+        return not_met(CAPABILITIES[area], f"{len(things)} things are left: {'; '.join(things[:8])}", looked)
+    if blind:
+        return not_probed(CAPABILITIES[area], f"the probe did not see what it put there itself: {', '.join(blind)}", looked)
+    if area == "network":
+        return met(CAPABILITIES[area], "nothing is left", f"{looked}; its own socket was found each time")
+    return not_probed(
+        CAPABILITIES[area], "nothing is left; whether what it was in has been cleared is not seen by looking", looked
+    )
 
 
-def _rows(path: Path) -> list[list[str]]:
-    """The lines of a table below its head; none where the kernel has no such table."""
+def _seen(kind: Kind) -> frozenset[str] | None:
     try:
-        return [line.split() for line in path.read_text("utf-8", "replace").splitlines()[1:]]
+        found = kind.read()
+        with kind.planted() as mine:
+            if mine not in kind.read():
+                return None
     except OSError:
-        return []
+        return None
+    return frozenset(found)

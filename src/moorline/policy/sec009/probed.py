@@ -16,7 +16,10 @@ from moorline.rats import Assurance, EvidenceRoot
 
 LIFE_S: Final = 86400
 CAPABILITIES: Final = frozenset(
-    ("net.capture.ratio", "cleanup.network", "conceal.cpu", "conceal.ram", "conceal.storage", "conceal.net")
+    (
+        *("net.capture.ratio", "conceal.cpu", "conceal.ram", "conceal.storage", "conceal.net", "entropy.health"),
+        *("cleanup.network", "cleanup.memory", "cleanup.storage.method.*", "cleanup.keys"),
+    )
 )
 _KIND: Final = "moorline-probe"
 _FIELDS: Final = {"kind", "host", "at", "capability", "status", "value", "reason", "evidence"}
