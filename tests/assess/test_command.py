@@ -92,6 +92,26 @@ def test_the_terminal_report_says_it_all(server):
         assert words in done.stdout
 
 
+def test_the_terminal_report_begins_with_what_matters_and_ends_with_what_to_do_next(tmp_path):
+    """verifies that: who reads the first lines knows how many, for which use cases, and what to do first."""
+    done = moor("--root", tmp_path)
+    first = "\n".join(done.stdout.splitlines()[:6])
+    found = report.parse_report(moor("--root", tmp_path, "--json").stdout.encode())
+    counts = {status: sum(one["status"] == status for one in found["capabilities"]) for status in ("met", "not_met")}
+    assert f"{len(found['capabilities'])} capabilities: {counts['met']} met, " in first
+    assert f"{counts['not_met']} not met" in first
+    assert "May host none of 7 use cases." in first
+    assert "First, for 7 of them: " in first
+    assert "moor host assess diff" in done.stdout.splitlines()[-2]
+    assert "moor host probe" in done.stdout.splitlines()[-1]
+
+
+def test_a_report_that_cannot_be_written_says_what_to_do(tmp_path):
+    done = moor("--root", tmp_path, "--html", tmp_path / "nowhere" / "x.html")
+    assert done.returncode == 2
+    assert "next: name a file" in done.stderr
+
+
 def test_hostile_text_does_not_reach_the_terminal(tmp_path):
     done = moor("--root", machines.hostile(tmp_path), "-v")
     assert done.returncode == 0

@@ -139,7 +139,12 @@ def _put(where: Path, text: str) -> None:
     try:
         where.write_text(text, "utf-8")
     except OSError as error:
-        raise Misconfigured("assess.write", "the report cannot be written", got=f"{where}: {error.strerror}") from None
+        raise Misconfigured(
+            "assess.write",
+            "the report cannot be written",
+            got=f"{where}: {error.strerror}",
+            remedy="name a file in a folder that is there, or - for standard output",
+        ) from None
     typer.echo(f"wrote {where}", err=True)
 
 
