@@ -220,3 +220,34 @@ def test_a_kind_of_work_is_done_together_or_else_each_for_itself(database_url, f
     assert sorted(f"{line.event} {line.subject}" for line in written) == sorted(kept)
     log.verify(store.audit(), domain=AUDIT_DOMAIN)
     store.close()
+
+
+def test_many_at_once_are_each_done_once_beside_others(database_url):
+    """verifies that: more than a group takes, given by several threads at one time, are all over, each with its own outcome."""
+    store = BrokerStore.open(database_url)
+
+    def one(c, number):
+        if number % 10 == 7:
+            raise Refused("test.odd", "no", got=number)
+        store.append_in(c, NOW, "made", {"number": number})
+        return -number
+
+    kind = Together(one=one, many=lambda _c, items: [None] * len(items))
+    outcomes = {}
+
+    def run(first):
+        outcomes[first] = store._group.together_all(kind, range(first, first + 100))
+
+    threads = [threading.Thread(target=run, args=(first,)) for first in (0, 100, 200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    said = [outcome for first in sorted(outcomes) for outcome in outcomes[first]]
+    assert [one if isinstance(one, int) else one.code for one in said] == [
+        "test.odd" if number % 10 == 7 else -number for number in range(300)
+    ]
+    assert len(store.audit()) == 270
+    log.verify(store.audit(), domain=AUDIT_DOMAIN)
+    assert store._group.together_all(kind, []) == []
+    store.close()

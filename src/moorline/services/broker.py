@@ -39,6 +39,7 @@ from moorline.services.broker_access import AccessLog
 from moorline.services.broker_batches import Batches
 from moorline.services.broker_clock import RisingClock
 from moorline.services.broker_explain import Decisions
+from moorline.services.broker_function_steps import FunctionSteps
 from moorline.services.broker_hosts import HostAuthority
 from moorline.services.broker_open import OpenFunctions
 from moorline.services.broker_settings import BrokerSettings, require_sane, token_of
@@ -99,6 +100,7 @@ class Broker:
     """How far this process has followed what other processes did to the keys."""
     refill: asyncio.Event
     rekeying: Batches[Rekey, RekeyReply]
+    steps: FunctionSteps
     judged: asyncio.Event
     instances: InstanceStore
     open: OpenFunctions
@@ -198,6 +200,7 @@ def _assembled(
         followed=Followed(changes),
         refill=asyncio.Event(),
         rekeying=Batches(),
+        steps=FunctionSteps(store),
         judged=asyncio.Event(),
         instances=InstanceStore(store),
         open=OpenFunctions(),

@@ -36,6 +36,7 @@ from moorline.services.broker import Broker
 from moorline.services.broker_access import authorise_device
 from moorline.services.broker_anchor import require_judged
 from moorline.services.broker_enclaves import appraise_enclave, revocable_enclave
+from moorline.services.broker_function_steps import Step
 from moorline.services.broker_hosts import Standing
 from moorline.services.broker_rekeying import Rekey, rekeyed
 from moorline.services.broker_role import (
@@ -47,7 +48,11 @@ from moorline.services.broker_role import (
     revocable_keys,
     session_name,
 )
-from moorline.storage.broker_launches import Launch
+from moorline.storage.broker_certificates import Issued
+from moorline.storage.broker_consumption import Confirmation, Consumption
+from moorline.storage.broker_epochs import Epoch, Lease
+from moorline.storage.broker_instances import CURSOR
+from moorline.storage.broker_launches import Fresh, Launch
 from moorline.storage.broker_pool import Taken
 from moorline.verification.snp import SnpClaims
 from moorline.verification.verified import Verified
@@ -78,6 +83,16 @@ class _Stands:
     host: Standing
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shown:
+    """What a function showed, authentic; and its launcher's epoch and leases."""
+
+    expected: bytes | None
+    enclave: Verified[SnpClaims]
+    epoch: Epoch | None
+    leases: tuple[Lease, ...]
+
+
 @dataclass(slots=True)
 class FunctionSession:
     """One function. `taken` is set once its launch is consumed."""
@@ -93,6 +108,8 @@ class FunctionSession:
     """What the ledger must say about it for a renewal; of these launch fields always the same."""
     _stood: tuple[ProvenState, Standing, Instant] | None = None
     """By what this session was last found renewable: from the same facts in the same second follows the same."""
+    _storage: bytes = b""
+    """The storage key made for a launch, from its decision to its answer."""
     _kind: KeyKind = KeyKind.P256
     _logging: broker_function_requests.LogRoom = field(default_factory=broker_function_requests.LogRoom)
 
@@ -101,16 +118,16 @@ class FunctionSession:
         broker = self.broker
         require_judged(broker)
         fields = _named(self.claim)
-        expected, enclave = await asyncio.to_thread(self._shown, fields)  # 1, 2
-        stands = await self._stands(fields)  # 3
-        secrets = await asyncio.to_thread(self._released, fields, expected, enclave, stands)  # 3, 4
+        shown = await broker.steps.work(partial(self._appraised, fields))  # 1, 2
+        prepare = partial(self._decided, fields, shown, await self._stands(fields))  # 3
+        secrets = await broker.steps.consume(Step(prepare, partial(self._released, fields)))  # 3, 4
         broker.refill.set()
         self._opened(fields)
         return secrets
 
     async def activate(self) -> Activation:
         """5. The certificate of the pool key."""
-        made = await asyncio.to_thread(self._activate)
+        made = await self.broker.steps.confirm(Step(self._certified, self._activated))
         self.claim = self.claim.judged()
         return made
 
@@ -137,23 +154,23 @@ class FunctionSession:
             return b""
         raise no_such_operation(operation)
 
-    def _shown(self, fields: LaunchFields) -> tuple[bytes | None, Verified[SnpClaims]]:
+    def _appraised(self, fields: LaunchFields) -> _Shown:
         """1 and 2: the launch token it expects, and the enclave, once both hold."""
         broker = self.broker
         expected = broker.launch_keys.recompute(fields)
         release.require_token(expected, self.claim.proof, self.claim.challenge_digest)
         enclave = appraise_enclave(broker, self.claim)
-        # Before the look at the host: a loss the broker acts on from here on stops the consumption.
-        self.verdicts_seen = broker.instances.cursor()
-        return expected, enclave
+        # Before the look at the host: a loss the broker acts on from here on stops the consumption, which judges epoch and
+        # leases again, as they stand then.
+        self.verdicts_seen, epoch, leases = broker.store.launch_facts(CURSOR, fields.launcher, fields.epoch)
+        return _Shown(expected=expected, enclave=enclave, epoch=epoch, leases=leases)
 
-    def _released(
-        self, fields: LaunchFields, expected: bytes | None, enclave: Verified[SnpClaims], stands: _Stands
-    ) -> bytes:
-        """3 and 4: decide, consume; the secrets."""
-        request = self._request(fields, expected, enclave, stands)
+    def _decided(self, fields: LaunchFields, shown: _Shown, stands: _Stands) -> Consumption:
+        """3, and what is to be consumed (4), with a new storage key for the generation."""
+        request = self._request(fields, shown, stands)
         self._decide(ReleaseAction.RELEASE, request, release.decide(request))
-        return self._consume(fields)
+        self._storage, wrapped = self.broker.launch_keys.new_storage_key(fields)
+        return self._consumption(fields, wrapped)
 
     async def _stands(self, fields: LaunchFields) -> _Stands:
         """What ledger and attestation authority say now."""
@@ -175,12 +192,9 @@ class FunctionSession:
         said = await broker.require_hosts().standing(fields.host)
         return _Stands(service=service, platform=platform, host=said)
 
-    def _request(
-        self, fields: LaunchFields, expected: bytes | None, enclave: Verified[SnpClaims], stands: _Stands
-    ) -> ReleaseRequest:
-        broker, claims = self.broker, enclave.value
+    def _request(self, fields: LaunchFields, shown: _Shown, stands: _Stands) -> ReleaseRequest:
+        broker, claims = self.broker, shown.enclave.value
         self.record = _record(stands.service)
-        epoch, leases = broker.launch_keys.epoch_and_leases(fields)
         return ReleaseRequest(
             place=Place(
                 ledger_id=broker.trust.ledger_id,
@@ -190,17 +204,17 @@ class FunctionSession:
             ),
             fields=fields,
             profile=self.claim.profile,
-            expected_token=expected,
+            expected_token=shown.expected,
             proof=self.claim.proof,
             challenge_digest=self.claim.challenge_digest,
             enclave=EnclaveFacts(
                 measurement=claims.measurement,
                 chip=claims.chip_id,
                 commitment=claims.host_data,
-                root=enclave.root,
+                root=shown.enclave.root,
             ),
-            epoch=epoch,
-            leases=leases,
+            epoch=shown.epoch,
+            leases=shown.leases,
             service=_rule(stands.service),
             host=_host_facts(stands.host, stands.service, stands.platform),
             now=broker.clock.now(),
@@ -221,41 +235,35 @@ class FunctionSession:
             *revocable_enclave(fields.measurement, fields.chip),
         )
 
-    def _consume(self, fields: LaunchFields) -> bytes:
+    def _released(self, fields: LaunchFields, asked: Consumption, said: Callable[[], Taken]) -> bytes:
+        """4: the secrets of what was consumed."""
         broker, profile = self.broker, fields.profile.value
-        storage, wrapped = broker.launch_keys.new_storage_key(fields)
         try:
-            taken = self._taken(fields, wrapped)
+            taken = broker.launch_keys.guarded(said, asked.at)
         except Unavailable as empty:
             if empty.code != "launch.pool_empty":
                 raise
             broker.pool.refill(fields.service, profile)
-            taken = self._taken(fields, wrapped)
+            taken = broker.launch_keys.guarded(lambda: broker.store.consumed(asked), asked.at)
         broker.pool.took(fields.service, profile)
         private_key = broker.pool.open(taken, fields.service, profile)
-        if taken.again:
-            storage = broker.launch_keys.storage_key(fields, taken.storage)
-        self.fields, self.taken = fields, taken
+        # Of a retry, the key that the first answer brought; what was made for this one is dropped.
+        storage = broker.launch_keys.storage_key(fields, taken.storage) if taken.again else self._storage
+        self._storage, self.fields, self.taken = b"", fields, taken
         return schema.encode(FunctionSecrets(private_key=private_key, storage_key=storage, generation=fields.generation))
 
-    def _taken(self, fields: LaunchFields, storage: bytes) -> Taken:
-        """The launch, used up, with this wrapped storage key for its generation."""
-        broker = self.broker
-        now = broker.clock.now()
-        return broker.launch_keys.guarded(
-            lambda: broker.store.consume(
-                self._launch(fields),
-                advance=broker.launch_keys.advance_in,
-                not_after=Instant(fields.not_after),
-                at=now,
-                storage=storage,
-                commitment=launch.commitment(fields),
-                verdicts_seen=self.verdicts_seen,
-                host_result=self._host_result(),
-                nonce=self.claim.nonce,
-            ),
-            now,
+    def _consumption(self, fields: LaunchFields, storage: bytes) -> Consumption:
+        """The launch, to be used up with this wrapped storage key for its generation."""
+        fresh = Fresh(
+            storage=storage,
+            commitment=launch.commitment(fields),
+            verdicts_seen=self.verdicts_seen,
+            not_after=Instant(fields.not_after),
+            advance=self.broker.launch_keys.advance_in,
+            host_result=self._host_result(),
+            nonce=self.claim.nonce,
         )
+        return Consumption(self._launch(fields), self.broker.clock.now(), fresh)
 
     def _host_result(self) -> bytes:
         """The digest of the result about its host that this function was released under."""
@@ -271,13 +279,14 @@ class FunctionSession:
         open_now.end_before(fields.instance, fields.generation, behind)
         self.broker.revoking.set()
 
-    def _activate(self) -> Activation:
+    def _certified(self) -> Confirmation:
         fields, taken = self._held()
-        public, now = taken.public, self.broker.clock.now()
-        spiffe_id = self._spiffe_id(fields)
-        leaf = self.broker.ca.issue(public, spiffe_id, now)
-        kept = self.broker.store.confirm(self._launch(fields), issued(leaf, spiffe_id, public), at=now)
-        return activation(self.broker, kept.der, str(spiffe_id))
+        now, spiffe_id = self.broker.clock.now(), self._spiffe_id(fields)
+        leaf = self.broker.ca.issue(taken.public, spiffe_id, now)
+        return Confirmation(self._launch(fields), issued(leaf, spiffe_id, taken.public), now)
+
+    def _activated(self, asked: Confirmation, said: Callable[[], Issued]) -> Activation:
+        return activation(self.broker, said().der, asked.issued.spiffe_id)
 
     async def _renew(self, make: Callable[[], Awaitable[T]]) -> T:
         fields, _ = self._held()
@@ -397,12 +406,12 @@ class ResumedSession(FunctionSession):
             raise Refused("renewal.not_known", "this broker confirmed another launch under this number")
         _require_identity_key(self.claim, confirmed.public)  # 2
         _require_fresh_kem(self.claim, confirmed.launch.kem_digest)
-        enclave = await asyncio.to_thread(appraise_enclave, broker, self.claim)  # 3
+        shown = await broker.steps.work(partial(self._appraised_again, fields))  # 3
         await asyncio.to_thread(broker.instances.require_live, fields.instance, fields.generation)  # 4
         await self._require_renewable(fields)  # 5
         try:
             stands = await self._stands(fields)
-            request = await asyncio.to_thread(self._request, fields, None, enclave, stands)
+            request = self._request(fields, shown, stands)
             self._decide(ReleaseAction.RESUME, request, release.decide_resumption(request))
         except Refused as refusal:
             raise _as_renewal(refusal) from None
@@ -410,6 +419,11 @@ class ResumedSession(FunctionSession):
         await asyncio.to_thread(broker.instances.hold, fields.instance, fields.generation, self.claim.nonce)
         self._opened(fields)
         return b""
+
+    def _appraised_again(self, fields: LaunchFields) -> _Shown:
+        enclave = appraise_enclave(self.broker, self.claim)
+        epoch, leases = self.broker.launch_keys.epoch_and_leases(fields)
+        return _Shown(expected=None, enclave=enclave, epoch=epoch, leases=leases)
 
     async def activate(self) -> Activation:
         """A fresh certificate for the same key."""

@@ -28,6 +28,17 @@ _DECISIONS: Final = sa.table(
     sa.column("at", sa.BigInteger),
     sa.column("body", sa.LargeBinary),
 )
+_AT_ONCE: Final = 100
+# Made once: a statement that is built anew costs several times what it costs to run, and each new session is a decision.
+_OF_THESE: Final = sa.select(_DECISIONS.c.identity, _DECISIONS.c.session, _DECISIONS.c.number).where(
+    _DECISIONS.c.identity.in_(sa.bindparam("identities", expanding=True))
+)
+_FORGET: Final = sa.delete(_DECISIONS).where(_DECISIONS.c.number.in_(sa.bindparam("numbers", expanding=True)))
+_FORGET_OLD: Final = sa.delete(_DECISIONS).where(
+    sa.or_(_DECISIONS.c.at < sa.bindparam("before"), _DECISIONS.c.number <= sa.bindparam("up_to"))
+)
+_KEEP: Final = sa.insert(_DECISIONS)
+_NEWEST: Final = sa.select(sa.func.max(_DECISIONS.c.number))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,14 +62,22 @@ class DecisionStore:
     def keep(self, made: Sequence[StoredDecision], *, at: Instant) -> None:
         """Keep these, in this order, each in place of the one before of its identity and session; forget what is old."""
         with self._store.transaction() as c:
+            latest: dict[tuple[str, str], StoredDecision] = {}
             for one in made:
-                same = (_DECISIONS.c.identity == one.identity, _DECISIONS.c.session == one.session)
-                c.execute(sa.delete(_DECISIONS).where(*same))
-                values = {name: getattr(one, name) for name in StoredDecision.__dataclass_fields__}
-                c.execute(sa.insert(_DECISIONS).values(**values))
-            newest = c.execute(sa.select(sa.func.max(_DECISIONS.c.number))).scalar() or 0
-            old = sa.or_(_DECISIONS.c.at < at - KEPT_S, _DECISIONS.c.number <= newest - KEPT)
-            c.execute(sa.delete(_DECISIONS).where(old))
+                latest.pop((one.identity, one.session), None)
+                latest[one.identity, one.session] = one
+            for first in range(0, len(latest), _AT_ONCE):
+                some = list(latest.values())[first : first + _AT_ONCE]
+                names = {"identities": sorted({one.identity for one in some})}
+                known = {(row.identity, row.session): row.number for row in c.execute(_OF_THESE, names)}
+                numbers = [known[one.identity, one.session] for one in some if (one.identity, one.session) in known]
+                if numbers:
+                    c.execute(_FORGET, {"numbers": numbers})
+                c.execute(
+                    _KEEP, [{name: getattr(one, name) for name in StoredDecision.__dataclass_fields__} for one in some]
+                )
+            newest = c.execute(_NEWEST).scalar() or 0
+            c.execute(_FORGET_OLD, {"before": at - KEPT_S, "up_to": newest - KEPT})
 
     def about(self, name: str) -> tuple[bytes, ...]:
         """Explanations about an instance, an identity, or sessions with this in their names; newest first, at most SHOWN."""

@@ -14,14 +14,14 @@ decided before (hsm.release).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 import sqlalchemy as sa
 
 from moorline.audit.log import LogCheckpoint
 from moorline.clock import Instant
-from moorline.errors import MoorlineError, Refused
+from moorline.errors import Refused
 from moorline.storage import audit_store, checkpoint_store
 from moorline.storage import broker_bundles as bundles
 from moorline.storage import broker_certificates as certificates
@@ -32,6 +32,7 @@ from moorline.storage import broker_launches as launches
 from moorline.storage import broker_pool as pool
 from moorline.storage.broker_bundles import Peer
 from moorline.storage.broker_certificates import Issued
+from moorline.storage.broker_consumption import Confirmation, Consumption
 from moorline.storage.broker_epochs import Epoch, Lease
 from moorline.storage.broker_facts import Alarm
 from moorline.storage.broker_launches import Advance, Fresh, Launch, LaunchRow
@@ -275,11 +276,21 @@ class BrokerStore:
             host_result=host_result,
             nonce=nonce,
         )
-        outcome = self._group.together(self._consuming, consumption.Consumption(launch, at, fresh))
-        if isinstance(outcome, MoorlineError):
+        return self.consumed(Consumption(launch, at, fresh))
+
+    def consumed(self, asked: Consumption) -> Taken:
+        """As `consume`."""
+        (outcome,) = self.consume_all([asked])
+        if isinstance(outcome, Exception):
             raise outcome
-        reached("broker.launch.consumed")
         return outcome
+
+    def consume_all(self, asked: Sequence[Consumption]) -> list[Taken | Exception]:
+        """As `consume` for each of these, in order: what it took, or the exception it would have raised."""
+        outcomes: list[Taken | Exception] = [*self._group.together_all(self._consuming, asked)]
+        if any(isinstance(one, Taken) for one in outcomes):
+            reached("broker.launch.consumed")
+        return outcomes
 
     def confirm(self, launch: Launch, issued: Issued, *, at: Instant) -> Issued:
         """Record that the attester confirmed, and its certificate; the wrapped key is forgotten. Repeatable.
@@ -287,9 +298,22 @@ class BrokerStore:
         Raises Conflict("launch.not_consumed") if this session does not hold the launch, Refused (`renewal.*`) if the
         generation was ended meanwhile.
         """
-        kept = self._group.together(self._confirming, consumption.Confirmation(launch, issued, at))
-        reached("broker.launch.confirmed")
+        (kept,) = self.confirm_all([Confirmation(launch, issued, at)])
+        if isinstance(kept, Exception):
+            raise kept
         return kept
+
+    def confirm_all(self, asked: Sequence[Confirmation]) -> list[Issued | Exception]:
+        """As `confirm` for each of these, in order: its certificate, or the exception it would have raised."""
+        outcomes = self._group.together_all(self._confirming, asked)
+        if any(isinstance(one, Issued) for one in outcomes):
+            reached("broker.launch.confirmed")
+        return outcomes
+
+    def launch_facts(self, cursor: str, launcher: bytes, epoch: int) -> tuple[int, Epoch | None, tuple[Lease, ...]]:
+        """A stored number, an epoch, and all leases of a launcher in it, as of one moment."""
+        with self.reading() as c:
+            return facts.fact(c, cursor), epochs.find(c, epoch), epochs.leases(c, launcher, epoch)
 
     def launches(self, *, limit: int = 1000) -> tuple[LaunchRow, ...]:
         """The latest launches."""

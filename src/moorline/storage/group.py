@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Generic, TypeVar, cast
 
 import sqlalchemy as sa
@@ -55,6 +56,11 @@ class _Piece(Generic[T]):
         self.result = self.work(connection)
         self.error = None
 
+    def result_or_error(self) -> T | Exception:
+        if isinstance(self.error, Exception):
+            return self.error
+        return self.outcome()
+
     def outcome(self) -> T:
         if self.error is not None:
             raise self.error
@@ -81,15 +87,29 @@ class GroupCommit:
         """As `write` of `kind.one` on this item, or of `kind.many` on those that are in one group. Raises as `kind.one`."""
         return self._write(_Piece(lambda c: kind.one(c, item), kind, item))
 
+    def together_all(self, kind: Together[A, T], items: Sequence[A]) -> list[T | Exception]:
+        """As `together` on each of these, in order: what it returns, or the exception it would have raised."""
+        pieces: list[_Piece[T]] = [_Piece(partial(_one, kind, item), kind, item) for item in items]
+        self._done(pieces)
+        return [piece.result_or_error() for piece in pieces]
+
     def _write(self, piece: _Piece[T]) -> T:
-        with self._turn:
-            self._waiting.append(piece)
-            leads, self._busy = not self._busy, True
-        if not leads:
-            piece.woken.wait()
-        if not piece.over:
-            self._lead()
+        self._done([piece])
         return piece.outcome()
+
+    def _done(self, pieces: Sequence[_Piece[Any]]) -> None:
+        """All of these are over when it returns. They stand behind one another, and may be of several groups."""
+        if not pieces:
+            return
+        with self._turn:
+            self._waiting += pieces
+            leads, self._busy = not self._busy, True
+        for piece in pieces:
+            if not leads:
+                piece.woken.wait()
+            leads = False
+            if not piece.over:
+                self._lead()
 
     def _lead(self) -> None:
         with self._turn:
@@ -115,6 +135,10 @@ class GroupCommit:
                 return
             for piece in _left(group, connection):
                 _in_savepoint(piece, connection)
+
+
+def _one(kind: Together[A, T], item: A, connection: sa.Connection) -> T:
+    return kind.one(connection, item)
 
 
 def _left(group: list[_Piece[Any]], connection: sa.Connection) -> list[_Piece[Any]]:
