@@ -223,7 +223,7 @@ def test_a_kind_of_work_is_done_together_or_else_each_for_itself(database_url, f
 
 
 def test_many_at_once_are_each_done_once_beside_others(database_url):
-    """verifies that: more than a group takes, given by several threads at one time, are all over, each with its own outcome."""
+    """verifies that: more than a group takes, given by several threads at one time, are each done once."""
     store = BrokerStore.open(database_url)
 
     def one(c, number):
