@@ -79,6 +79,8 @@ class TlsStream:
         self._writer = writer
         self.peer_address = peer_address
         self.peer_certificates: tuple[bytes, ...] = ()
+        self._plain = bytearray()
+        self._unsent = False
 
     @property
     def group(self) -> str:
@@ -107,25 +109,29 @@ class TlsStream:
 
     async def readexactly(self, n: int, /) -> bytes:
         """Exactly n bytes, or asyncio.IncompleteReadError; ConnectionResetError if TLS breaks."""
-        taken = bytearray()
-        while len(taken) < n:
+        plain = self._plain
+        while len(plain) < n:
             try:
-                taken += self._connection.recv(min(n - len(taken), _RECORD))
+                plain += self._connection.recv(_RECORD)  # a record as a whole: every call into OpenSSL gives the lock away
             except SSL.WantReadError:
-                await self.drain()
+                if self._unsent:
+                    await self.drain()
                 try:
                     await self._feed()
                 except Unavailable:
-                    raise asyncio.IncompleteReadError(bytes(taken), n) from None
+                    raise asyncio.IncompleteReadError(bytes(plain), n) from None
             except (SSL.ZeroReturnError, SSL.SysCallError):
-                raise asyncio.IncompleteReadError(bytes(taken), n) from None
+                raise asyncio.IncompleteReadError(bytes(plain), n) from None
             except SSL.Error as error:
                 message = _reason(error)
                 raise ConnectionResetError(message) from None
-        return bytes(taken)
+        taken = bytes(plain[:n])
+        del plain[:n]
+        return taken
 
     def write(self, data: bytes, /) -> None:
         """Encrypt into memory; `drain` sends it. ConnectionResetError if TLS is closed."""
+        self._unsent = True
         try:
             for start in range(0, len(data), _RECORD):
                 self._connection.sendall(data[start : start + _RECORD])
@@ -141,6 +147,9 @@ class TlsStream:
             except SSL.WantReadError:
                 break
             self._writer.write(encrypted)
+            if len(encrypted) < _CHUNK:
+                break  # that was all there is
+        self._unsent = False
         await self._writer.drain()
 
     async def linger(self) -> None:
