@@ -22,6 +22,7 @@ import live
 from moorline.cli.demo import attack_tools, hosting
 from moorline.cli.demo.stage import Stage
 from moorline.clock import Instant
+from moorline.errors import Refused
 from moorline.simulators.silicon import GuestContext, Silicon, guest_policy
 from moorline.storage.broker_launches import Launch
 from moorline.storage.broker_pool import PoolEntry
@@ -137,7 +138,13 @@ def cluster(folder):
 
 
 async def minted(world, instance):
-    return await attack_tools.mint(world, instance, life_s=300)
+    while True:
+        try:
+            return await attack_tools.mint(world, instance, life_s=300)
+        except Refused as refusal:
+            # Of two that ask at one time around a new block, the launcher may see the newer proof first.
+            if refusal.code != "ledger.rollback":
+                raise
 
 
 async def function(world, silicon, instance):

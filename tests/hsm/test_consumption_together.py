@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from moorline.audit import log
 from moorline.clock import Instant
-from moorline.errors import MoorlineError
+from moorline.errors import MoorlineError, Refused
 from moorline.storage import broker_consumption as together
 from moorline.storage import broker_generations as generations
 from moorline.storage import broker_launches as launches
@@ -275,4 +275,27 @@ def test_one_that_comes_alone_waits_for_few_statements(database_url):
     store.consume(launch, advance=advanced, not_after=LATER, at=NOW, nonce=b"n", storage=b"w")
     store.confirm(launch, issued, at=NOW)
     assert next(counted) == (2 + 2 * 2 if database_url.startswith("postgresql") else 2 + 8 + 4)
+    store.close()
+
+
+@pytest.mark.parametrize("ended", ["launcher revoked", "epoch closed", "time passed, and the clock set back"])
+def test_what_ended_after_it_was_read_is_not_consumed(database_url, ended):
+    """verifies that: epoch and leases as a session read them outlive nothing: consumption judges them anew."""
+    store = filled(database_url)
+    _, epoch, leases = store.launch_facts("verifier-cursor", LAUNCHER, 1)
+    assert epoch.accept_until >= NOW
+    assert any(lease.covers(0, NOW) for lease in leases)
+    if ended == "launcher revoked":
+        store.revoke_launcher(LAUNCHER, at=NOW)
+    elif ended == "epoch closed":
+        store.open_epoch(epoch=2, opened=Instant(NOW + 1), not_after=LATER, grace_s=-2, wrapped=b"")
+    else:
+        store.mark_time(Instant(LATER + 1))
+    brings = {"advance": advanced, "not_after": LATER, "at": NOW, "nonce": b"n", "storage": b"w"}
+    with pytest.raises(Refused) as refusal:
+        store.consume(some_launch(0), **brings)
+    assert refusal.value.code in ("launch.sequence_not_leased", "launch.expired")
+    outcomes = store.consume_all([Consumption(some_launch(n), NOW, brought()) for n in (1, 2)])
+    assert {one.code for one in outcomes} == {refusal.value.code}
+    assert not store.launches()
     store.close()
