@@ -1,4 +1,4 @@
-"""What all tests share: the option --long, where the shared vectors lie, and a PostgreSQL cluster for who asks for it."""
+"""What all tests share: the option --long, their order, where shared vectors lie, and a PostgreSQL cluster."""
 
 import sys
 from pathlib import Path
@@ -10,6 +10,9 @@ from postgres import copied, database_url, postgres
 
 __all__ = ["copied", "database_url", "postgres"]
 
+HERE = Path(__file__).parent
+LONGEST = ("crash", "walkthrough", "demo", "cometbft", "ledger_failures", "hsm")
+"""Folders whose files take longest: they come first, so that no worker is alone with one of them at the end."""
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -18,11 +21,18 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=_turn)
     if config.getoption("--long"):
         return
     for item in items:
         if item.get_closest_marker("long"):
             item.add_marker(pytest.mark.skip(reason="takes minutes; ./dev test --long"))
+
+
+def _turn(item):
+    """When it is its folder's turn; within a folder everything stays in order."""
+    folder = item.path.relative_to(HERE).parts[0]
+    return LONGEST.index(folder) if folder in LONGEST else len(LONGEST)
 
 
 @pytest.fixture(scope="session")
