@@ -17,14 +17,12 @@ PAGE = (ROOT / "docs" / "threats.md").read_text("utf-8")
 DEMO, TESTS = PAGE.split("## Made in tests only")
 
 
+@cache
 def generated_codes():
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return set(re.findall(r"^\| `([^`]+)` \|", module.codes(), re.MULTILINE))
-
-
-CODES = generated_codes()
 
 
 def rows(text):
@@ -56,7 +54,7 @@ def test_the_row_names_the_code_and_the_process_of_the_demo(row):
 
 @pytest.mark.parametrize("row", rows(PAGE), ids=lambda row: row[0].strip("`")[:40])
 def test_codes_and_tests_of_the_row_exist(row):
-    assert code_of(row) in CODES
+    assert code_of(row) in generated_codes()
     named = re.findall(r"`(tests/[^:`]+)::([^`]+)`", row[-1])
     assert named
     for path, function in named:
