@@ -29,6 +29,11 @@ _WORDS: Final = {
     Status.NOT_MET: "not met",
     Status.NOT_PROBED: "not probed",
 }
+_LEGEND: Final = (
+    "met: found here. not_met: looked for, and not here. declared: somebody states it, nothing shows it.",
+    "not_probed: could not be looked at, or takes a command of its own; counts as not here.",
+    "Level asserted is this machine's own word; what a verifier found raises it (--result).",
+)
 _WIDE: Final = 200
 
 
@@ -56,20 +61,14 @@ def _headline(console: Console, found: Assessment) -> None:
     console.print(f"{len(found.capabilities)} capabilities: {', '.join(counts)}.")
     hosted = [case.id for case in found.use_cases if case.may_host]
     console.print(f"May host {', '.join(hosted) or 'none'} of {len(found.use_cases)} use cases.")
-    steps = _steps(found)
-    if steps:
-        first, cases = max(steps, key=lambda step: (len(step[1]), -step[0].weight))
-        console.print(Text(f"First, for {len(cases)} of them: {first.says}."))
+    first = _first(_steps(found))
+    if first is not None:
+        console.print(Text(f"First, for {len(first[1])} of them: {first[0].says}."))
     if not found.privileged:
         console.print("Not run as root: what only root may read is not_probed. sudo moor host assess sees more.")
     console.print()
-    console.print(
-        "met: found here. not_met: looked for, and not here. declared: somebody states it, nothing shows it.", style="dim"
-    )
-    console.print("not_probed: could not be looked at, or takes a command of its own; counts as not here.", style="dim")
-    console.print(
-        "Level asserted is this machine's own word, which a verifier does not take: only it can raise a level.", style="dim"
-    )
+    for line in _LEGEND:
+        console.print(Text(line, style="dim"))
     console.print()
 
 
@@ -139,6 +138,13 @@ def _what_next(console: Console, found: Assessment, *, verbose: bool) -> None:
     console.print("To keep and compare: moor host assess --json > now.json; moor host assess diff now.json later.json")
     if any(one.status is Status.NOT_PROBED for one in found.capabilities):
         console.print("To try what takes time: moor host assess --slow; moor host probe -h")
+
+
+def _first(steps: list[tuple[Change, list[str]]]) -> tuple[Change, list[str]] | None:
+    """The change that waits for no other, for the most use cases, with the least effort."""
+    given = frozenset[str]().union(*(change.provides for change, _ in steps))
+    ready = [step for step in steps if not step[0].requires & given]
+    return max(ready, key=lambda step: (len(step[1]), -step[0].weight), default=None)
 
 
 def _steps(found: Assessment) -> list[tuple[Change, list[str]]]:
