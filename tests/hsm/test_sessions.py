@@ -77,6 +77,7 @@ from moorline.wire.session import (
     RekeyCall,
     RekeyReply,
     SessionRole,
+    StorageKeyReply,
 )
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -543,6 +544,8 @@ async def test_a_launched_function_gets_its_identity(world):
         assert chain.leaf.public_key() == private.public_key()
         assert abs(cbor.decode(await session.call("time", b""))["now"] - world.now) < 10
         assert await session.call("ledger.prove", schema.encode(ProveCall(keys=("provider/alpha",))))
+        kept = schema.decode(StorageKeyReply, await session.call("storage.key", b""))
+        assert (kept.storage_key, kept.generation) == (secrets.storage_key, secrets.generation)
         renewed = schema.decode(Activation, await session.call("renew", b""))
         again = verify_chain(renewed.certificate, renewed.chain, roots, world.now)
         assert again.leaf.public_key() == private.public_key()
@@ -760,12 +763,15 @@ async def test_a_host_agent_gets_its_name_by_its_tpm(world, tmp_path):
 
 
 async def test_revocation_reaches_the_broker(world):
-    """verifies that: a revoked instance is not renewed, a revoked launcher's launches and a revoked host's are refused."""
+    """verifies that: a revoked instance gets neither certificate nor storage key, a revoked launcher or host no launch."""
     fields = world.fields()
     async with await world.function(fields) as session:
         await world.alpha.submitter.send(tx.Revoke(kind=RevocationKind.INSTANCE, id=fields.instance))
         with pytest.raises(MoorlineError) as caught:
             await session.call("renew", b"")
+        assert caught.value.code == "renewal.instance_revoked"
+        with pytest.raises(MoorlineError) as caught:
+            await session.call("storage.key", b"")
         assert caught.value.code == "renewal.instance_revoked"
     launcher = hashlib.sha256(world.launcher_key).hexdigest()
     async with world.alpha.admin() as admin:

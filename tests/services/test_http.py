@@ -67,6 +67,21 @@ async def test_the_caller_is_known_from_its_certificate(address):
         assert await session.get_json("/mine") == {"caller": "spiffe://alpha.test/operator/ann"}
 
 
+async def test_no_part_of_an_answer_waits_for_an_acknowledgement(address, monkeypatch):
+    """verifies that: Nagle's algorithm is off on accepted connections, or the body comes 40 ms after the head."""
+    seen, made = [], http_connection.Connection.connection_made
+
+    def connection_made(self, transport):
+        seen.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        made(self, transport)
+
+    monkeypatch.setattr(http_connection.Connection, "connection_made", connection_made)
+    async with client(address, identity=PKI.client("spiffe://alpha.test/operator/ann")) as session:
+        await session.get_json("/mine")
+    assert seen
+    assert all(seen)
+
+
 async def test_a_caller_without_certificate_of_another_role_or_domain_is_refused(address):
     async with client(address) as session:
         with pytest.raises(NotAuthentic, match="http.no_client_certificate"):

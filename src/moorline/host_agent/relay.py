@@ -162,7 +162,8 @@ def listen_in(directory: Path, name: str) -> socket.socket:
 
 def listen_tcp(host: str, port: int) -> socket.socket:
     """A listening TCP socket; port 0 lets the kernel choose. Raises Unavailable("relay.port_taken")."""
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    # As TCP by name: only then asyncio sends small pieces at once, and none waits for an acknowledgement.
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))

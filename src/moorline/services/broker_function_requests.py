@@ -1,8 +1,11 @@
-"""What else a function may ask of the HSM over its session: random bytes of the token, and a line in the secure log.
+"""What else a function may ask of the HSM over its session: random bytes of the token, its storage key, a line in the log.
 
 A function in an enclave has no source of randomness that its host could not watch but the processor's, and no log that its
 host could not rewrite. The line is the function's own word: the entry says whose it is (the identity of its session), never
 that it is true. There is a bound on what one session may write, so that nobody drowns the log.
+
+The storage key is the one of the function's own generation, which it got at its launch. It need not keep it: whoever asks is
+judged as for a renewal first, so that a function whose host lost its verdict is not told again.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ from moorline.clock import Instant
 from moorline.errors import Malformed, Unavailable
 from moorline.services.broker import Broker
 from moorline.wire import schema
-from moorline.wire.session import ENTROPY_MAX, EntropyCall, EntropyReply, LogCall
+from moorline.wire.launch import LaunchFields
+from moorline.wire.session import ENTROPY_MAX, EntropyCall, EntropyReply, LogCall, StorageKeyReply
 
 LINES: Final = 60
 PERIOD_S: Final = 60
@@ -47,6 +51,16 @@ def entropy(broker: Broker, body: bytes) -> bytes:
             "session.entropy_size", "so many random bytes are not given", expected=f"1..{ENTROPY_MAX}", got=asked.size
         )
     return schema.encode(EntropyReply(random=broker.token.random(asked.size)))
+
+
+def storage_key(broker: Broker, fields: LaunchFields) -> bytes:
+    """The key of this generation, if it is still there; that it may be given is the caller's to know.
+
+    Raises Refused("renewal.storage_destroyed").
+    """
+    wrapped = broker.instances.storage_key(fields.instance, fields.generation)
+    key = broker.launch_keys.storage_key(fields, wrapped)
+    return schema.encode(StorageKeyReply(storage_key=key, generation=fields.generation))
 
 
 def log(broker: Broker, spiffe_id: str, body: bytes, at: Instant) -> None:

@@ -71,6 +71,7 @@ from moorline.wire.session import (
 
 _GENERATION_END: Final = 1 << 31
 _NUMBER_END: Final = 1 << 63
+_RENEWING: Final = frozenset({"renew", "rekey", "storage.key"})
 T = TypeVar("T")
 
 
@@ -132,18 +133,15 @@ class FunctionSession:
         return made
 
     async def call(self, operation: str, body: bytes) -> bytes:
-        """`device.authorise` and `device.key` for its own service, `renew` and `rekey`, `entropy` and `log`."""
+        """`device.authorise` and `device.key` for its own service, what _RENEWING names, `entropy` and `log`."""
         fields, _ = self._held()
         if operation == "device.authorise":
             asked = schema.decode(AuthoriseDeviceCall, body)
             return schema.encode(await authorise_device(self.broker, fields, asked))
         if operation == "device.key":
             return await broker_device_keys.for_function(self.broker, fields, body)
-        if operation == "renew":
-            return schema.encode(await self._renew(self._renewal))
-        if operation == "rekey":
-            self._kind = schema.decode(RekeyCall, body).kind
-            return schema.encode(await self._renew(self._rekeyed))
+        if operation in _RENEWING:
+            return await self._renewing(operation, fields, body)
         if operation == "entropy":
             return await asyncio.to_thread(broker_function_requests.entropy, self.broker, body)
         if operation == "log":
@@ -153,6 +151,15 @@ class FunctionSession:
             await asyncio.to_thread(broker_function_requests.log, self.broker, name, body, asked_at)
             return b""
         raise no_such_operation(operation)
+
+    async def _renewing(self, operation: str, fields: LaunchFields, body: bytes) -> bytes:
+        """A certificate, another key with one, or the storage key: for whom a renewal is allowed, and for nobody else."""
+        if operation == "storage.key":
+            return await self._renew(partial(asyncio.to_thread, broker_function_requests.storage_key, self.broker, fields))
+        if operation == "rekey":
+            self._kind = schema.decode(RekeyCall, body).kind
+            return schema.encode(await self._renew(self._rekeyed))
+        return schema.encode(await self._renew(self._renewal))
 
     def _appraised(self, fields: LaunchFields) -> _Shown:
         """1 and 2: the launch token it expects, and the enclave, once both hold."""

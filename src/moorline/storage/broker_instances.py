@@ -177,6 +177,14 @@ class InstanceStore:
         """An audit entry: a function of this broker asked and was not renewed."""
         self._store.append("renewal-refused", {"instance": instance, "generation": generation, "code": code}, at=at)
 
+    def storage_key(self, instance: str, generation: int) -> bytes:
+        """The wrapped sealed-storage key of a live generation. Raises Refused("renewal.storage_destroyed")."""
+        with self._store.reading() as c:
+            wrapped = generations.storage_key(c, instance, generation)
+        if wrapped is None:
+            raise Refused("renewal.storage_destroyed", "the generation is not live, or its storage key was destroyed")
+        return wrapped
+
     def confirmed(self, launcher: bytes, epoch: int, sequence: int) -> Confirmed:
         """A launch that was confirmed. Raises Refused("renewal.not_known")."""
         for row in self._store.launches_where(launcher=launcher, epoch=epoch, sequence=sequence):

@@ -282,6 +282,17 @@ class EntropyReply:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StorageKeyReply:
+    """operation "storage.key", empty body: the sealed-storage key of the function's own generation, as at its launch.
+
+    Withheld (`renewal.*`) from the moment on at which the function would not be renewed.
+    """
+
+    storage_key: Bytes32
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogCall:
     """operation "log": a line of the function's in the HSM's secure log, in the name of its session. Reply body: empty."""
 

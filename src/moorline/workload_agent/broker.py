@@ -41,6 +41,7 @@ from moorline.wire.session import (
     LogCall,
     ProveCall,
     SessionRole,
+    StorageKeyReply,
     resume_message,
 )
 from moorline.workload_agent.launch import Launch
@@ -185,6 +186,10 @@ class BrokerLink:
     def verify(self, bundle: bytes) -> ProvenState:
         """What a bundle proves, to this function, now. Raises `ledger.*`."""
         return verify_bundle(bundle, self._trust, now=self.clock.now())
+
+    async def storage_key(self) -> bytes:
+        """The sealed-storage key of this generation, again: refused once this function would not be renewed."""
+        return schema.decode(StorageKeyReply, await self._call("storage.key", b"")).storage_key
 
     async def entropy(self, size: int) -> bytes:
         """Random bytes of the HSM's generator, to be mixed with one's own. Raises what the broker reports."""
