@@ -187,7 +187,7 @@ class BrokerLink:
         """What a bundle proves, to this function, now. Raises `ledger.*`."""
         return verify_bundle(bundle, self._trust, now=self.clock.now())
 
-    async def storage_key(self) -> bytes:
+    async def fetch_storage_key(self) -> bytes:
         """The sealed-storage key of this generation, again: refused once this function would not be renewed."""
         return schema.decode(StorageKeyReply, await self._call("storage.key", b"")).storage_key
 
