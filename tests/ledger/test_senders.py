@@ -1,8 +1,10 @@
 """Every kind of transaction, sent by everybody who may not: each refused, for the right reason, without a trace."""
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from moorline.ledger import transactions
+from moorline.ledger import state, transactions
 from moorline.ledger import transactions as tx
 from moorline.ledger.records import RevocationKind
 from moorline.ledger.registration import HSM_REVOKES
@@ -119,6 +121,36 @@ def test_one_authority_decides_nothing(world):
         changed = {key.split("/")[0] + "/" + key.split("/")[1] for key in outcome.writes}
         assert changed <= {"proposal/" + key.split("/")[1] for key in outcome.writes} | {"index/open-proposals"}, action
         assert after.authority_set() == world.consortium.state.authority_set()
+
+
+@pytest.fixture(scope="module")
+def everything(world):
+    """All there is to send, but for voices on what an authority outside of the minority has proposed."""
+    return [body for _, body in world.bodies() if not isinstance(body, tx.Approve)]
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(st.data())
+def test_no_sequence_of_transactions_by_a_minority_changes_the_authorities(world, everything, data):
+    """verifies that: two of four authorities, every provider, HSM and stranger together, propose, approve and send what they
+    like, in any order, each as often as they like: who is an authority, and the parameters, stay as they were."""
+    minority = [label for label in world.senders if label not in {"authority-3", "authority-4"}]
+    now, at, proposals = world.consortium.state, world.consortium.now_ms, []
+    for _ in range(data.draw(st.integers(5, 15))):
+        label = data.draw(st.sampled_from([*minority, *["authority-1", "authority-2"] * 8]))
+        voices = [tx.Approve(proposal=one) for one in proposals]
+        body = data.draw(st.sampled_from(voices if voices and data.draw(st.booleans()) else everything))
+        signed = world.signed(label, body)
+        at += 1000
+        executed = state.execute(now, [signed], time_ms=at)
+        now = executed.state
+        if isinstance(body, tx.Propose) and isinstance(executed.outcomes[0], Applied):
+            proposals.append(transactions.proposal_id(transactions.parse(signed).payload))
+    before = world.consortium.state
+    assert now.authority_set() == before.authority_set()
+    assert {key: value for key, value in now.records.items() if key.startswith("parameter/")} == {
+        key: value for key, value in before.records.items() if key.startswith("parameter/")
+    }
 
 
 def test_what_is_a_quorums_is_not_a_providers(world):
