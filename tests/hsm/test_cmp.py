@@ -25,7 +25,7 @@ from moorline.clock import Instant, SystemClock, Validity
 from moorline.device import cmp as device_cmp
 from moorline.errors import Malformed, Misconfigured, Refused
 from moorline.hsm import root_update
-from moorline.wire import cmp, cmp_mac, der
+from moorline.wire import cmp, cmp_mac, cmp_reply, der
 from moorline.wire.certificates import root_certificate, spiffe_id_of
 from moorline.wire.cmp import Body
 
@@ -188,7 +188,7 @@ async def test_genm_tells_the_cas(client):
 async def test_genm_tells_of_the_next_root(client, asked_for):
     """verifies that: a root that was really renewed is announced by three certificates; openssl follows them both ways."""
     asked = replace(sample()[0], body=Body.GENM, content=der.sequence(der.sequence(der.oid(asked_for))))
-    header = cmp._encoded_header(
+    header = cmp_reply._encoded_header(
         replace(asked, time=datetime.now(UTC).strftime("%Y%m%d%H%M%SZ"), transaction=os.urandom(16))
     )
     (client.folder / "genm.der").write_bytes(der.sequence(header, der.tagged(Body.GENM, asked.content)))
@@ -325,9 +325,9 @@ def test_any_bytes_are_a_message_or_malformed(data):
 
 
 def sample():
-    reply = cmp.Reply(
-        sender=cmp.directory_name(x509.Name([])),
-        recipient=cmp.directory_name(x509.Name([])),
+    reply = cmp_reply.Reply(
+        sender=cmp_reply.directory_name(x509.Name([])),
+        recipient=cmp_reply.directory_name(x509.Name([])),
         time="20260101000000Z",
         algorithm=cmp.Algorithm(oid="1.2.840.10045.4.3.2", parameters=b""),
         reference=b"r",
@@ -335,9 +335,9 @@ def sample():
         sender_nonce=b"n" * 16,
         recipient_nonce=b"m" * 16,
         body=Body.ERROR,
-        content=cmp.error(cmp.Failure.BAD_POP, "no"),
+        content=cmp_reply.error(cmp.Failure.BAD_POP, "no"),
     )
-    return reply, cmp.encode(reply, b"signature", (b"\x30\x00",))
+    return reply, cmp_reply.encode(reply, b"signature", (b"\x30\x00",))
 
 
 def test_what_is_written_reads_back():
@@ -345,7 +345,7 @@ def test_what_is_written_reads_back():
     message = cmp.parse(data)
     assert (message.header.transaction, message.header.sender_nonce) == (reply.transaction, reply.sender_nonce)
     assert (message.body, message.protection) == (Body.ERROR, b"signature")
-    assert message.protected == cmp.protected_part(reply)
+    assert message.protected == cmp_reply.protected_part(reply)
     assert message.extra_certificates == (b"\x30\x00",)
 
 
@@ -368,7 +368,7 @@ def test_a_changed_message_is_another_message_or_malformed(data):
 
 @pytest.mark.parametrize("failure", list(cmp.Failure))
 def test_failure_bits_are_where_openssl_looks_for_them(failure):
-    made = cmp.failure_info(failure)
+    made = cmp_reply.failure_info(failure)
     unused, value = made[2], made[3:]
     assert unused == 7 - failure % 8
     assert int.from_bytes(value, "big") >> unused & 1
@@ -449,9 +449,9 @@ async def test_a_device_enrols_with_pbmac1(client):
     secret = await client.code("phone-12")
     key = ec.generate_private_key(ec.SECP256R1())
     chosen = {"prf": "sha256", "scheme": "sha512", "salt": b"q" * 16, "iterations": 500, "length": 32}
-    asked = cmp.Reply(
-        sender=cmp.directory_name(x509.Name([])),
-        recipient=cmp.directory_name(x509.Name([])),
+    asked = cmp_reply.Reply(
+        sender=cmp_reply.directory_name(x509.Name([])),
+        recipient=cmp_reply.directory_name(x509.Name([])),
         time=datetime.now(UTC).strftime("%Y%m%d%H%M%SZ"),
         algorithm=pbmac1(**chosen),
         reference=b"phone-12",
@@ -464,8 +464,8 @@ async def test_a_device_enrols_with_pbmac1(client):
     )
     for transaction, code_, body in ((b"u" * 16, "wrong", Body.ERROR), (b"t" * 16, secret, Body.CP)):
         message = replace(asked, transaction=transaction)
-        mac = by_openssl(client.folder, code_, cmp.protected_part(message), **chosen)
-        (client.folder / "asked.der").write_bytes(cmp.encode(message, mac, ()))
+        mac = by_openssl(client.folder, code_, cmp_reply.protected_part(message), **chosen)
+        (client.folder / "asked.der").write_bytes(cmp_reply.encode(message, mac, ()))
         answer = await asyncio.to_thread(posted, client, "asked.der")
         assert answer.body is body
     assert answer.header.algorithm == asked.algorithm

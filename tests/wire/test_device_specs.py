@@ -11,7 +11,7 @@ from moorline.channel.messages import pack, unpack
 from moorline.channel.records import Direct
 from moorline.clock import Instant
 from moorline.errors import NotAuthentic
-from moorline.wire import access, cbor, cmp, cose, keys, pair, schema
+from moorline.wire import access, cbor, cmp, cmp_reply, cose, keys, pair, schema
 from moorline.wire.device import Request, Response
 from moorline.wire.nopfs import DeviceKeyRequest, Direction, KeyContext, NoPfsHello, NoPfsOffer, NoPfsRecord
 from moorline.wire.pair import PairOffer, PairStatement
@@ -102,4 +102,4 @@ def test_the_error_message_of_the_enrolment_page_reads():
     data = bytes.fromhex("".join(line for line in page.splitlines() if line.startswith("    ")).replace(" ", ""))
     message = cmp.parse(data)
     assert (message.body, message.header.transaction) == (cmp.Body.ERROR, b"t" * 16)
-    assert cmp.failure_info(cmp.Failure.BAD_POP) in message.content.der
+    assert cmp_reply.failure_info(cmp.Failure.BAD_POP) in message.content.der

@@ -23,9 +23,11 @@ from cryptography.x509.oid import NameOID
 from moorline.clock import Instant
 from moorline.errors import Malformed, NotAuthentic, Refused
 from moorline.verification.chains import verify_ca
-from moorline.wire import cmp
+from moorline.wire import cmp, cmp_reply
 from moorline.wire.certificates import parse_certificate
-from moorline.wire.cmp import Algorithm, Body, Message, Reply
+from moorline.wire.cmp import Body, Message
+from moorline.wire.cmp_elements import Algorithm
+from moorline.wire.cmp_reply import Reply
 from moorline.wire.http import HttpClient
 
 PATH: Final = "/.well-known/cmp"
@@ -48,8 +50,8 @@ async def certified(
     Raises Refused("cmp.refused") with the server's words, Malformed("cmp.malformed"), NotAuthentic("cmp.answer"), `chain.*`.
     """
     asked = _request(chain[0], csr, now)
-    signature = key.sign(cmp.protected_part(asked), ec.ECDSA(hashes.SHA256()))
-    body = cmp.encode(asked, signature, chain)
+    signature = key.sign(cmp_reply.protected_part(asked), ec.ECDSA(hashes.SHA256()))
+    body = cmp_reply.encode(asked, signature, chain)
     answer = cmp.parse(await client.send("POST", PATH, content=body, headers={"content-type": MEDIA_TYPE}))
     _require_answered(answer, asked)
     _require_signed(answer, roots, now)
@@ -64,8 +66,8 @@ def _request(leaf: bytes, csr: bytes, now: Instant) -> Reply:
     certificate = parse_certificate(leaf)
     identifier = x509.SubjectKeyIdentifier.from_public_key(certificate.public_key())
     return Reply(
-        sender=cmp.directory_name(certificate.subject),
-        recipient=cmp.directory_name(certificate.issuer),
+        sender=cmp_reply.directory_name(certificate.subject),
+        recipient=cmp_reply.directory_name(certificate.issuer),
         time=datetime.fromtimestamp(now, UTC).strftime("%Y%m%d%H%M%SZ"),
         algorithm=_ECDSA_SHA256,
         reference=identifier.digest,

@@ -42,8 +42,10 @@ from moorline.services.broker_est_access import Attempts
 from moorline.storage.broker_cmp import CmpStore, CmpTransaction
 from moorline.storage.broker_enrolments import Applicant
 from moorline.verification.chains import verify_chain
-from moorline.wire import cmp, cmp_mac, der, est
-from moorline.wire.cmp import Algorithm, Body, Failure, Message, Reply
+from moorline.wire import cmp, cmp_mac, cmp_reply, der, est
+from moorline.wire.cmp import Body, Failure, Message
+from moorline.wire.cmp_elements import Algorithm
+from moorline.wire.cmp_reply import Reply
 from moorline.wire.keys import PublicKey, parse_public, public_bytes
 
 CMP_TYPE: Final = "application/pkixcmp"
@@ -206,7 +208,7 @@ class Cmp:
             await asyncio.to_thread(self._store.expect, self._transaction(transaction, leaf, number, nonce))
         # caPubs only where the client could not know the root before: with a MAC (RFC 9483 4.1.1).
         above = (*self._broker.ca.bundle, *self._broker.roots) if sender.code is not None else ()
-        content = cmp.certificate_response(number, leaf.der, above)
+        content = cmp_reply.certificate_response(number, leaf.der, above)
         info = ((cmp.IMPLICIT_CONFIRM, b"\x05\x00"),) if implicit else ()
         reply = self._reply(message, _KINDS[message.body], content, nonce=nonce, info=info)
         return await asyncio.to_thread(self._protected, reply, message, sender)
@@ -243,7 +245,7 @@ class Cmp:
             self._broker.revocations.revoke(waiting.serial, reason="superseded", at=now)
             self._store.done(waiting.transaction)
             self._broker.revoking.set()
-        return self._protected(self._reply(message, Body.PKICONF, cmp.confirmed()), message, sender)
+        return self._protected(self._reply(message, Body.PKICONF, cmp_reply.confirmed()), message, sender)
 
     def _revoked(self, message: Message, sender: _Sender) -> bytes:
         serial, reason = cmp.revocation(message.content)
@@ -255,7 +257,7 @@ class Cmp:
             raise Conflict("cmp.already_revoked", "this certificate is revoked already", got=name)
         broker.revocations.revoke(name, reason=_REASONS.get(reason, "unspecified"), at=broker.clock.now())
         broker.revoking.set()
-        return self._protected(self._reply(message, Body.RP, cmp.revocation_response()), message, sender)
+        return self._protected(self._reply(message, Body.RP, cmp_reply.revocation_response()), message, sender)
 
     def _informed(self, message: Message, sender: _Sender | None) -> bytes:
         above = der.sequence(*self._broker.ca.bundle, *self._broker.roots)
@@ -263,7 +265,7 @@ class Cmp:
         known = {_CA_CERTS: above, _ROOT_UPDATE: update, _TEMPLATE: _template()}
         # A client that names its root (RFC 9483 4.3.2) is answered under the name of the update.
         asked = (_ROOT_UPDATE if name == _ROOT_CERT else name for name in cmp.info_types(message.content))
-        content = cmp.general_response(tuple((name, known[name]) for name in asked if name in known))
+        content = cmp_reply.general_response(tuple((name, known[name]) for name in asked if name in known))
         return self._protected(self._reply(message, Body.GENP, content), message, sender)
 
     def _sweep(self) -> None:
@@ -278,7 +280,7 @@ class Cmp:
 
     def _refused(self, message: Message | None, sender: _Sender | None, refusal: MoorlineError) -> bytes:
         failure = _FAILURES.get(refusal.code, _by_kind(refusal))
-        content = cmp.error(failure, f"{refusal.says} [{refusal.code}]")
+        content = cmp_reply.error(failure, f"{refusal.says} [{refusal.code}]")
         return self._protected(self._reply(message, Body.ERROR, content), message, sender)
 
     def _reply(
@@ -294,8 +296,8 @@ class Cmp:
         header = None if message is None else message.header
         identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         return Reply(
-            sender=cmp.directory_name(issuer.subject),
-            recipient=cmp.directory_name(x509.Name([])) if header is None else header.sender,
+            sender=cmp_reply.directory_name(issuer.subject),
+            recipient=cmp_reply.directory_name(x509.Name([])) if header is None else header.sender,
             time=datetime.fromtimestamp(self._broker.clock.now(), UTC).strftime("%Y%m%d%H%M%SZ"),
             algorithm=_SIGNED,
             reference=identifier.digest,
@@ -313,11 +315,11 @@ class Cmp:
             algorithm = message.header.algorithm
             assert algorithm is not None
             reply = replace(reply, algorithm=algorithm, reference=message.header.reference)
-            mac = cmp_mac.mac(algorithm, sender.code, cmp.protected_part(reply))
-            return cmp.encode(reply, mac, chain)
+            mac = cmp_mac.mac(algorithm, sender.code, cmp_reply.protected_part(reply))
+            return cmp_reply.encode(reply, mac, chain)
         key = self._broker.ca.issuer.key
         assert isinstance(key, ec.EllipticCurvePrivateKey)
-        return cmp.encode(reply, key.sign(cmp.protected_part(reply), ec.ECDSA(hashes.SHA256())), chain)
+        return cmp_reply.encode(reply, key.sign(cmp_reply.protected_part(reply), ec.ECDSA(hashes.SHA256())), chain)
 
 
 def add_routes(app: FastAPI, server: Cmp) -> None:
@@ -373,7 +375,7 @@ def _seconds(time: str) -> int:
 
 def _template() -> bytes:
     """CertReqTemplateContent (RFC 9480 2.16): an empty template, and that keys are on P-256."""
-    curve = cmp.encode_algorithm(Algorithm(oid="1.2.840.10045.2.1", parameters=der.oid("1.2.840.10045.3.1.7")))
+    curve = cmp_reply.encode_algorithm(Algorithm(oid="1.2.840.10045.2.1", parameters=der.oid("1.2.840.10045.3.1.7")))
     key_spec = der.sequence(der.sequence(der.oid("1.3.6.1.5.5.7.5.1.11"), curve))
     return der.sequence(der.sequence(), key_spec)
 
