@@ -104,7 +104,11 @@ AR4SI_CLAIMS = (
 
 def worst(vector: dict[str, Tier]) -> Tier:
     """The status that a vector comes to: its worst tier, or NONE when nothing affirmed."""
-    return max(vector.values(), key=lambda tier: tier.value, default=Tier.NONE)
+    found = vector.values()
+    return next((tier for tier in _WORST_FIRST if tier in found), Tier.NONE)
+
+
+_WORST_FIRST = (Tier.CONTRAINDICATED, Tier.WARNING, Tier.AFFIRMING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from moorline.errors import Malformed
@@ -57,6 +58,7 @@ class NvCertification:
     contents: bytes
 
 
+@lru_cache(maxsize=256)  # bounded: a verifier asks what a quote says before it asks whether it is authentic
 def parse_quote(data: bytes) -> Quote:
     """A TPMS_ATTEST of type quote; raises only Malformed (`tpm.*`)."""
     cursor, signer, extra, clock, firmware = _head(data, ATTEST_QUOTE)

@@ -39,12 +39,12 @@ class Writer:
     def signing_input(self, result: AttestationResult) -> bytes:
         """The bytes to sign with ES256: header and claims of the token."""
         appraisal = (
-            f'{{"ear_appraisal_policy_ids":[{_json(POLICY_ID + _b64(result.policy_digest))}],'
+            f'{{"ear_appraisal_policy_ids":[{_word(POLICY_ID + _b64(result.policy_digest))}],'
             f'"ear_status":"{result.status.word}","ear_trustworthiness_vector":{self._once(result.vector, _vector)},'
             f'"ear_verifier_claims":{{"{OURS}":{_private(result)}}},"eat_nonce":"{_b64(result.nonce)}"}}'
         )
         claims = (
-            f'{self._head},"exp":{result.expires:d},"iat":{result.issued:d},"iss":{_json(result.verifier)},'
+            f'{self._head},"exp":{result.expires:d},"iat":{result.issued:d},"iss":{_word(result.verifier)},'
             f'"submods":{{{_json(result.subject)}:{appraisal}{self._parts(result)}}}}}'
         )
         return HEADER + b"." + base64url.encode(claims.encode("ascii"))
@@ -92,7 +92,7 @@ def _private(result: AttestationResult) -> str:
     capabilities = ",".join([_capability(one) for one in result.capabilities])
     return (
         f'{{"bound":{_json(result.bound)},"capabilities":[{capabilities}],"findings":[{findings}],'
-        f'"root":"{result.root.value}","simulated_allowed":{_json(result.simulated_allowed)}}}'
+        f'"root":"{result.root.value}","simulated_allowed":{"true" if result.simulated_allowed else "false"}}}'
     )
 
 
@@ -114,6 +114,11 @@ def _finding(finding: Finding) -> str:
 @lru_cache(maxsize=_KEPT)
 def _capability(one: CapabilityLevel) -> str:
     return _json({"capability": one.capability, "level": one.level.word, "value": one.value})
+
+
+@lru_cache(maxsize=_KEPT)
+def _word(text: str) -> str:
+    return _json(text)
 
 
 def _b64(data: bytes) -> str:

@@ -10,6 +10,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from moorline.clock import Instant
@@ -182,7 +183,7 @@ class HostAppraisal:
             ima_count=read.state.count,
             ima_running=read.state.running,
             reference=reference.digest,
-            standing=schema.encode(standing),
+            standing=_standing_encoded(standing),
             boot_log=digest,
             pieces=pieces,
             pieces_since=since,
@@ -225,7 +226,7 @@ class HostAppraisal:
                 remedy="send the list from its beginning",
             )
         state = ima.ImaState(count=held.ima_count, running=held.ima_running)
-        return state, schema.decode(host.FileStanding, held.standing)
+        return state, _standing_decoded(held.standing)
 
     def _location(
         self, enrolled: EnrolledHost, evidence: wire.HostEvidence, platform: PlatformRecord, nonce: bytes
@@ -276,6 +277,16 @@ class HostAppraisal:
             simulated_allowed=self._simulated_allowed,
         )
         return self._hosts.appraise(facts, appraisal)
+
+
+@lru_cache(maxsize=BOOTS)  # hosts that ran the same files have the same standing
+def _standing_decoded(data: bytes) -> host.FileStanding:
+    return schema.decode(host.FileStanding, data)
+
+
+@lru_cache(maxsize=BOOTS)
+def _standing_encoded(standing: host.FileStanding) -> bytes:
+    return schema.encode(standing)
 
 
 def registered(platform: PlatformRecord, ek_digest: bytes, root: EvidenceRoot) -> None:
