@@ -12,7 +12,10 @@ asks for it is told so.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -66,6 +69,20 @@ def gained(connection: sa.Connection, host: str, expires: Instant, *, at: Instan
         connection.execute(sa.update(_STANDINGS).where(_STANDINGS.c.host == host).values(expires=expires))
 
 
+def gained_first(connection: sa.Connection, gained_now: Sequence[tuple[str, Instant, Instant]]) -> None:
+    """As `gained`, for many hosts that did not stand: name, when, and until when each stands. A fleet may begin at once."""
+    if not gained_now:
+        return
+    connection.execute(sa.insert(_STANDINGS), [{"host": host, "expires": expires} for host, _, expires in gained_now])
+    told = [
+        {"host": host, "at": at, "kind": GAINED, "code": "", "result_expires": expires} for host, at, expires in gained_now
+    ]
+    connection.execute(sa.insert(_EVENTS), told)
+    for at, group in groupby(told, key=itemgetter("at")):
+        happened = [_happened(one) for one in group]
+        audit_store.append_all(connection, AUDIT_DOMAIN, at=at, happened=happened)
+
+
 def ran_out(connection: sa.Connection, *, at: Instant, latest: Instant) -> tuple[str, ...]:
     """The hosts that still stand by a lease that has run out, or that ends after `latest`, as none does.
 
@@ -102,5 +119,9 @@ def newest_cursor(connection: sa.Connection) -> int:
 def _tell(connection: sa.Connection, host: str, at: Instant, kind: str, code: str, expires: Any) -> None:  # noqa: ANN401 - a column
     values = {"host": host, "at": at, "kind": kind, "code": code, "result_expires": expires}
     connection.execute(sa.insert(_EVENTS).values(values))
-    body = {"host": host, "code": code, "result_expires": expires}
-    audit_store.append(connection, AUDIT_DOMAIN, at=at, event=kind.replace("_", "-"), body=body)
+    audit_store.append_all(connection, AUDIT_DOMAIN, at=at, happened=[_happened(values)])
+
+
+def _happened(event: Mapping[str, Any]) -> tuple[str, dict[str, object]]:
+    """What the secure log says of an event."""
+    return event["kind"].replace("_", "-"), {name: event[name] for name in ("host", "code", "result_expires")}

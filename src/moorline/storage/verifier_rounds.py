@@ -6,7 +6,7 @@ transaction uses up the challenge first: where somebody else has used it, nothin
 answered. A host stands in a round once.
 
 Verdicts gained and lost are written as everywhere (storage.verifier_events); renewals of hosts that stand, which is nearly
-all of a round, are one statement for all.
+all of a round, are one statement for all, and so are first verdicts, which is nearly all of it when a fleet begins.
 """
 
 from __future__ import annotations
@@ -210,15 +210,18 @@ def store_results(connection: sa.Connection, results: Sequence[StoredResult], *,
     _put(connection, RESULTS, "host", values)
     found = connection.execute(_STANDINGS_NAMED, {"names": [one.host for one in results]})
     standing = {row.host: row.expires for row in found}
-    renewed = []
+    renewed, first = [], []
     for one in results:
         affirms = one.status == Tier.AFFIRMING.word and one.withdrawn is None
         if affirms and standing.get(one.host, 0) > one.issued:
             renewed.append({"name": one.host, "until": one.expires})
+        elif affirms and one.host not in standing:
+            first.append((one.host, one.issued, one.expires))
         elif affirms:
             verifier_events.gained(connection, one.host, one.expires, at=one.issued, patience_until=patience_until)
         else:
             verifier_events.lost(connection, one.host, one.code or "result.not_affirming", at=one.issued)
+    verifier_events.gained_first(connection, first)
     if renewed:
         connection.execute(_RENEWAL, renewed)
 
