@@ -5,26 +5,26 @@ Each command says what to do next. Keys that it makes are PEM files of mode 0600
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moorline.cli import acting, hsm_custody, render
+from moorline.cli import acting, hsm_custody, init_founding, render
+from moorline.cli.init_founding import Directory, Listen
 from moorline.errors import Misconfigured
 from moorline.nfv import Role
 
 if TYPE_CHECKING:
     from moorline.cli.acting import BrokerFacts, Provider
+    from moorline.hsm.token import TokenLocation
+    from moorline.services.broker_settings import BrokerSettings
     from moorline.services.orchestrator_peers import NamedHost
 
 app = typer.Typer(no_args_is_help=True)
 
-Directory = Annotated[Path, typer.Option("--dir", help="Its directory; made (0700) if it is not there.")]
-Listen = Annotated[str, typer.Option(help="Where it serves, address:port.")]
 Silicon = Annotated[Path, typer.Option(help="Socket of the machine's secure processor.")]
-Domain = Annotated[str, typer.Option(help="A DNS name that nobody else uses, such as consortium.test.")]
-_PAIR: Final = "NAME=ADDRESS:PORT"
 
 
 @app.callback()
@@ -32,115 +32,8 @@ def init() -> None:
     """Write commented settings and make what belongs to them; never overwrite."""
 
 
-@app.command()
-def consortium(
-    directory: Directory,
-    domain: Domain,
-    authority: Annotated[list[str], typer.Option(help=f"A founding authority, {_PAIR}; repeat it. The first makes blocks.")],
-    *,
-    max_age_s: Annotated[int, typer.Option("--max-age", min=1, help="How old a ledger proof may be, in seconds.")] = 30,
-    simulated: Annotated[
-        bool, typer.Option("--simulated", help="Allow SIMULATED hardware, for ever. For tests only.")
-    ] = False,
-    as_json: render.AsJson = False,
-) -> None:
-    """Hold the genesis ceremony: a root, the founding authorities, the genesis, and the trust file for everybody."""
-    from moorline.clock import SystemClock
-    from moorline.ledger.ceremony import genesis_ceremony
-    from moorline.ledger.genesis import Parameters
-
-    addresses = dict(_pair(text, "--authority") for text in authority)
-    made = genesis_ceremony(
-        directory,
-        names=tuple(addresses),
-        consortium_domain=domain,
-        simulated_allowed=simulated,
-        parameters=Parameters(max_age_s=max_age_s),
-        addresses=addresses,
-        now=SystemClock().now(),
-    )
-    folders = [directory / "authorities" / name for name in addresses]
-    for folder in folders:
-        _authority_file(folder, addresses[folder.name])
-    render.files(
-        [directory / name for name in ("genesis.cbor", "trust.cbor", "trust.toml", "roots.pem")] + folders,
-        as_json=as_json,
-        then=[
-            f"take {directory / 'root'} offline, and give each authority its folder",
-            f"moor authority run --config {folders[0] / 'authority.toml'}, and so for each",
-        ],
-        ledger=made.genesis.ledger_id.hex(),
-        quorum=str(made.trust.quorum),
-    )
-
-
-@app.command()
-def authority(
-    directory: Directory,
-    listen: Listen,
-    genesis: Annotated[Path, typer.Option(help="The ledger's genesis.cbor.")],
-    root: Annotated[Path, typer.Option(help="The root's folder, which the genesis ceremony made.")],
-    *,
-    as_json: render.AsJson = False,
-) -> None:
-    """Make the folder of an authority that joins a running ledger, named as its directory. It must be admitted."""
-    from moorline.clock import SystemClock
-    from moorline.ledger.ceremony import join_authority
-
-    join_authority(directory, genesis=render.read(genesis), root=root, address=listen, now=SystemClock().now())
-    _authority_file(directory, listen)
-    render.files(
-        [directory / "authority.toml"],
-        as_json=as_json,
-        then=[
-            f"moor authority admit {directory} --address {listen} --by FOLDER, and enough others approve",
-            f"moor authority run --config {directory / 'authority.toml'}",
-        ],
-    )
-
-
-@app.command()
-def provider(
-    directory: Directory,
-    name: Annotated[str, typer.Option(help="Its name on the ledger.")],
-    trust_domain: Domain,
-    consortium: Annotated[
-        Path, typer.Option(help="Directory with genesis.cbor, trust.cbor and roots.pem of the consortium.")
-    ],
-    *,
-    as_json: render.AsJson = False,
-) -> None:
-    """Make a provider: its key, its certificate request, and the consortium as it was given to it."""
-    from moorline.hsm.provider import make_provider_key
-    from moorline.nfv import parse_domain, parse_name
-    from moorline.services import settings
-
-    parse_name(name, "provider")
-    parse_domain(trust_domain, "trust domain")
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    given = directory / "consortium"
-    configured = acting.ProviderSettings(
-        name=name,
-        trust_domain=trust_domain,
-        key=directory / "provider.key.pem",
-        certificate=directory / "provider.pem",
-        genesis=given / "genesis.cbor",
-        trust=given / "trust.cbor",
-        roots=given / "roots.pem",
-    )
-    key = make_provider_key(configured.key)
-    for file in ("genesis.cbor", "trust.cbor", "roots.pem"):
-        render.new_file(given / file, render.read(consortium / file))
-    request = render.new_file(directory / "request.pem", _certificate_request(key, name, trust_domain))
-    settings.write_commented(configured, directory / acting.PROVIDER_FILE, head=f"Provider {name}.")
-    render.files(
-        [directory / acting.PROVIDER_FILE, configured.key, request],
-        as_json=as_json,
-        then=[
-            f"an authority certifies it: moor authority issue {request} --by FOLDER --output {configured.certificate}",
-            f"and proposes it: moor provider admit --certificate {configured.certificate} --by FOLDER",
-        ],
-    )
+for founder in (init_founding.consortium, init_founding.authority, init_founding.provider):
+    app.command()(founder)
 
 
 @app.command()
@@ -166,7 +59,6 @@ def broker(  # noqa: PLR0913 - one parameter an option
     from moorline.cli import hsm_request
     from moorline.hsm.ceremony import initialise
     from moorline.services import settings
-    from moorline.services.broker_settings import BrokerSettings
 
     acts = acting.provider(provider)
     if (directory / acting.BROKER_FILE).exists():
@@ -176,27 +68,10 @@ def broker(  # noqa: PLR0913 - one parameter an option
     token = directory / "token"
     with render.progress("making keys in the token"):
         made = initialise(token, label=acts.name, circle=hsm_custody.circle_of(custodian, quorum))
-    judge = None if verifier is None else _pair(verifier, "--verifier")
-    configured = BrokerSettings(
-        provider=acts.name,
-        trust_domain=acts.settings.trust_domain,
-        hsm=hsm,
-        issuing_ca=issuing_ca,
-        token_module=made.location.module,
-        token_label=made.location.label,
-        token_pin_file=made.location.pin_file,
-        softhsm_conf=token / "softhsm2.conf",
+    judge = None if verifier is None else init_founding.pair(verifier, "--verifier")
+    configured = replace(
+        _broker_settings(acts, directory, made.location, hsm=hsm, issuing_ca=issuing_ca, doors=(sessions, https)),
         custody=token / "custody.cbor" if custodian else None,
-        database=directory / "broker.db",
-        ledger_trust=acts.settings.trust,
-        ledger_urls=_ledger_urls(acts),
-        roots=acts.settings.roots,
-        hsm_certificate=directory / "hsm.pem",
-        issuing_ca_certificate=directory / "issuing-ca.pem",
-        authority_certificates=directory / "chain.pem",
-        listen_sessions=sessions,
-        listen_https=https,
-        admin_socket=directory / "admin.sock",
         verifier=None if judge is None else judge[0],
         verifier_url=None if judge is None else f"https://{judge[1]}",
         snp_anchors=snp_anchors,
@@ -279,7 +154,7 @@ def orchestrator(  # noqa: PLR0913 - one parameter an option
     launcher: Annotated[str, typer.Option(help="Where the launcher takes intents, address:port.")],
     package_signers: Annotated[Path, typer.Option(help="Certificates of publishers or their CAs (PEM).")],
     *,
-    host: Annotated[list[str] | None, typer.Option(help=f"A host's agent, {_PAIR}; may be repeated.")] = None,
+    host: Annotated[list[str] | None, typer.Option(help=f"A host's agent, {init_founding.PAIR}; may be repeated.")] = None,
     identifier: Annotated[str, typer.Option("--id", help="Its id.")] = "orchestrator-1",
     as_json: render.AsJson = False,
 ) -> None:
@@ -472,27 +347,32 @@ def silicon(
     render.files([file], as_json=as_json, then=[f"moor simulate silicon --config {file}"])
 
 
-def _authority_file(folder: Path, listen: str) -> None:
-    from moorline.services import settings
-    from moorline.services.authority import Settings
+def _broker_settings(
+    acts: Provider, directory: Path, token: TokenLocation, *, hsm: str, issuing_ca: str, doors: tuple[str, str]
+) -> BrokerSettings:
+    """A broker's settings as far as they follow from its provider, its directory and its token; `doors`: sessions, HTTPS."""
+    from moorline.services.broker_settings import BrokerSettings
 
-    (folder / "authority.toml").unlink(missing_ok=True)  # the ceremony's own, without comments
-    configured = Settings(name=folder.absolute().name, listen=listen, directory=folder)
-    settings.write_commented(configured, folder / "authority.toml", head=f"Ledger authority {folder.name}.")
-
-
-def _certificate_request(key: object, name: str, trust_domain: str) -> bytes:
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    builder = x509.CertificateSigningRequestBuilder().subject_name(
-        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    return BrokerSettings(
+        provider=acts.name,
+        trust_domain=acts.settings.trust_domain,
+        hsm=hsm,
+        issuing_ca=issuing_ca,
+        token_module=token.module,
+        token_label=token.label,
+        token_pin_file=token.pin_file,
+        softhsm_conf=directory / "token" / "softhsm2.conf",
+        database=directory / "broker.db",
+        ledger_trust=acts.settings.trust,
+        ledger_urls=_ledger_urls(acts),
+        roots=acts.settings.roots,
+        hsm_certificate=directory / "hsm.pem",
+        issuing_ca_certificate=directory / "issuing-ca.pem",
+        authority_certificates=directory / "chain.pem",
+        listen_sessions=doors[0],
+        listen_https=doors[1],
+        admin_socket=directory / "admin.sock",
     )
-    names = x509.SubjectAlternativeName([x509.DNSName(trust_domain)])
-    return builder.add_extension(names, critical=False).sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
 def _signing_key(path: Path) -> Path:
@@ -522,17 +402,8 @@ def _dns(hsm: BrokerFacts, role: Role, identifier: str) -> str:
 def _host(hsm: BrokerFacts, text: str) -> NamedHost:
     from moorline.services.orchestrator_peers import NamedHost
 
-    name, address = _pair(text, "--host")
+    name, address = init_founding.pair(text, "--host")
     return NamedHost(id=name, url=f"https://{address}", server_name=_dns(hsm, Role.HOST, name))
-
-
-def _pair(text: str, option: str) -> tuple[str, str]:
-    from moorline.nfv import parse_name
-
-    name, separator, address = text.partition("=")
-    if not separator or ":" not in address:
-        raise typer.BadParameter(f"{_PAIR}, not {text}", param_hint=option)
-    return parse_name(name, "name"), address
 
 
 def _numbers(text: str) -> tuple[int, ...]:
