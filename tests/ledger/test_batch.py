@@ -1,6 +1,8 @@
 """Several transactions in one request: each is answered as if it had come alone."""
 
 import asyncio
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,6 +12,8 @@ from moorline.errors import Conflict, Malformed, MoorlineError, Unavailable
 from moorline.ledger import batch, blocks
 
 from .test_engine import OTHERS, blank, engines, volatile  # noqa: F401 - fixtures
+
+PAGE = Path(__file__).parents[2] / "docs" / "spec" / "ledger-batch.md"
 
 
 def same(one, other):
@@ -88,3 +92,17 @@ async def test_a_batch_has_no_more_room_than_its_transactions_one_by_one(engines
     engines.sequencer.close()
     await asyncio.sleep(0)
     engines.close()
+
+
+def test_the_page_shows_a_batch_and_its_answers():
+    """verifies that: the bytes on the page are what it says they are, and there is no other encoding of them."""
+    text = PAGE.read_text("utf-8")
+    first, second = (
+        "".join(one.split()) for one in re.findall(r"^ {4}((?:[0-9a-f]+\n {4})*[0-9a-f]{20,})\n {6}", text, re.MULTILINE)
+    )
+    assert batch.encode(batch.parse(bytes.fromhex(first))) == bytes.fromhex(first)
+    receipt, error, taken = batch.parse_answers(bytes.fromhex(second), 3)
+    assert (receipt, error.code, error.got, taken) == (b"rrrr", "ledger.transaction_malformed", "cose.not_sign1", None)
+    assert batch.encode_answers([receipt, error, taken]).hex() == second
+    assert all(f'"{said}"' in text for said in (error.got, error.code, error.says, error.expected))
+    assert f"1 to {batch.MAX_TRANSACTIONS} " in text
