@@ -99,8 +99,6 @@ def test_the_page_shows_a_batch_and_its_answers():
     text = PAGE.read_text("utf-8")
     shown = re.findall(r"^ {4}((?:[0-9a-f]+\n {4})*[0-9a-f]{20,})\n {6}", text, re.MULTILINE)
     first, second = ("".join(one.split()) for one in shown)
-        "".join(one.split()) for one in re.findall(r"^ {4}((?:[0-9a-f]+\n {4})*[0-9a-f]{20,})\n {6}", text, re.MULTILINE)
-    )
     assert batch.encode(batch.parse(bytes.fromhex(first))) == bytes.fromhex(first)
     receipt, error, taken = batch.parse_answers(bytes.fromhex(second), 3)
     assert (receipt, error.code, error.got, taken) == (b"rrrr", "ledger.transaction_malformed", "cose.not_sign1", None)
