@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from moorline.ledger.engines.cometbft.node import CometNode, Consensus
 
 SCRUB_PAUSE_S: Final = 0.002
-COLLECT_AFTER: Final = 20_000
+COLLECT_AFTER: Final = 200_000
 """Objects made and not yet ended before Python looks for those that only hold each other."""
 
 

@@ -299,6 +299,8 @@ class Sequencer:
         while asked and len(lines) + 1 < self._quorum():
             done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
+                if len(lines) + 1 >= self._quorum():
+                    break  # more would not be kept
                 name = asked.pop(task)
                 answer = self._line(task, name, found)
                 if isinstance(answer, str):

@@ -103,6 +103,14 @@ class Intake:
         taken: list[Waiting] = []
         size = 0
         while self._lines and len(taken) < most and size < most_bytes:
+            if len(self._lines) == 1:  # nobody to take turns with
+                ((sender, line),) = self._lines.items()
+                while line and len(taken) < most and size < most_bytes:
+                    taken.append(line.popleft())
+                    size += len(taken[-1].data)
+                if not line:
+                    del self._lines[sender]
+                break
             for sender in list(self._lines):
                 line = self._lines[sender]
                 waiting = line.popleft()

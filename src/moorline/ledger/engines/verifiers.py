@@ -104,9 +104,10 @@ class _Worker:
         batch = cbor2.dumps([[_spki(key), key.algorithm, one.signature, cose.signed_bytes(one)] for one, key in asked])
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        async with self._turn:
+        with contextlib.suppress(OSError):  # then there is no answer either
+            self._process.stdin.write(len(batch).to_bytes(_LENGTH_BYTES, "big") + batch)
+        async with self._turn:  # answers come in the order in which they were asked for, and so do turns
             try:
-                self._process.stdin.write(len(batch).to_bytes(_LENGTH_BYTES, "big") + batch)
                 answer = await self._process.stdout.readexactly(len(asked))
             except (OSError, asyncio.IncompleteReadError):
                 self.alive = False
