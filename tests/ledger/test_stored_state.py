@@ -44,7 +44,7 @@ def stored(database_url):
 
 
 def test_a_crowd_is_packed_as_it_is_written_and_goes_on_from_there(stored):
-    """verifies that: a pack is there and is used, records are read one by one, and what is written next has the same root."""
+    """verifies that: a pack is there and is used, records are read one by one, and what is written next is the same."""
     (prefix,) = {one.prefix for one in stored.whole.all_subtrees() if one.keys > 1}
     assert stored.store.pack(prefix) is not None
     assert stored.store.pack(prefix ^ 1) is None
