@@ -202,9 +202,9 @@ class _Packed:
             found = packs.parse(self.pack, at, end)
         except Malformed:
             raise _damaged(self._prefix, self.hash, EMPTY) from None
-        if isinstance(found, packs.PackedInner):
+        if type(found) is packs.PackedInner:
             return _Packed(self._prefix, self.pack, at, found, self._packs)
-        return None if found is None else _Known(self._prefix, found, self._packs)
+        return _Known(self._prefix, found, self._packs) if type(found) is packs.PackedLeaf else None
 
 
 @final
@@ -473,15 +473,14 @@ def _at_subtree(node: _Node, place: bytes) -> _Node:
 
 
 def _pack(node: _Node) -> bytes:
+    if type(node) is _Inner:
+        return packs.inner(node.hash, node.keys, _pack(node.left), _pack(node.right))
+    if type(node) is _Packed:
+        return node.raw()
+    if type(node) is _Stored:
+        return _pack(node.opened())
     if node is None:
         return packs.EMPTY
-    if isinstance(node, _Packed):
-        return node.raw()
-    if isinstance(node, (_Stored, _Inner)):
-        inner = node if isinstance(node, _Inner) else node.opened()
-        if isinstance(inner, _Inner):
-            return packs.inner(inner.hash, inner.keys, _pack(inner.left), _pack(inner.right))
-        node = inner
     assert isinstance(node, _LEAVES), "a proof is not a tree to store"
     return packs.leaf(node.key, node.value)
 
