@@ -45,7 +45,15 @@ from peers.keylime import VERSION
 
 from moorline.clock import Instant, SystemClock, Validity
 from moorline.nfv import SpiffeId
-from moorline.services import http, http_connection, process, verifier, verifier_watch
+from moorline.services import (
+    http,
+    http_connection,
+    process,
+    verifier,
+    verifier_anchors,
+    verifier_routes,
+    verifier_watch,
+)
 from moorline.services.process import collect_seldom, serve_all
 from moorline.storage.verifier_store import VerifierStore
 from moorline.verification.anchors import production_anchors
@@ -75,8 +83,8 @@ async def serve(directory: Path, url: str | None) -> None:
 
     store = VerifierStore.open(url or directory / "verifier.db")
     served = authority_with(store, firmware_values(SystemClock().now()), sign=sign, clock=SystemClock())
-    anchors = verifier.Anchors(tpm=(), snp=production_anchors(), simulated_allowed=True)
-    app = verifier.application(served, anchors, trust_domain="alpha.test", clock=SystemClock(), guard=by_chain_alone)
+    anchors = verifier_anchors.Anchors(tpm=(), snp=production_anchors(), simulated_allowed=True)
+    app = verifier_routes.application(served, anchors, trust_domain="alpha.test", clock=SystemClock(), guard=by_chain_alone)
     shown = http.TlsIdentity(chain_pem=(directory / "chain.pem").read_bytes(), key_pem=(directory / "key.pem").read_bytes())
     collect_seldom()  # as the service does
     serving = http.serve(

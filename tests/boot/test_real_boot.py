@@ -24,7 +24,7 @@ from moorline.policy import ear, reference_values
 from moorline.rats import Outcome, Tier
 from moorline.services import settings
 from moorline.services.host import AttestationSettings, HostSettings
-from moorline.services.verifier import VerifierSettings
+from moorline.services.verifier_settings import VerifierSettings
 from moorline.simulators.tpm import SimulatedTpm, SimulatedTpmManufacturer
 from moorline.verification.tpm_identity import endorsement_digest
 from moorline.wire import keys

@@ -9,7 +9,13 @@ from test_service import PKI, by_chain_alone, trust
 
 from moorline.clock import SystemClock
 from moorline.nfv import Role, SpiffeId
-from moorline.services import http, verifier, verifier_asking, verifier_results
+from moorline.services import (
+    http,
+    verifier_anchors,
+    verifier_asking,
+    verifier_results,
+    verifier_routes,
+)
 from moorline.services.attestation_authority import AttestationAuthority
 from moorline.services.verifier_asking import Asking
 from moorline.wire.certificates import dns_name
@@ -25,8 +31,8 @@ class Served:
         self.name = dns_name(SpiffeId.parse(self.uri))
         parts = dataclasses.replace(world.authority()._parts, verifier=self.uri, audience=domain, clock=SystemClock())
         self.authority = AttestationAuthority(parts)
-        anchors = verifier.Anchors(tpm=(), snp=(), simulated_allowed=trust().simulated_allowed)
-        self.app = verifier.application(
+        anchors = verifier_anchors.Anchors(tpm=(), snp=(), simulated_allowed=trust().simulated_allowed)
+        self.app = verifier_routes.application(
             self.authority,
             anchors,
             trust_domain=domain,

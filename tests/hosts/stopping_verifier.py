@@ -8,18 +8,28 @@ from test_service import by_chain_alone
 from moorline.clock import SystemClock
 from moorline.ledger.light_client import LedgerTrust
 from moorline.nfv import SpiffeId
-from moorline.services import http, process, settings, verifier, verifier_asking, verifier_results
+from moorline.services import (
+    http,
+    process,
+    settings,
+    verifier,
+    verifier_anchors,
+    verifier_asking,
+    verifier_results,
+    verifier_routes,
+    verifier_settings,
+)
 from moorline.services.verifier_asking import Asking
 from moorline.storage.verifier_store import VerifierStore
 
 
 async def main(_):
-    configured = settings.load(verifier.VerifierSettings, Path(sys.argv[1]))
-    anchors = verifier.read_anchors(configured, LedgerTrust.parse(configured.ledger_trust.read_bytes()))
+    configured = settings.load(verifier_settings.VerifierSettings, Path(sys.argv[1]))
+    anchors = verifier_anchors.read_anchors(configured, LedgerTrust.parse(configured.ledger_trust.read_bytes()))
     name = SpiffeId.parse("spiffe://alpha.test/verifier/v1")
     store, clock, signer = VerifierStore.open(configured.database), SystemClock(), verifier.local_signer(configured.ear_key)
     authority = verifier.compose(configured, anchors, name, store, None, signer, clock)
-    app = verifier.application(authority, anchors, trust_domain="alpha.test", clock=clock, guard=by_chain_alone)
+    app = verifier_routes.application(authority, anchors, trust_domain="alpha.test", clock=clock, guard=by_chain_alone)
     asking = Asking(store, verifier_asking.Terms(answer_s=30, pull_every_s=None), clock)
     verifier_results.add_asking(app, authority, asking, trust_domain="alpha.test", clock=clock)
     await http.serve(

@@ -15,7 +15,7 @@ from moorline.errors import Misconfigured, MoorlineError, NotAuthentic, Unavaila
 from moorline.evidence import tpm_structures as tpm
 from moorline.ledger.records import PlatformRecord
 from moorline.rats import EvidenceRoot
-from moorline.services import verifier
+from moorline.services import verifier_anchors, verifier_settings
 from moorline.storage import verifier_chains
 from moorline.storage.collateral_intake import Offered, Taken, take
 from moorline.storage.collateral_store import open_collateral
@@ -89,13 +89,13 @@ def request(maker):
 
 
 async def enrol(settings, world, maker):
-    authority = composed(settings, world, verifier.read_anchors(settings, trust()))
+    authority = composed(settings, world, verifier_anchors.read_anchors(settings, trust()))
     return await authority.begin_enrolment("h1", request(maker))
 
 
 async def test_a_host_enrols_once_every_demanded_list_is_there(offline, world, tpm_maker, tmp_path):
     """verifies that: a missing list is said and not passed over, and one that comes in counts without a restart"""
-    authority = composed(offline, world, verifier.read_anchors(offline, trust()))
+    authority = composed(offline, world, verifier_anchors.read_anchors(offline, trust()))
     with pytest.raises(Unavailable) as undecided:
         await authority.begin_enrolment("h1", request(tpm_maker))
     assert undecided.value.code == "ek.crl_missing"
@@ -120,7 +120,7 @@ async def test_a_list_that_ended_in_the_store_is_stale_and_not_missing(offline, 
 async def test_the_demand_is_waived_with_a_reason_and_never_in_production(offline, world, tpm_maker):
     waived = dataclasses.replace(offline, tpm_crls_not_required={"hardware": "the site has no network"})
     assert (await enrol(waived, world, tpm_maker)).credential_blob
-    production = verifier.production(waived)
+    production = verifier_settings.production(waived)
     assert production.tpm_crls_not_required == {}
     with pytest.raises(MoorlineError) as refused:
         await enrol(dataclasses.replace(production, database=offline.database.with_name("p.db")), world, tpm_maker)
@@ -140,12 +140,12 @@ def test_settings_that_would_pass_over_revocation_by_accident_are_refused_at_sta
     if "tpm_collateral" in changes:
         changes = {"tpm_collateral": tmp_path / "nowhere"}
     with pytest.raises(Misconfigured) as refused:
-        verifier.revocation_reader(dataclasses.replace(offline, **changes))
+        verifier_anchors.revocation_reader(dataclasses.replace(offline, **changes))
     assert refused.value.code == code
 
 
 def test_a_list_in_the_store_is_the_makers_own_bytes(offline, tpm_maker, tmp_path):
-    reader = verifier.revocation_reader(offline)
+    reader = verifier_anchors.revocation_reader(offline)
     (crl,) = reader().crls
     assert x509.load_der_x509_crl(crl).issuer == tpm_maker.root.subject
 

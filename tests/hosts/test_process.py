@@ -20,7 +20,7 @@ from moorline.ledger.records import RevocationKind
 from moorline.policy import ear, reference_values
 from moorline.rats import Tier
 from moorline.services import settings
-from moorline.services.verifier import VerifierSettings
+from moorline.services.verifier_settings import VerifierSettings
 from moorline.simulators import firmware
 from moorline.verification.tpm_identity import endorsement_digest
 from moorline.wire import keys

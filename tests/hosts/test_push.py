@@ -306,13 +306,15 @@ async def test_operators_see_how_far_receivers_were_told(configured, world):  # 
     """verifies that: lag and the reason are shown to operators of the own trust domain, and in the metrics."""
     from test_service import composed, trust
 
-    from moorline.services import verifier
+    from moorline.services import verifier_anchors, verifier_routes
 
-    anchors = verifier.read_anchors(configured, trust())
+    anchors = verifier_anchors.read_anchors(configured, trust())
     authority = composed(configured, world, anchors)
     store = VerifierStore.open(configured.database)
     store.enrol(EnrolledHost(host="h1", ek_digest=b"e", ak_public=b"", root=EvidenceRoot.TEST, enrolled=NOW))
-    app = verifier.application(authority, anchors, trust_domain="alpha.test", clock=SystemClock(), guard=by_chain_alone)
+    app = verifier_routes.application(
+        authority, anchors, trust_domain="alpha.test", clock=SystemClock(), guard=by_chain_alone
+    )
     verifier_push.add_routes(app, store.deliveries(), authority, trust_domain="alpha.test")
     store.deliveries().begin("siem", at=NOW)
     change(store, 3)

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from moorline.clock import Instant, SystemClock
 from moorline.errors import Malformed, Misconfigured, MoorlineError, NotAuthentic, Refused
 from moorline.policy import host, reference_values
-from moorline.services import verifier, verifier_references
+from moorline.services import verifier_anchors, verifier_references
 from moorline.services.verifier_references import References, Sources
 from moorline.simulators import firmware
 from moorline.wire import keys
@@ -182,9 +182,9 @@ def test_a_damaged_list_of_a_tpm_maker_is_this_verifiers_fault(tmp_path, monkeyp
     def damaged(_):
         raise Malformed("collateral.store_damaged", "an item was changed since it was put here")
 
-    monkeypatch.setattr(verifier, "open_collateral", lambda path, create: path)
-    monkeypatch.setattr(verifier, "tpm_crls", damaged)
+    monkeypatch.setattr(verifier_anchors, "open_collateral", lambda path, create: path)
+    monkeypatch.setattr(verifier_anchors, "tpm_crls", damaged)
     configured = SimpleNamespace(tpm_crls_not_required={}, tpm_collateral=tmp_path)
     with pytest.raises(Misconfigured) as refused:
-        verifier.revocation_reader(configured)()
+        verifier_anchors.revocation_reader(configured)()
     assert (refused.value.code, refused.value.http_status) == ("verifier.collateral_damaged", 500)

@@ -19,7 +19,7 @@ from moorline.ledger.light_client import LedgerTrust
 from moorline.nfv import SpiffeId
 from moorline.policy import ear, host, reference_values
 from moorline.rats import EvidenceRoot, Tier
-from moorline.services import http, settings, verifier
+from moorline.services import http, settings, verifier, verifier_anchors, verifier_routes, verifier_settings
 from moorline.simulators import firmware
 from moorline.simulators.manufacturer import create_manufacturer, open_chip
 from moorline.simulators.silicon import GuestContext, Silicon, guest_policy
@@ -115,7 +115,7 @@ lease_s = 20
     }
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
-    return settings.load(verifier.VerifierSettings, tmp_path / "verifier.toml")
+    return settings.load(verifier_settings.VerifierSettings, tmp_path / "verifier.toml")
 
 
 def composed(configured, world, anchors):
@@ -133,8 +133,8 @@ def composed(configured, world, anchors):
 
 @pytest.fixture
 async def serving(configured, world):
-    anchors = verifier.read_anchors(configured, trust())
-    app = verifier.application(
+    anchors = verifier_anchors.read_anchors(configured, trust())
+    app = verifier_routes.application(
         composed(configured, world, anchors),
         anchors,
         trust_domain="alpha.test",
@@ -260,23 +260,23 @@ def test_simulated_silicon_counts_where_the_genesis_allows_it_and_never_in_produ
         "endorsements": base64.b64encode(report.auxblob).decode(),
         "report_data": report_data.hex(),
     }
-    simulating = verifier.read_anchors(configured, trust())
-    shown = verifier.appraise_evidence(body, simulating, now=NOW)
+    simulating = verifier_anchors.read_anchors(configured, trust())
+    shown = verifier_routes.appraise_evidence(body, simulating, now=NOW)
     assert (shown["root"], shown["measurement"]) == ("test", (b"m" * 48).hex())
-    production = verifier.read_anchors(verifier.production(configured), trust())
+    production = verifier_anchors.read_anchors(verifier_settings.production(configured), trust())
     with pytest.raises(NotAuthentic) as refused:
-        verifier.appraise_evidence(body, production, now=NOW)
+        verifier_routes.appraise_evidence(body, production, now=NOW)
     assert refused.value.code == "snp.anchor_unknown"
     with pytest.raises(NotAuthentic) as refused:
-        verifier.appraise_evidence(body | {"report_data": "00" * 64}, simulating, now=NOW)
+        verifier_routes.appraise_evidence(body | {"report_data": "00" * 64}, simulating, now=NOW)
     assert refused.value.code == "snp.report_data_mismatch"
     for wrong in ({}, body | {"format": "tdx"}, body | {"evidence": "!"}, body | {"more": 1}, body | {"report_data": 5}):
         with pytest.raises(Malformed):
-            verifier.appraise_evidence(wrong, simulating, now=NOW)
+            verifier_routes.appraise_evidence(wrong, simulating, now=NOW)
 
 
 def test_a_production_verifier_has_no_anchor_of_root_test(configured):
-    anchors = verifier.read_anchors(verifier.production(configured), trust())
+    anchors = verifier_anchors.read_anchors(verifier_settings.production(configured), trust())
     assert all(anchor.root is not EvidenceRoot.TEST for anchor in (*anchors.tpm, *anchors.snp.snp))
     assert anchors.simulated_allowed is False
 
@@ -292,7 +292,7 @@ def test_a_production_verifier_has_no_anchor_of_root_test(configured):
 )
 def test_anchor_sets_that_do_not_fit_are_refused_at_start(configured, changes, allowed, code):
     with pytest.raises(Misconfigured) as refused:
-        verifier.read_anchors(dataclasses.replace(configured, **changes), trust(simulated_allowed=allowed))
+        verifier_anchors.read_anchors(dataclasses.replace(configured, **changes), trust(simulated_allowed=allowed))
     assert refused.value.code == code
 
 
@@ -308,14 +308,14 @@ def test_anchor_sets_that_do_not_fit_are_refused_at_start(configured, changes, a
     ],
 )
 def test_settings_that_would_weaken_appraisal_by_accident_are_refused_at_start(configured, world, changes, code):
-    anchors = verifier.read_anchors(configured, trust())
+    anchors = verifier_anchors.read_anchors(configured, trust())
     with pytest.raises(MoorlineError) as refused:
         composed(dataclasses.replace(configured, **changes), world, anchors)
     assert refused.value.code == code
 
 
 def test_older_reference_values_cannot_be_put_back(configured, world):
-    anchors = verifier.read_anchors(configured, trust())
+    anchors = verifier_anchors.read_anchors(configured, trust())
     composed(configured, world, anchors)
     VerifierStore.open(configured.database).accept_serial("good", 2)
     with pytest.raises(Refused) as refused:
@@ -331,6 +331,6 @@ def test_an_identity_of_another_verifier_is_refused(configured):
 
 
 def test_the_shipped_policy_demands_every_field_but_those_it_gives_a_reason_for(configured):
-    shipped = verifier.production(configured)
+    shipped = verifier_settings.production(configured)
     assert set(shipped.not_required) == {"clock_safe"}
     assert set(shipped.not_required) < {field.name for field in dataclasses.fields(host.HostPolicy)}

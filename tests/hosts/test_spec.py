@@ -10,8 +10,8 @@ from pathlib import Path
 from moorline.nfv import SpiffeId
 from moorline.services import settings
 from moorline.services.host_attesting import AttestationSettings, FurtherVerifier
-from moorline.services.verifier import VerifierSettings
 from moorline.services.verifier_push import ReceiverSettings
+from moorline.services.verifier_settings import VerifierSettings
 from moorline.wire import keys, security_event
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -82,9 +82,9 @@ async def test_an_event_is_heard_while_the_stream_is_open(configured, world):  #
     """verifies that: a change that this process makes is sent to open streams at once, and a stream ends by itself."""
     from test_service import composed, trust
 
-    from moorline.services import verifier
+    from moorline.services import verifier_anchors
 
-    anchors = verifier.read_anchors(configured, trust())
+    anchors = verifier_anchors.read_anchors(configured, trust())
     authority = composed(configured, world, anchors)
     store = VerifierStore.open(configured.database)
     store.enrol(EnrolledHost(host="h1", ek_digest=b"e", ak_public=b"", root=EvidenceRoot.TEST, enrolled=NOW))

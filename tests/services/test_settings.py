@@ -157,7 +157,15 @@ def test_a_file_that_is_there_is_never_overwritten(tmp_path):
 def settings_of_services():
     from moorline.cli.acting import ProviderSettings
     from moorline.cli.vnf import OperatorSettings
-    from moorline.services import authority, broker_settings, host, launcher_parent, orchestrator, silicon, verifier
+    from moorline.services import (
+        authority,
+        broker_settings,
+        host,
+        launcher_parent,
+        orchestrator,
+        silicon,
+        verifier_settings,
+    )
 
     return [
         ProviderSettings,
@@ -169,7 +177,7 @@ def settings_of_services():
         launcher_parent.LauncherSettings,
         orchestrator.OrchestratorSettings,
         silicon.SiliconSettings,
-        verifier.VerifierSettings,
+        verifier_settings.VerifierSettings,
     ]
 
 

@@ -22,12 +22,12 @@ def tpm_anchors(enrolled: Path | None, roots: list[Path] | None) -> tuple[TpmAnc
     if enrolled is None:
         return shown
     from moorline.ledger.light_client import LedgerTrust
-    from moorline.services import settings, verifier
+    from moorline.services import settings, verifier_anchors, verifier_settings
     from moorline.services import verifier_files as files
 
-    configured = settings.load(verifier.VerifierSettings, enrolled)
+    configured = settings.load(verifier_settings.VerifierSettings, enrolled)
     trust = LedgerTrust.parse(files.read(configured.ledger_trust))
-    theirs = verifier.read_anchors(configured, trust).tpm
+    theirs = verifier_anchors.read_anchors(configured, trust).tpm
     return (*theirs, *(one for one in shown if one not in theirs))
 
 
@@ -38,10 +38,10 @@ def chains_of(enrolled: Path | None, shown: Sequence[Path]) -> list[Chain]:
     found = [tuple(one.public_bytes(Encoding.DER) for one in options.certificates(path)) for path in shown]
     if enrolled is None:
         return found
-    from moorline.services import settings, verifier
+    from moorline.services import settings, verifier_settings
     from moorline.storage.verifier_store import VerifierStore
 
-    configured = settings.load(verifier.VerifierSettings, enrolled)
+    configured = settings.load(verifier_settings.VerifierSettings, enrolled)
     store = VerifierStore.open(configured.database_url or configured.database)
     try:
         return [*found, *(one.certificates for one in store.ek_chains().values())]

@@ -108,7 +108,7 @@ def verifier(
 ) -> None:
     """Make an attestation authority's settings, and the keys that sign reference values and location tags."""
     from moorline.services import settings
-    from moorline.services.verifier import VerifierSettings
+    from moorline.services.verifier_settings import VerifierSettings
 
     acts, hsm = acting.provider(provider), acting.broker_facts(broker)
     simulated = bool(simulated_tpm_root or simulated_snp_root)

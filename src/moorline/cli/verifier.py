@@ -12,7 +12,7 @@ import typer
 from moorline.cli import render, running, verifier_events, verifier_reload
 
 if TYPE_CHECKING:
-    from moorline.services.verifier import VerifierSettings
+    from moorline.services.verifier_settings import VerifierSettings
 
 app = typer.Typer(no_args_is_help=True, help="The attestation authority of a provider.")
 
@@ -32,11 +32,11 @@ def run(
     """Run the verifier until it is stopped."""
 
     def serve() -> int:
-        from moorline.services import process, verifier
+        from moorline.services import process, verifier, verifier_settings
 
         configured = _settings(config)
         if production:
-            configured = verifier.production(configured)
+            configured = verifier_settings.production(configured)
         if listen is not None:
             configured = dataclasses.replace(configured, listen=listen)
         if database is not None:
@@ -89,10 +89,10 @@ def show_reference_values(
 
 
 def _settings(config: Path) -> VerifierSettings:
-    from moorline.services import settings, verifier
+    from moorline.services import settings, verifier_settings
 
-    configured = settings.load(verifier.VerifierSettings, config, service="verifier")
-    verifier.require_policy(configured)
+    configured = settings.load(verifier_settings.VerifierSettings, config, service="verifier")
+    verifier_settings.require_policy(configured)
     return configured
 
 

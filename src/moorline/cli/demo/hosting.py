@@ -36,7 +36,7 @@ from moorline.services import settings
 from moorline.services.host import HostSettings
 from moorline.services.host_attesting import AttestationSettings
 from moorline.services.silicon import SiliconSettings
-from moorline.services.verifier import VerifierSettings
+from moorline.services.verifier_settings import VerifierSettings
 from moorline.simulators import firmware
 from moorline.simulators.manufacturer import Chip, open_chip
 from moorline.simulators.tpm import SimulatedTpm
