@@ -113,7 +113,7 @@ def test_nothing_that_was_planted_comes_out(owned):
     limits = Path(f"/proc/{process.pid}/limits").read_text()
     assert next(line for line in limits.splitlines() if line.startswith("Max core file size")).split()[4:6] == ["0", "0"]
     lines = command_lines()
-    process.send_signal(signal.SIGQUIT)  # dumps core wherever it may
+    process.send_signal(signal.SIGABRT)  # dumps core wherever it may; unlike SIGQUIT, nobody above ignores it
     process.wait(10)
     assert not [each for each in directory.iterdir() if each.name.startswith("core")]
     said = log.read_bytes() + "".join(errors).encode() + lines
