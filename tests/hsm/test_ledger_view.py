@@ -143,3 +143,16 @@ async def test_without_reuse_every_session_asks(ledger):
     for _ in range(3):
         await view.state(("a",))
     assert len(authorities.asked) == 3
+
+
+@pytest.mark.asyncio
+async def test_names_that_nobody_asks_about_again_are_forgotten(ledger):
+    """verifies that: thousands of sessions, each with a name of its own, leave no proofs behind that are too old to use."""
+    authorities, view, passed = ledger
+    for number in range(3000):
+        passed[0] += 0.1
+        await view.state(("service", f"instance-{number}"))
+    assert max(len(view._kept), len(view._joined)) <= 256
+    authorities.records["service"] = b"revoked"
+    passed[0] += 1.1
+    assert (await view.state(("service", "instance-0")))["service"] == b"revoked"

@@ -20,6 +20,8 @@ from moorline.ledger.light_client import LedgerTrust, ProvenState, together, ver
 
 _HIGHEST = "highest-checkpoint"
 _KEPT_MAX: Final = 4096
+_KEPT_LOOKED_AT: Final = 256
+"""From so many keys on, those that are too old are dropped: each session asks about a name that is not asked about again."""
 _ASKED_MAX: Final = 48
 _ASK_AHEAD: Final = 0.75
 """How old, of `reuse_s`, what is asked for all the time may be before it is asked again: nobody waits for that answer."""
@@ -71,6 +73,7 @@ class LedgerView:
         self._bundles: dict[tuple[str, ...], tuple[float, bytes]] = {}
         self._wanted: set[str] = set()
         self._used: set[str] = set()
+        self._look_at = _KEPT_LOOKED_AT
         self._next: asyncio.Task[ProvenState] | None = None
         self._turn = asyncio.Lock()
         kept = store.document(_HIGHEST)
@@ -117,7 +120,7 @@ class LedgerView:
         """As `together`; the same one while the parts are."""
         joined = self._joined.get(keys)
         if joined is None or len(joined[0]) != len(parts) or any(map(is_not, joined[0], parts)):
-            if len(self._joined) > _KEPT_MAX:
+            if len(self._joined) >= _KEPT_LOOKED_AT:
                 self._joined.clear()
             joined = self._joined[keys] = parts, together(parts)
         return joined[1]
@@ -161,7 +164,15 @@ class LedgerView:
                 self._kept.clear()
                 self._used.clear()
             self._kept.update(dict.fromkeys(keys, (asked, state)))
+            self._drop_old()
         return state
+
+    def _drop_old(self) -> None:
+        if len(self._kept) >= self._look_at:
+            since = self._elapsed() - self._reuse_s
+            self._kept = {key: kept for key, kept in self._kept.items() if kept[0] > since}
+            self._joined.clear()
+            self._look_at = max(_KEPT_LOOKED_AT, 2 * len(self._kept))
 
 
 def _unheard(task: asyncio.Task[ProvenState]) -> None:
