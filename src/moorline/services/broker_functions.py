@@ -280,6 +280,8 @@ class FunctionSession:
         """From now on this session ends when its instance does; earlier generations ended with the consumption."""
         open_now = self.broker.open
         open_now.opened(fields.instance, fields.generation, self.claim.nonce)
+        if fields.generation == 1:
+            return  # none is earlier: nobody is told, and nothing is to be revoked
         behind = Refused(
             "renewal.generation_behind", "a later generation of this instance was launched", got=fields.generation
         )
