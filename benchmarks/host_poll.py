@@ -35,8 +35,9 @@ from moorline.ledger.records import PlatformRecord, Status
 from moorline.policy import ear, host, reference_values
 from moorline.policy.host_alike import AlikeHosts
 from moorline.rats import EvidenceRoot
-from moorline.services.attestation_authority import AttestationAuthority, Parts, Sign
+from moorline.services.attestation_authority import AttestationAuthority
 from moorline.services.host_appraisal import Terms
+from moorline.services.verifier_parts import Parts, Sign
 from moorline.simulators import firmware
 from moorline.storage.verifier_rounds import EnrolledHost
 from moorline.storage.verifier_store import VerifierStore

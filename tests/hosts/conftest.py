@@ -18,8 +18,9 @@ from moorline.errors import Refused
 from moorline.ledger.records import PlatformRecord, Status
 from moorline.policy import reference_values
 from moorline.rats import EvidenceRoot
-from moorline.services.attestation_authority import AttestationAuthority, Parts
+from moorline.services.attestation_authority import AttestationAuthority
 from moorline.services.host_appraisal import Terms
+from moorline.services.verifier_parts import Parts
 from moorline.simulators import firmware
 from moorline.simulators.tpm import SimulatedTpm, SimulatedTpmManufacturer
 from moorline.storage.verifier_store import VerifierStore

@@ -167,9 +167,11 @@ def test_hosts_that_stood_before_there_were_events_are_not_forgotten(store, data
     store.put_result(result("h1"), patience_until=LONG_AGO)
     store.put_result(result("h2", status="contraindicated"), patience_until=LONG_AGO)
     with store._engine.begin() as c:
-        for table in ("asks", "watchers", "watched", "deliveries", "events", "standings", "audit", "boot_logs", "progress"):
+        later = ("asks", "watchers", "watched", "deliveries", "events", "standings", "audit", "boot_logs", "progress")
+        for table in (*later, "ek_chains"):
             c.execute(sa.text(f"DROP TABLE {table}"))
-        c.execute(sa.text("ALTER TABLE challenges DROP COLUMN ask"))
+        for table, column in (("challenges", "ask"), ("hosts", "refused"), ("enrolments", "chain")):
+            c.execute(sa.text(f"ALTER TABLE {table} DROP COLUMN {column}"))
         numbers = ("clock", "reset_count", "restart_count", "ima_count")
         blobs = ("ima_running", "reference", "standing", "event_log")
         progress_then = sa.Table(

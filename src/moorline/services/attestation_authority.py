@@ -1,11 +1,6 @@
 """The attestation authority (RFC 9334 Verifier) of one provider: enrolment, challenge, appraisal, result. No HTTP here.
 
-Enrolment:
-1. the endorsement certificate leads to a configured maker of TPMs that did not revoke it, as its current lists say, and
-   the attestation key cannot sign foreign data;
-2. the provider's platform record on the ledger names this endorsement key for this host, and says `simulated` exactly where
-   the anchor is a simulated one;
-3. neither the name nor the endorsement key belongs to another; 4. the TPM opens a credential made for both keys.
+Enrolment is in services.verifier_enrolling.
 
 Appraisal:
 1. the quote is by the enrolled key (verification.tpm_quote) and answers an open challenge of this verifier, which it uses
@@ -28,81 +23,39 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hashlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from cryptography.hazmat.primitives.asymmetric import ec
-
-from moorline.clock import Clock, Instant
+from moorline.clock import Instant
 from moorline.digest import same
-from moorline.errors import MoorlineError, NotAuthentic, Refused, Unavailable
+from moorline.errors import MoorlineError, Refused, Unavailable
 from moorline.evidence.tpm_quote import parse_quote
-from moorline.evidence.tpm_structures import parse_public
 from moorline.ledger.records import PlatformRecord
 from moorline.nfv import parse_name
 from moorline.policy import ear
 from moorline.policy.reference_values import Reference
-from moorline.rats import AttestationResult, EvidenceRoot, Tier
+from moorline.rats import AttestationResult, Tier
+from moorline.services import verifier_enrolling
 from moorline.services.host_appraisal import (
     SKEW_S,
     Appraised,
-    Distance,
     HostAppraisal,
-    Terms,
     challenge_used,
     exhausted,
-    registered,
 )
+from moorline.services.verifier_parts import Parts
 from moorline.services.verifier_queue import Entry, VerifierQueue
-from moorline.storage import verifier_chains
 from moorline.storage.verifier_events import VerdictEvent
 from moorline.storage.verifier_rounds import Change, EnrolledHost, Held, Progress, StoredResult
-from moorline.storage.verifier_store import OpenEnrolment, VerifierStore
-from moorline.verification import tpm_identity, tpm_quote
-from moorline.verification.tpm_revocation import Revocation
-from moorline.verification.verified import Verified
 from moorline.wire import host as wire
-from moorline.wire import keys
-
-PlatformLookup = Callable[[tuple[str, ...]], Awaitable[Mapping[str, PlatformRecord | MoorlineError]]]
-"""The active platform record of each of these hosts of this provider, or why there is none (`ledger.*`)."""
-
-Sign = Callable[[tuple[bytes, ...]], Awaitable[tuple[bytes, ...]]]
-"""ES256 over each message with the verifier's key, wherever it is: 64 bytes each, r | s."""
 
 EVENTS_PAGE: Final = 500
 """Events in one answer at most; the reader comes again for more."""
 _NONCE: Final = 32
-_SECRET: Final = 32
 _TURN: Final = 16
 """Hosts appraised before others of the process get a turn."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """What an authority is made of. `verifier` is its SPIFFE ID, `audience` its trust domain; `random` gives fresh bytes.
-
-    `revocation` reads what is held of TPM makers' CRLs, at each enrolment.
-    """
-
-    verifier: str
-    audience: str
-    terms: Terms
-    anchors: tuple[tpm_identity.TpmAnchor, ...]
-    revocation: Callable[[], Revocation]
-    simulated_allowed: bool
-    reference: Reference
-    signers: tuple[keys.PublicKey, ...]
-    platforms: PlatformLookup
-    sign: Sign
-    store: VerifierStore
-    clock: Clock
-    random: Callable[[int], bytes]
-    measured: Distance | None = None
-    """What landmarks say about places that hosts claim, where landmarks are configured."""
 
 
 _Entry = Entry[wire.HostEvidence, wire.HostVerdict]
@@ -154,52 +107,12 @@ class AttestationAuthority:
     # Enrolment ------------------------------------------------------------------------------------------------------
 
     async def begin_enrolment(self, name: str, request: wire.EnrolRequest) -> wire.EnrolChallenge:
-        """A credential that only the TPM of both keys can open. Raises what the module's steps 1 to 3 find."""
-        parts = self._parts
-        now = parts.clock.now()
-        verified = tpm_identity.verify_endorsement(
-            request.ek_public,
-            request.ek_certificates,
-            anchors=parts.anchors,
-            revocation=await asyncio.to_thread(parts.revocation),
-            now=now,
-        )
-        ak = parse_public(request.ak_public)
-        tpm_quote.require_ak_attributes(ak)
-        await self._registered(name, verified.value.digest, verified.root)
-        parts.store.require_free(name, verified.value.digest)
-        secret, enrolment = parts.random(_SECRET), parts.random(_NONCE)
-        blob, sealed = self._credential(verified, ak.name, secret)
-        expires = Instant(now + parts.terms.challenge_s)
-        parts.store.open_enrolment(
-            OpenEnrolment(
-                enrolment=enrolment,
-                host=name,
-                ek_digest=verified.value.digest,
-                ak_public=request.ak_public,
-                root=verified.root,
-                secret_digest=hashlib.sha256(secret).digest(),
-                expires=expires,
-                chain=verifier_chains.packed(request.ek_certificates),
-            )
-        )
-        return wire.EnrolChallenge(enrolment=enrolment, credential_blob=blob, secret=sealed, expires=expires)
+        """A credential that only the TPM of both keys can open (verifier_enrolling.begin). Raises what that does."""
+        return await verifier_enrolling.begin(self._parts, name, request)
 
     async def finish_enrolment(self, name: str, proof: wire.EnrolProof) -> wire.Enrolled:
-        """The binding of name and keys, for good. Raises NotAuthentic("enrol.unknown" | "enrol.activation"), Conflict."""
-        parts = self._parts
-        now = parts.clock.now()
-        opened = parts.store.take_enrolment(proof.enrolment, now=now)
-        if opened.host != name or not same(hashlib.sha256(proof.activated).digest(), opened.secret_digest):
-            raise NotAuthentic(
-                "enrol.activation", "the credential was not opened by the TPM it was made for", remedy="begin again"
-            )
-        await self._registered(name, opened.ek_digest, opened.root)
-        bound = parts.store.enrol(
-            EnrolledHost(host=name, ek_digest=opened.ek_digest, ak_public=opened.ak_public, root=opened.root, enrolled=now),
-            chain=opened.chain,
-        )
-        return wire.Enrolled(host=name, ak_name=parse_public(bound.ak_public).name, ek_digest=bound.ek_digest)
+        """The binding of name and keys, for good (verifier_enrolling.finish). Raises what that does."""
+        return await verifier_enrolling.finish(self._parts, name, proof)
 
     def enrolled(self, name: str) -> EnrolledHost:
         """The keys of an enrolled host; raises Refused("host.not_enrolled")."""
@@ -466,21 +379,6 @@ class AttestationAuthority:
         return rows
 
     # ----------------------------------------------------------------------------------------------------------------
-
-    async def _registered(self, name: str, ek_digest: bytes, root: EvidenceRoot) -> None:
-        platform = (await self._parts.platforms((parse_name(name, "host"),)))[name]
-        if isinstance(platform, MoorlineError):
-            raise platform
-        registered(platform, ek_digest, root)
-
-    def _credential(
-        self, verified: Verified[tpm_identity.EndorsementKey], ak_name: bytes, secret: bytes
-    ) -> tuple[bytes, bytes]:
-        ek = verified.value.public
-        key = ek.key()
-        ephemeral = ec.generate_private_key(key.curve) if isinstance(key, ec.EllipticCurvePublicKey) else None
-        seed = self._parts.random(len(ek.name) - 2)  # a name is two bytes of algorithm and its digest
-        return tpm_identity.make_credential(ek, ak_name, secret, seed=seed, ephemeral=ephemeral)
 
 
 def _appraisal(parts: Parts) -> HostAppraisal:

@@ -42,7 +42,7 @@ from moorline.services import (
     verifier_watch,
 )
 from moorline.services import verifier_files as files
-from moorline.services.attestation_authority import AttestationAuthority, Parts, PlatformLookup, Sign
+from moorline.services.attestation_authority import AttestationAuthority
 from moorline.services.callers import Callers, view_for
 from moorline.services.host_appraisal import Distance, Terms
 from moorline.services.process import announce_ready, collect_seldom, serve_all
@@ -51,6 +51,7 @@ from moorline.services.verifier_anchors import Anchors, read_anchors, revocation
 from moorline.services.verifier_asking import Asking
 from moorline.services.verifier_landmarks import Measurements
 from moorline.services.verifier_makers import Makers
+from moorline.services.verifier_parts import Parts, PlatformLookup, Sign
 from moorline.services.verifier_platforms import LedgerPlatforms
 from moorline.services.verifier_push import Pushing
 from moorline.services.verifier_references import References, Sources

@@ -31,7 +31,8 @@ from moorline.clock import Clock
 from moorline.errors import Misconfigured, MoorlineError, Unavailable
 from moorline.nfv import Role, parse_name
 from moorline.services import http, metrics
-from moorline.services.attestation_authority import AttestationAuthority, Sign
+from moorline.services.attestation_authority import AttestationAuthority
+from moorline.services.verifier_parts import Sign
 from moorline.storage.verifier_deliveries import Deliveries
 from moorline.storage.verifier_events import VerdictEvent
 from moorline.wire import security_event
