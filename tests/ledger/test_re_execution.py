@@ -14,6 +14,7 @@ from moorline.ledger.nonces import Nonces
 from moorline.ledger.proof import Entry
 from moorline.ledger.re_execution import WrongExecution
 from moorline.ledger.transactions import SenderKind
+from moorline.ledger.tree import Tree, key_digest, subtree_of
 from moorline.wire import keys, schema
 
 from .conftest import NAMES, consortium_at, hsm_body
@@ -128,6 +129,17 @@ def test_a_transaction_of_a_block_before_names_nobody(tmp_path):
         blocks.execute_again(ledger.head, block)
     assert caught.value.got == "ledger.nonce_used"
     assert ledger.shown(block) is None
+
+
+def test_a_state_that_is_in_a_database_shows_the_same(ledger, wrong_blocks):
+    """verifies that: what the rules touch is found out in a state of which nothing is in memory yet, too."""
+    state, kept = ledger.head.state, {}
+    for key, value in state.records.items():
+        kept.setdefault(subtree_of(key_digest(key)), []).append((key, value))
+    for fault, block in wrong_blocks:
+        stored = replace(state, tree=Tree.stored(state.tree.all_subtrees(), kept.__getitem__))
+        shown = re_execution.show(stored, ledger.header, block, ledger.sealed(block))
+        assert shown == ledger.shown(block), fault
 
 
 def changed(found, index, **entry):
