@@ -153,8 +153,32 @@ async def test_a_ledger_that_stands_still_is_no_ledger(door, provider):
     assert int(answer.headers["retry-after"]) >= 1
 
 
-async def test_authorities_that_say_nothing_are_waited_for_shortly(provider, monkeypatch):
+async def test_one_silent_authority_shuts_nobody_out(provider, monkeypatch):
+    """verifies that: who has no young proof waits for the next authority's answer, who has one goes on with it."""
     monkeypatch.setattr(callers, "_PATIENCE_S", 0.01)
+    silent, asked = asyncio.Event(), []
+
+    async def prove(wanted):
+        asked.append(wanted)
+        await silent.wait()
+        return provider.ledger.bundle(wanted)
+
+    guard = guard_of(provider, prover=SimpleNamespace(prove=prove))
+    leaf = certificates.parse_certificate(provider.svid(OPERATOR, ec.generate_private_key(ec.SECP256R1()).public_key())[0])
+    waiting = asyncio.ensure_future(guard.require_standing(leaf))
+    while not asked:  # noqa: ASYNC110 - until it is under way
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    silent.set()
+    await waiting
+    silent.clear()
+    await guard.require_standing(leaf)
+    assert len(asked) == 2
+
+
+async def test_authorities_that_say_nothing_are_not_waited_for_for_ever(provider, monkeypatch):
+    monkeypatch.setattr(callers, "_PATIENCE_MAX_S", 0.01)
     silent = SimpleNamespace(prove=lambda _: asyncio.Event().wait())
     guard = guard_of(provider, prover=silent)
     leaf = certificates.parse_certificate(provider.svid(OPERATOR, ec.generate_private_key(ec.SECP256R1()).public_key())[0])

@@ -30,6 +30,8 @@ from moorline.wire.certificates import parse_certificate, spiffe_id_of
 
 REUSE_PART: Final = 1 / 30
 _PATIENCE_S: Final = 4.0
+_PATIENCE_MAX_S: Final = 25.0
+"""More than a client of the ledger waits for one silent authority before it asks the next, less than a request may take."""
 _KEPT_MAX: Final = 4096
 _ISSUER_GONE: Final = frozenset({"ledger.issuing_ca_not_active", "ledger.issuer_other", "ledger.issuer_retired"})
 
@@ -66,9 +68,9 @@ class Callers:
         return leaf_standing.provider_of(await self._state((records.trust_domain_index_key(trust_domain),)), trust_domain)
 
     async def _state(self, keys: tuple[str, ...]) -> ProvenState:
-        """3."""
+        """3. Without a proof to fall back on it waits longer: one silent authority must not shut everybody out."""
         try:
-            async with asyncio.timeout(_PATIENCE_S):
+            async with asyncio.timeout(_PATIENCE_S if self._last_young(keys) is not None else _PATIENCE_MAX_S):
                 state = await self._ledger.state(keys)
         except (Unavailable, TimeoutError):
             return self._young(keys)
@@ -81,9 +83,13 @@ class Callers:
         self._last[keys] = state
         return state
 
-    def _young(self, keys: tuple[str, ...]) -> ProvenState:
+    def _last_young(self, keys: tuple[str, ...]) -> ProvenState | None:
         last = self._last.get(keys)
-        if last is None or self._clock.now() - last.time > self._max_age_s:
+        return None if last is None or self._clock.now() - last.time > self._max_age_s else last
+
+    def _young(self, keys: tuple[str, ...]) -> ProvenState:
+        last = self._last_young(keys)
+        if last is None:
             raise Unavailable(
                 "http.standing_unknown",
                 "the ledger was not seen lately, so nobody can say that the certificate shown still counts",
