@@ -50,9 +50,6 @@ _CLOCKS_NAMED: Final = sa.select(PROGRESS.c.host, PROGRESS.c.clock, PROGRESS.c.r
     PROGRESS.c.host.in_(_NAMES)
 )
 _STANDINGS_NAMED: Final = sa.select(_STANDINGS.c.host, _STANDINGS.c.expires).where(_STANDINGS.c.host.in_(_NAMES))
-_RENEWAL: Final = (
-    sa.update(_STANDINGS).where(_STANDINGS.c.host == sa.bindparam("name")).values(expires=sa.bindparam("until"))
-)
 _OPEN: Final = sa.select(CHALLENGES).where(CHALLENGES.c.nonce.in_(_NONCES))
 _TAKEN: Final = (
     sa.delete(CHALLENGES)
@@ -214,7 +211,7 @@ def store_results(connection: sa.Connection, results: Sequence[StoredResult], *,
     for one in results:
         affirms = one.status == Tier.AFFIRMING.word and one.withdrawn is None
         if affirms and standing.get(one.host, 0) > one.issued:
-            renewed.append({"name": one.host, "until": one.expires})
+            renewed.append({"host": one.host, "expires": one.expires})
         elif affirms and one.host not in standing:
             first.append((one.host, one.issued, one.expires))
         elif affirms:
@@ -223,7 +220,7 @@ def store_results(connection: sa.Connection, results: Sequence[StoredResult], *,
             verifier_events.lost(connection, one.host, one.code or "result.not_affirming", at=one.issued)
     verifier_events.gained_first(connection, first)
     if renewed:
-        connection.execute(_RENEWAL, renewed)
+        _put(connection, _STANDINGS, "host", renewed)
 
 
 def boot_log(connection: sa.Connection, digest: bytes) -> bytes | None:
@@ -331,4 +328,6 @@ def _put(connection: sa.Connection, into: sa.TableClause, key: str, rows: Sequen
 def _putting(dialect: str, into: sa.TableClause, key: str, columns: tuple[str, ...]) -> Any:  # noqa: ANN401 - of either dialect
     made: Any = (postgresql if dialect == "postgresql" else sqlite).insert(into)
     others = {name: made.excluded[name] for name in columns if name != key}
-    return made.on_conflict_do_update(index_elements=[key], set_=others)
+    putting = made.on_conflict_do_update(index_elements=[key], set_=others)
+    # SQLAlchemy sends many rows in one message only where something is returned; else pg8000 waits for each row's answer.
+    return putting.returning(into.c[key]) if dialect == "postgresql" else putting
