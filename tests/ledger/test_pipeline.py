@@ -57,6 +57,21 @@ async def test_a_worker_says_which_signatures_hold(engines):  # noqa: F811
     engines.close()
 
 
+async def test_an_answer_nobody_waits_for_is_nobody_elses(engines):  # noqa: F811
+    """verifies that: of questions given up at any moment, no answer is taken for that of another signature."""
+    good = [engines.transaction() for _ in range(6)]
+    node = engines.nodes[FIRST]
+    true, false = ([looked_at(node, one) for one in some] for some in (good, [forged(one) for one in good]))
+    async with verifying() as found:
+        for moment in (0, 0, 0.001, 0.002):
+            given_up = asyncio.ensure_future(found.hold(true))
+            await asyncio.sleep(moment)
+            given_up.cancel()
+            answers = await asyncio.gather(found.hold(false), found.hold(true), found.hold(false))
+            assert answers == [[False] * 6, [True] * 6, [False] * 6]
+    engines.close()
+
+
 async def test_what_a_worker_did_not_say_is_verified_by_the_engine(engines):  # noqa: F811
     """verifies that: a worker that is killed says of nothing that it holds, is not asked again, and blocks go on."""
     async with verifying() as found:

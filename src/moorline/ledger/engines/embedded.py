@@ -109,7 +109,12 @@ class Sequencer:
                 taken.append(error)
         if not wait:
             await asyncio.sleep(0)  # what is told at once is told
-        return [await _outcome(one, wait=wait) for one in taken]
+        try:
+            return [await _outcome(one, wait=wait) for one in taken]
+        finally:  # who asked may be gone: then nobody wants the rest
+            for waited in taken:
+                if wait and isinstance(waited, asyncio.Future):
+                    waited.cancel()
 
     def _unreachable(self) -> Unavailable:
         return Unavailable(

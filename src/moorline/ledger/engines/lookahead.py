@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -26,9 +26,6 @@ FEW: Final = 16
 MOST: Final = 200
 """How many are verified in one go: some 12 ms of a core, or less than it takes to put them into a block."""
 ROOM: Final = 2048
-_PIECE: Final = 8
-_AHEAD: Final = 2
-"""How many pieces a worker has before it: one it verifies, and one so that it need not wait for the next."""
 
 
 class Lookahead:
@@ -109,35 +106,17 @@ async def verify_beside(
 ) -> None:
     """Have the signatures of these transactions verified under the keys the ledger has now, and remember those that hold.
 
-    Unless the workers are left `alone` with it, this process takes its share, as large as it manages.
+    Unless the workers are left `alone` with it, this process takes its share: then it waits for nothing but the rest.
     """
     find = _keys_of(state)
     asked = [one for one in (_asked(find, data, verified) for data in batch) if one is not None and not verified.knows(*one)]
-    if alone:
-        await _hold(asked, verified, verifiers)
-        return
-    left = deque(asked[at : at + _PIECE] for at in range(0, len(asked), _PIECE))
-    theirs = [asyncio.ensure_future(_take(left, verified, verifiers)) for _ in range(_AHEAD * verifiers.workers)]
+    mine = 0 if alone or not verifiers.ready else len(asked) // (verifiers.workers + 1)
+    theirs = asyncio.ensure_future(verifiers.hold(asked[mine:]))
     await asyncio.sleep(0)  # until it is sent
-    try:
-        while left:  # from the front, while the workers take from the end: whoever is slower has less
-            for sign1, key in left.popleft():
-                with contextlib.suppress(NotAuthentic):
-                    verified.verify(sign1, key)
-            await asyncio.sleep(0)
-        await asyncio.gather(*theirs)
-    finally:
-        for one in theirs:
-            one.cancel()
-
-
-async def _take(left: deque[list[tuple[Sign1, VerifyingKey]]], verified: Verified, verifiers: Verifiers) -> None:
-    while left:
-        await _hold(left.pop(), verified, verifiers)
-
-
-async def _hold(asked: Sequence[tuple[Sign1, VerifyingKey]], verified: Verified, verifiers: Verifiers) -> None:
-    for (sign1, key), holds in zip(asked, await verifiers.hold(asked), strict=True):
+    for sign1, key in asked[:mine]:
+        with contextlib.suppress(NotAuthentic):
+            verified.verify(sign1, key)
+    for (sign1, key), holds in zip(asked[mine:], await theirs, strict=True):
         if holds:
             verified.remember(sign1, key)
 

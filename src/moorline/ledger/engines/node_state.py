@@ -26,7 +26,7 @@ KEPT_BYTES: Final = 128 << 20
 """How much of the state stays in memory before all of it is let go."""
 _RECORD_BYTES: Final = 700
 _PATH_BYTES: Final = 3000
-"""What a record, and the nodes along a path, take in memory beside their bytes; measured."""
+"""What a record, and the nodes along a path, take in memory beside their bytes, about."""
 
 
 class StoredState:

@@ -106,13 +106,19 @@ class _Worker:
         assert self._process.stdout is not None
         with contextlib.suppress(OSError):  # then there is no answer either
             self._process.stdin.write(len(batch).to_bytes(_LENGTH_BYTES, "big") + batch)
-        async with self._turn:  # answers come in the order in which they were asked for, and so do turns
+        # Whoever does not wait for it any more leaves the answer to nobody else: it is read all the same.
+        answer = await asyncio.shield(asyncio.ensure_future(self._answer(len(asked))))
+        return [one == _HOLDS[0] for one in answer]
+
+    async def _answer(self, count: int) -> bytes:
+        """The next answer, whose turn comes as it was asked for; that none holds if there is none."""
+        assert self._process.stdout is not None
+        async with self._turn:
             try:
-                answer = await self._process.stdout.readexactly(len(asked))
+                return await self._process.stdout.readexactly(count)
             except (OSError, asyncio.IncompleteReadError):
                 self.alive = False
-                return [False] * len(asked)
-        return [one == _HOLDS[0] for one in answer]
+                return _DOES_NOT * count
 
     async def close(self) -> None:
         self.alive = False
