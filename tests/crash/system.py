@@ -252,7 +252,7 @@ class System:
 
     def times_applied(self, transaction_id: bytes) -> list[int]:
         """How often each authority has applied a transaction."""
-        query = f"SELECT COUNT(*), 0 FROM transactions WHERE id = x'{transaction_id.hex()}'"
+        query = f"SELECT COUNT(*), 0 FROM applied WHERE id = x'{transaction_id.hex()}'"
         return [self._ledger_rows(name, query)[0][0] for name in AUTHORITIES]
 
     def _ledger_rows(self, authority: str, query: str) -> list[tuple[Any, ...]]:
