@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import sqlite3
 import ssl
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ from moorline.storage import postgres
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _REVISION: Final = re.compile(r'^revision\s*(?::\s*str)?\s*=\s*"(\w+)"', re.MULTILINE)
 BUSY_MS: Final = 5000
+_MIGRATION_S: Final = 120  # another process may be migrating a large database: whoever starts meanwhile waits for it
+_MIGRATION_TURN_S: Final = 0.1
 STATEMENT_MS: Final = 5000
 _SOCKET_S: Final = 8.0  # a server that went silent altogether; longer than any statement may take
 _IDLE_MS: Final = 30_000  # a transaction whose process stands still must not hold the lock of all others
@@ -232,19 +235,35 @@ def _alone(engine: sqlalchemy.Engine, store: str) -> Iterator[sqlalchemy.Connect
     """A transaction of the one process that migrates; what it reads is what the one before it left."""
     if engine.dialect.name == "sqlite":
         with engine.connect() as connection:
+            connection.exec_driver_sql(f"PRAGMA busy_timeout={_MIGRATION_S * 1000}")
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
             connection.commit()
+            connection.exec_driver_sql(f"PRAGMA busy_timeout={BUSY_MS}")
         return
     # The lock is held by a session of its own: the transaction must take its snapshot after the lock is ours.
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as holder:
         number = zlib.crc32(f"moorline-migrate-{store}".encode())
-        holder.exec_driver_sql(f"SELECT pg_advisory_lock({number})")
+        _wait_for_turn(holder, number)
         try:
             with engine.begin() as connection:
                 yield connection
         finally:
             holder.exec_driver_sql(f"SELECT pg_advisory_unlock({number})")
+
+
+def _wait_for_turn(holder: sqlalchemy.Connection, number: int) -> None:
+    """Take an advisory lock by asking again: one statement that waits has the deadline of any statement."""
+    last = time.monotonic() + _MIGRATION_S
+    while not holder.exec_driver_sql(f"SELECT pg_try_advisory_lock({number})").scalar():
+        if time.monotonic() > last:
+            raise Unavailable(
+                "storage.unavailable",
+                "another process has been migrating the database for too long",
+                expected=f"at most {_MIGRATION_S} s",
+                remedy="see what that process does, then start again",
+            )
+        time.sleep(_MIGRATION_TURN_S)
 
 
 def _migrate(engine: sqlalchemy.Engine, store: str) -> None:
