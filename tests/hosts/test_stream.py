@@ -8,7 +8,7 @@ from subprocess import PIPE
 
 import httpx
 import pytest
-from test_service import PKI, client, configured, serving, silicon  # noqa: F401 - fixtures
+from test_service import PKI, by_chain_alone, client, configured, serving, silicon  # noqa: F401 - fixtures
 
 from moorline.clock import Instant, SystemClock
 from moorline.errors import Conflict, Malformed, NotAuthentic, Refused
@@ -89,7 +89,7 @@ async def test_an_event_is_heard_while_the_stream_is_open(configured, world):  #
     store = VerifierStore.open(configured.database)
     store.enrol(EnrolledHost(host="h1", ek_digest=b"e", ak_public=b"", root=EvidenceRoot.TEST, enrolled=NOW))
     app = http.application("events alone", streams={verifier_events.STREAM_PATH: 60.0})
-    verifier_events.add_routes(app, authority, trust_domain="alpha.test", stream_s=2.0)
+    verifier_events.add_routes(app, authority, trust_domain="alpha.test", guard=by_chain_alone, stream_s=2.0)
     bound = asyncio.get_running_loop().create_future()
     shown = http.TlsIdentity(chain_pem=configured.identity_chain.read_bytes(), key_pem=configured.identity_key.read_bytes())
     task = asyncio.create_task(

@@ -3,13 +3,14 @@
 import inspect
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moorline import cli
-from moorline.clock import Instant, rendered
+from moorline.clock import Instant, SystemClock, rendered
 from moorline.errors import Malformed
 from moorline.ledger import key_names, proof, records, transactions, trust_file
 from moorline.ledger.light_client import LedgerTrust
@@ -176,6 +177,43 @@ def test_whoever_uses_a_trust_file_that_ends_soon_is_told_on_standard_error(shar
     assert cli.run(["ledger", "verify", str(file), "--trust", str(trust), "--at", str(at), "--max-age", age, "--json"]) == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out)["proven"] == {"provider/alpha": "present"}
+    assert (says or "") in shown.err
+    assert ("moor ledger trust --renew" in shown.err) is (says is not None)
+
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "spec" / "examples"
+ENDS_SOON = pytest.mark.parametrize(("days", "says"), [(149, None), (151, "ends in 28 days")])
+
+
+def known_for(directory, trust, *, days, at):
+    """A trust file of 180 days that at that time has been known for so many, and a minute."""
+    aged = replace(LedgerTrust.parse(bytes.fromhex(trust)), known_s=at - days * 86_400 - 60, trusting_period_s=180 * 86_400)
+    (directory / "trust.cbor").write_bytes(aged.encode())
+    return str(directory / "trust.cbor")
+
+
+@ENDS_SOON
+def test_who_verifies_evidence_by_a_trust_file_that_ends_soon_is_told(tmp_path, capsys, days, says):
+    """verifies that: `moor ledger evidence verify`, which judges at no time but now, gives the same answer beside it."""
+    example = json.loads((EXAMPLES / "ledger-embedded.json").read_text("utf-8"))
+    (tmp_path / "evidence").write_bytes(bytes.fromhex(example["evidence"]))
+    trust = known_for(tmp_path, example["trust"], days=days, at=SystemClock().now())
+    assert cli.run(["ledger", "evidence", "verify", str(tmp_path / "evidence"), "--trust", trust, "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["offenders"] == ["authority-2"]
+    assert (says or "") in shown.err
+    assert ("moor ledger trust --renew" in shown.err) is (says is not None)
+
+
+@ENDS_SOON
+def test_who_verifies_a_log_by_a_trust_file_that_ends_soon_is_told(tmp_path, capsys, days, says):
+    """verifies that: `moor log verify` counts the days from when the log is judged, and gives the same answer beside it."""
+    example = json.loads((EXAMPLES / "audit-log.json").read_text("utf-8"))
+    (tmp_path / "log").write_bytes(bytes.fromhex(example["file"]))
+    trust, at = known_for(tmp_path, example["trust"], days=days, at=example["at"]), str(example["at"])
+    assert cli.run(["log", "verify", str(tmp_path / "log"), "--trust", trust, "--at", at, "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["ok"] is True
     assert (says or "") in shown.err
     assert ("moor ledger trust --renew" in shown.err) is (says is not None)
 

@@ -18,11 +18,11 @@ from moorline.host_agent.guests import Guests
 from moorline.ledger import records
 from moorline.ledger.records import RevocationKind, Status
 from moorline.nfv import SpiffeId
-from moorline.services import callers, verifier_routes
+from moorline.services import callers, verifier_events, verifier_routes
 from moorline.services import host as host_service
 from moorline.wire import certificates
 
-from .conftest import NOW, Provider, der, guard_of
+from .conftest import NOW, Provider, der, guard_of, until
 from .test_guests import Silicon
 from .test_interfaces import OPERATOR, api, client  # noqa: F401 - a fixture
 from .test_launch import mano  # noqa: F401 - a fixture
@@ -32,13 +32,20 @@ DOORS = ("orchestrator", "host", "verifier")
 
 
 class Authority:
-    """As much of the attestation authority as its list of hosts needs."""
+    """As much of the attestation authority as its list of hosts needs, and a stream in which nothing happens."""
+
+    def __init__(self):
+        self.released = asyncio.Event()
 
     def overview(self):
         return []
 
+    async def events(self, *, after, wait_s):
+        await asyncio.sleep(wait_s)
+        return (), after
+
     def release_readers(self):
-        """Nobody reads here."""
+        self.released.set()
 
 
 @dataclass
@@ -151,6 +158,46 @@ async def test_a_ledger_that_stands_still_is_no_ledger(door, provider):
         answer = await caller.get(door.path)
     assert (answer.status_code, answer.json()["code"]) == (503, "http.standing_unknown")
     assert int(answer.headers["retry-after"]) >= 1
+
+
+@pytest.fixture
+async def reading(provider, monkeypatch):
+    """The verifier's door, and the answer to somebody of good standing who has a stream of events open at it."""
+    monkeypatch.setattr(verifier_events, "KEEP_ALIVE_S", 0.02)
+    clock = SimpleNamespace(now=lambda: NOW)
+    app = verifier_routes.application(Authority(), None, trust_domain="alpha.test", clock=clock, guard=guard_of(provider))
+    door = Door(app, provider, ORCHESTRATOR, verifier_events.STREAM_PATH)
+    stream = asyncio.ensure_future(door.ask())
+    await until(lambda: len(provider.ledger.asked) >= 4)
+    assert not stream.done()  # the reader stands, and was asked about again and again
+    yield door, stream
+    stream.cancel()
+    await asyncio.gather(stream, return_exceptions=True)
+
+
+async def test_an_open_stream_ends_when_its_reader_is_revoked(reading, provider):
+    """verifies that: the stream ends like an answer, and the reader that comes back is told why."""
+    door, stream = reading
+    revoke(provider, RevocationKind.CERTIFICATE, f"{77:x}")
+    assert await asyncio.wait_for(stream, 10) is None
+    assert await door.ask() == "ledger.revoked"
+
+
+async def test_an_open_stream_goes_on_without_a_ledger_while_the_last_proof_counts(reading, provider, monkeypatch):
+    """verifies that: who was seen to stand keeps the stream for max_age, and then it ends; nobody reads on unproven."""
+    door, stream = reading
+    asked = []
+
+    async def gone(keys):
+        asked.append(keys)
+        raise Unavailable("ledger.unreachable", "nobody answers")
+
+    monkeypatch.setattr(provider.ledger, "prove", gone)
+    await until(lambda: len(asked) >= 3)
+    assert not stream.done()
+    provider.ledger.now = Instant(NOW + provider.trust.max_age_s + 1)
+    assert await asyncio.wait_for(stream, 10) is None
+    assert await door.ask() == "http.standing_unknown"
 
 
 async def test_one_silent_authority_shuts_nobody_out(provider, monkeypatch):

@@ -4,12 +4,13 @@ import asyncio
 import logging
 import ssl
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from moorline.errors import EXIT_REFUSED, Unavailable
+from moorline.errors import EXIT_REFUSED, Misconfigured, Unavailable
 from moorline.host_agent.guests import Guests
 from moorline.orchestration import package as packages
 from moorline.services import host as host_service
@@ -20,7 +21,7 @@ from moorline.services.launcher_parent import LauncherSettings, order
 from moorline.storage.orchestrator_store import LaunchState
 from moorline.wire import keys, schema
 from moorline.wire.guest import LauncherLaunch
-from moorline.wire.http import HttpClient
+from moorline.wire.http import HttpClient, server_context
 
 from .conftest import guard_of, until
 from .test_compliance_story import Pki
@@ -264,6 +265,46 @@ async def test_an_agent_waits_for_an_identity_and_renews_it_without_hanging_up(t
 async def shown(address):
     host, _, port = address.rpartition(":")
     return await asyncio.to_thread(ssl.get_server_certificate, (host, int(port)))
+
+
+async def test_an_orchestrator_keeps_its_certificate_while_its_files_are_no_pair(tmp_path, monkeypatch):
+    """verifies that: what it shows is shown on to who connects, however often it looks, and the next good pair instead."""
+    monkeypatch.setattr(service, "IDENTITY_REREAD_S", 0.01)
+    pki, bound, tried = Pki(), asyncio.get_running_loop().create_future(), []
+    monkeypatch.setattr(service, "announce_ready", lambda _, *, address: bound.set_result(address))
+    monkeypatch.setattr(service, "server_context", lambda *pair: tried.append(pair) or server_context(*pair))
+    first, second = pki.identity("orchestrator/o1"), pki.identity("orchestrator/o1")
+    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+    chain.write_bytes(first.chain_pem)
+    key.write_bytes(first.key_pem)
+    configured = SimpleNamespace(listen="127.0.0.1:0", certificate_chain=chain, private_key=key)
+    serving = asyncio.ensure_future(service._serve(configured, http.application("orchestrator"), pki.roots_pem))
+    address = await bound
+    key.write_bytes(second.key_pem)
+    await until(lambda: tried.count((first.chain_pem, second.key_pem)) >= 2)
+    assert await shown(address) == first.chain_pem.decode()
+    chain.write_bytes(second.chain_pem)
+
+    async def renewed():
+        return await shown(address) == second.chain_pem.decode()
+
+    await until(renewed)
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+
+
+async def test_an_agent_takes_no_files_that_are_no_pair(tmp_path):
+    pki, chain, key = Pki(), tmp_path / "chain.pem", tmp_path / "key.pem"
+    given, other = pki.identity("host/h1"), pki.identity("host/h1")
+    obtain = host_service._from_files(chain, key)
+    chain.write_bytes(given.chain_pem)
+    for bad in (other.key_pem, given.key_pem[:100], b""):
+        key.write_bytes(bad)
+        with pytest.raises(Misconfigured) as refusal:
+            await obtain()
+        assert refusal.value.code == "host.no_identity"
+    key.write_bytes(given.key_pem)
+    assert (await obtain()).identity == given
 
 
 # Settings and small parts -------------------------------------------------------------------------------------------------

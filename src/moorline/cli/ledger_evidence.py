@@ -70,6 +70,7 @@ def verify(
     from moorline.ledger import trust_file
 
     believed = trust_file.parse(render.read(trust), lambda name: render.read(trust.parent / name))
+    acting.remind(believed, trust)
     data = render.read(file)
     render.facts(_row(data, format_.verify(data, believed)), as_json=as_json)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from moorline.cli import operator_identity, render
+from moorline.cli import acting, operator_identity, render
 from moorline.errors import EXIT_REFUSED, Misconfigured
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def verify(
     from moorline.ledger import audit_export
 
     now = _instant(at)
-    found = audit_export.verify(render.read(file), _trust(trust), now=now, max_age_s=max_age, partial=partial)
+    found = audit_export.verify(render.read(file), _trust(trust, now), now=now, max_age_s=max_age, partial=partial)
     established, not_established = found.established(), found.not_established(now=now, max_age_s=max_age)
     if as_json:
         told = {
@@ -173,10 +173,12 @@ def _shown(details: dict[str, str]) -> str:
     return text if len(text) <= _SHOWN_DETAILS else text[: _SHOWN_DETAILS - 1] + "…"
 
 
-def _trust(path: Path) -> LedgerTrust:
+def _trust(path: Path, now: Instant) -> LedgerTrust:
     from moorline.ledger.light_client import LedgerTrust
 
-    return LedgerTrust.parse(render.read(path))
+    found = LedgerTrust.parse(render.read(path))
+    acting.remind(found, path, now=now)
+    return found
 
 
 def _instant(text: str | None) -> Instant:

@@ -42,7 +42,7 @@ from moorline.services.document_files import DocumentFiles
 from moorline.services.host_attesting import AttestationSettings
 from moorline.services.process import announce_ready, serve_all
 from moorline.wire import keys, schema
-from moorline.wire.http import load_identity
+from moorline.wire.http import load_identity, server_context
 from moorline.wire.orchestration import MAX_ORDER_BYTES
 from moorline.wire.session import Challenge, EvidenceFormat, HostFields, SessionRole
 
@@ -256,6 +256,7 @@ def _from_files(chain: Path, key: Path) -> Obtain:
     async def obtain() -> Standing:
         try:
             chain_pem, key_pem = await asyncio.to_thread(lambda: (chain.read_bytes(), key.read_bytes()))
+            server_context(chain_pem, key_pem)  # raises ssl's OSError for half of a pair
         except OSError as error:
             raise Misconfigured("host.no_identity", "the identity files cannot be read", got=error) from None
         return Standing(identity=http.TlsIdentity(chain_pem=chain_pem, key_pem=key_pem), renew_after_s=FILES_REREAD_S)

@@ -45,7 +45,7 @@ from moorline.services.service_audit import ServiceLog
 from moorline.storage.orchestrator_store import AUDIT_DOMAIN, Afterwards, FunctionRow, OrchestratorStore, PackageRow
 from moorline.wire import keys, launch
 from moorline.wire.certificates import dns_name
-from moorline.wire.http import ClientIdentity, HttpClient, load_identity
+from moorline.wire.http import ClientIdentity, HttpClient, load_identity, server_context
 from moorline.wire.orchestration import MAX_PACKAGE_BYTES
 
 IDENTITY_REREAD_S: Final = 600.0
@@ -463,7 +463,9 @@ async def _serve(settings: OrchestratorSettings, app: FastAPI, roots: bytes) -> 
         while True:
             await asyncio.sleep(IDENTITY_REREAD_S)
             with contextlib.suppress(OSError):  # half replaced: what is in use stays, and is read again
-                load_identity(context, *await asyncio.to_thread(files))
+                found = await asyncio.to_thread(files)
+                server_context(*found)  # tried here: the context in use would be left without a certificate
+                load_identity(context, *found)
 
     chain, key = files()
     try:

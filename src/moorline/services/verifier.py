@@ -24,7 +24,7 @@ from fastapi import FastAPI
 
 from moorline.audit.checkpoint import log_name
 from moorline.clock import Clock, SystemClock
-from moorline.errors import Misconfigured
+from moorline.errors import Misconfigured, MoorlineError
 from moorline.evidence.ima import PCR as IMA_PCR
 from moorline.ledger.client import Endpoint, LedgerClient
 from moorline.ledger.light_client import LedgerTrust
@@ -62,12 +62,15 @@ from moorline.services.verifier_watch import Watch
 from moorline.storage.verifier_events import AUDIT_DOMAIN
 from moorline.storage.verifier_store import VerifierStore
 from moorline.wire import certificates, keys
-from moorline.wire.http import ClientIdentity, HttpClient, load_identity
+from moorline.wire.http import ClientIdentity, HttpClient, load_identity, server_context
 
 IDENTITY_REREAD_S: Final = 1200.0
 """The certificate on disk is read again this often: it lives an hour at most, and whoever renews it replaces the files."""
+IDENTITY_RETRY_S: Final = 30.0
+"""And this soon when what is there cannot be used."""
 HOST_IDLE_S: Final = 75
 """A host that attests once a minute keeps its connection."""
+_LOG: Final = structlog.stdlib.get_logger("verifier")
 
 
 def local_signer(path: Path) -> Sign:
@@ -199,13 +202,22 @@ async def _serve(configured: VerifierSettings, app: FastAPI, roots_pem: bytes, a
 
 
 async def _renew(configured: VerifierSettings, bound: Awaitable[ssl.SSLContext]) -> None:
-    """Show the certificate that is on disk to whoever connects from now on; ten thousand hosts keep their connections."""
-    context = await bound
+    """Show the certificate that is on disk to whoever connects from now on; ten thousand hosts keep their connections.
+
+    What is on disk and cannot be used, half-written or somebody else's, is logged, and the one in use stays.
+    """
+    context, wait_s = await bound, IDENTITY_REREAD_S
     while True:
-        await asyncio.sleep(IDENTITY_REREAD_S)
-        identity = _identity(configured)
-        require_identity(configured, identity.certificate_chain_pem)
-        load_identity(context, identity.certificate_chain_pem, identity.private_key_pem)
+        await asyncio.sleep(wait_s)
+        try:
+            identity = _identity(configured)
+            require_identity(configured, identity.certificate_chain_pem)
+        except MoorlineError as error:
+            _LOG.warning("no new identity, the one in use stays", **error.as_problem())
+            wait_s = IDENTITY_RETRY_S
+        else:
+            load_identity(context, identity.certificate_chain_pem, identity.private_key_pem)
+            wait_s = IDENTITY_REREAD_S
 
 
 def compose(
@@ -298,6 +310,16 @@ def _signer(configured: VerifierSettings, roots_pem: bytes) -> Sign:
 
 
 def _identity(configured: VerifierSettings) -> ClientIdentity:
-    return ClientIdentity(
-        certificate_chain_pem=files.read(configured.identity_chain), private_key_pem=files.read(configured.identity_key)
-    )
+    """What the files hold, known to be a pair. Raises Misconfigured("verifier.identity" | "verifier.unreadable")."""
+    chain_pem, key_pem = files.read(configured.identity_chain), files.read(configured.identity_key)
+    try:
+        server_context(chain_pem, key_pem)
+    except OSError as error:  # ssl's; tried here, for a context in use would be left without a certificate
+        raise Misconfigured(
+            "verifier.identity",
+            "the files hold no certificate with its key",
+            expected="PEM, whole, and of one pair",
+            got=f"{configured.identity_chain}, {configured.identity_key}: {error.strerror or error}",
+            remedy="issue a new one",
+        ) from None
+    return ClientIdentity(certificate_chain_pem=chain_pem, private_key_pem=key_pem)

@@ -2,22 +2,24 @@
 
 Both give events after a cursor. A reader that keeps the cursor of the last event it has acted on resumes without loss or
 duplicates, also over a restart of either side; a browser or any SSE client does so with `Last-Event-ID`. A stream ends by
-itself after STREAM_S, because a certificate may have ended or been revoked meanwhile; the reader comes back. So it does, and
-with nothing lost, when the process stops: readers are let go before it does.
+itself after STREAM_S, because a certificate may have ended meanwhile; the reader comes back. So it does, and with nothing
+lost, when the process stops: readers are let go before it does. Whether its reader still stands, an open stream asks again
+every KEEP_ALIVE_S: it ends where the door would not open any more, and the reader is told why when it comes back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
-from moorline.errors import Malformed, Unavailable
+from moorline.errors import Malformed, MoorlineError, Unavailable
 from moorline.nfv import Role
 from moorline.services import http
 from moorline.services.attestation_authority import AttestationAuthority
@@ -33,8 +35,13 @@ _WAIT_MAX_S: Final = 20
 _RETRY_MS: Final = 2000
 
 
-def add_routes(app: FastAPI, authority: AttestationAuthority, *, trust_domain: str, stream_s: float = STREAM_S) -> None:
-    """The routes under /v1/events, for those of the verifier's own trust domain who act on verdicts."""
+def add_routes(
+    app: FastAPI, authority: AttestationAuthority, *, trust_domain: str, guard: http.Guard, stream_s: float = STREAM_S
+) -> None:
+    """The routes under /v1/events, for those of the verifier's own trust domain who act on verdicts.
+
+    `guard` is the application's, which judged a reader before its stream began.
+    """
     room = asyncio.Semaphore(MAX_STREAMS)
     http.before_it_stops(app, authority.release_readers)
 
@@ -64,7 +71,7 @@ def add_routes(app: FastAPI, authority: AttestationAuthority, *, trust_domain: s
                 expected=f"<= {MAX_STREAMS}",
                 remedy="come back, or ask for pages (GET /v1/events)",
             )
-        lines = _lines(authority, last, room, stream_s)
+        lines = _lines(authority, last, room, stream_s, functools.partial(guard, request))
         return StreamingResponse(lines, media_type=STREAM_TYPE, headers={"cache-control": "no-store"})
 
 
@@ -75,13 +82,24 @@ def rendered(event: VerdictEvent) -> str:
 
 
 async def _lines(
-    authority: AttestationAuthority, after: int, room: asyncio.Semaphore, stream_s: float
+    authority: AttestationAuthority,
+    after: int,
+    room: asyncio.Semaphore,
+    stream_s: float,
+    require_standing: Callable[[], Awaitable[None]],
 ) -> AsyncIterator[str]:
-    ends, released = asyncio.get_running_loop().time() + stream_s, authority.released
+    now, released = asyncio.get_running_loop().time, authority.released
+    ends, ask_at = now() + stream_s, now() + KEEP_ALIVE_S
     async with room:
         yield f"retry: {_RETRY_MS}\n\n"
-        while (left := ends - asyncio.get_running_loop().time()) > 0 and not released.is_set():
-            found, _ = await authority.events(after=after, wait_s=min(KEEP_ALIVE_S, left))
+        while now() < ends and not released.is_set():
+            found, _ = await authority.events(after=after, wait_s=max(0.0, min(ends, ask_at) - now()))
+            if now() >= ask_at:
+                try:
+                    await require_standing()
+                except MoorlineError:  # revoked, or nobody can say: the reader comes back, and hears which
+                    return
+                ask_at = now() + KEEP_ALIVE_S
             for event in found:
                 after = event.cursor
                 yield rendered(event)

@@ -98,7 +98,7 @@ def application(
         return appraise_evidence(body, anchors, now=clock.now())
 
     verifier_results.add_routes(app, authority, trust_domain=trust_domain, clock=clock, may_ask=may_ask)
-    verifier_events.add_routes(app, authority, trust_domain=trust_domain)
+    verifier_events.add_routes(app, authority, trust_domain=trust_domain, guard=guard)
     return app
 
 

@@ -58,6 +58,8 @@ def load_identity(context: ssl.SSLContext, chain_pem: bytes, key_pem: bytes) -> 
     """Put a certificate and key held in memory into `context`; the key touches no disk.
 
     Python's ssl loads keys from paths only, so the PEM passes through an anonymous memory file that is closed again.
+    Raises ssl.SSLError. A context in use may then be left without any certificate: whoever renews one with what others
+    wrote tries it on a context of its own before (`server_context`).
     """
     descriptor = os.memfd_create("moorline-tls", os.MFD_CLOEXEC)
     try:
