@@ -3,7 +3,8 @@
 1. Control: a load of this probe's own is put on the channel in windows drawn by lot. An observer that cannot tell even that
    is blind here, and says nothing about anybody.
 2. Test: in windows drawn by lot the function is used, by a command that the operator gives (`use`). Concealed is what the
-   observer of the control cannot tell from idleness.
+   observer of the control cannot tell from idleness, in windows enough to tell a plain advantage, and only if the control
+   is still told afterwards.
 3. Without such a command, the control is the answer: what is run here unconcealed is seen, so nothing on this host conceals.
 
 The observer reads counters of the whole machine. Others who work on it meanwhile hide use from it and make it blind; an
@@ -86,8 +87,7 @@ _LEVELS: Final = frozenset({"ram"})
 def probe(channel: str, use: tuple[str, ...], windows: Windows) -> Observation:
     """Run control and test on one channel; raises OSError where its counters cannot be read."""
     name, read = f"conceal.{channel}", CHANNELS[channel]
-    with _own_load(channel) as load:
-        control = _observe(channel, read, load, windows)
+    control = _control(channel, read, windows)
     said = f"control, a load of this probe: {_shown(control)}"
     if not control.apart:
         return not_probed(name, "the observer does not see even this probe's own load: it is blind on this host", said)
@@ -97,7 +97,18 @@ def probe(channel: str, use: tuple[str, ...], windows: Windows) -> Observation:
     seen = f"{' '.join(use)}: {_shown(tested)}"
     if tested.apart:
         return not_met(name, "an observer tells the use from idleness", said, seen, value=f"{tested.advantage:.2f}")
+    if not tested.keen:
+        return not_probed(name, "too few windows to say that nothing is seen: look at more", said, seen)
+    after = _control(channel, read, windows)  # others may have begun to work meanwhile, and hide what is tested
+    said = f"{said}; again: {_shown(after)}"
+    if not after.apart:
+        return not_probed(name, "the observer does not see this probe's own load any more: it became blind", said, seen)
     return met(name, f"advantage {tested.advantage:.2f}, unseen below {tested.blind_below:.2f}", said, seen)
+
+
+def _control(channel: str, read: Callable[[], float], windows: Windows) -> Told:
+    with _own_load(channel) as load:
+        return _observe(channel, read, load, windows)
 
 
 def _shown(told: Told) -> str:

@@ -20,6 +20,8 @@ from moorline.errors import Malformed
 LEAST: Final = 8
 """Windows of each kind; with fewer, the normal approximation of the ranks' sum is poor."""
 SURE: Final = 0.01
+PLAIN: Final = 0.5
+"""An observer that would miss a larger advantage than this says nothing about who conceals what."""
 _Z: Final = 2.576
 """The quantile of the normal distribution that belongs to SURE, both sides."""
 
@@ -37,6 +39,11 @@ class Told:
         """Whether use was told from idleness."""
         return self.chance < SURE
 
+    @property
+    def keen(self) -> bool:
+        """Whether the observer would have noticed a plain advantage."""
+        return self.blind_below <= PLAIN
+
 
 def tell_apart(idle: Sequence[float], used: Sequence[float]) -> Told:
     """Compare what was seen in windows of idleness and of use. Raises Malformed("observer.windows") for fewer than LEAST."""
@@ -48,10 +55,15 @@ def tell_apart(idle: Sequence[float], used: Sequence[float]) -> Told:
     above = sum(ranks[len(idle) :]) - len(used) * (len(used) + 1) / 2
     advantage = abs(2 * above / pairs - 1)
     spread = _spread([*idle, *used], len(idle), len(used))
-    if spread == 0:
-        return Told(advantage=0.0, chance=1.0, blind_below=1.0)
+    if spread == 0:  # what is always the same tells nothing; blind is the observer no more than without equal ranks
+        untied = _spread(range(len(ranks)), len(idle), len(used))
+        return Told(advantage=0.0, chance=1.0, blind_below=_blind_below(untied, pairs))
     chance = math.erfc(abs(above - pairs / 2) / spread / math.sqrt(2))
-    return Told(advantage=advantage, chance=chance, blind_below=min(1.0, 2 * _Z * spread / pairs))
+    return Told(advantage=advantage, chance=chance, blind_below=_blind_below(spread, pairs))
+
+
+def _blind_below(spread: float, pairs: int) -> float:
+    return min(1.0, 2 * _Z * spread / pairs)
 
 
 def _ranks(values: Sequence[float]) -> list[float]:
