@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from moorline.clock import Instant
-from moorline.ledger import blocks, ceremony, checkpoint, proof, state, transactions, tree
+from moorline.ledger import blocks, ceremony, checkpoint, partial_tree, places, proof, state, transactions
 from moorline.ledger.genesis import Parameters
 from moorline.ledger.transactions import Sender, SenderKind
 from moorline.wire import keys, schema
@@ -112,7 +112,7 @@ def tokens(found: dict[str, Any]) -> list[str]:
     block = blocks.parse(bytes.fromhex(found["blocks"][-1]["block"]))
     bundle = proof.parse_bundle(bytes.fromhex(found["bundle"]))
     header = block.header
-    leaf = leaf_at(bytes.fromhex(found["tree_proof"]), tree.key_digest("provider/beta"))
+    leaf = leaf_at(bytes.fromhex(found["tree_proof"]), places.key_digest("provider/beta"))
     assert isinstance(transaction.body, transactions.RegisterReferenceValues)
     return [
         found["ledger_id"],
@@ -132,7 +132,7 @@ def tokens(found: dict[str, Any]) -> list[str]:
 
 def leaf_at(data: bytes, digest: bytes) -> bytes:
     """The key digest of the leaf where `digest` would be; empty if there is none."""
-    node = tree.PartialTree.parse(data)._root  # noqa: SLF001 - this draws the inside
+    node = partial_tree.PartialTree.parse(data)._root  # noqa: SLF001 - this draws the inside
     depth = 0
     while hasattr(node, "left"):
         node = node.right if digest[depth >> 3] >> (7 - (depth & 7)) & 1 else node.left
@@ -162,8 +162,8 @@ def main() -> int:
     while True:
         new = example()
         lines, _ = drawn(bytes.fromhex(new["tree_proof"]))
-        values = {tree.key_digest(key) for key in KEYS}
-        leaf = leaf_at(bytes.fromhex(new["tree_proof"]), tree.key_digest(KEYS[0]))
+        values = {places.key_digest(key) for key in KEYS}
+        leaf = leaf_at(bytes.fromhex(new["tree_proof"]), places.key_digest(KEYS[0]))
         if len(lines) <= 22 and leaf and leaf not in values:
             break
     replaced = [*zip(tokens(old), tokens(new), strict=True)]

@@ -11,10 +11,11 @@ from moorline.errors import MoorlineError, NotAuthentic, Refused
 from moorline.ledger import blocks, evidence, misconduct, re_execution, seals, transactions
 from moorline.ledger.finding import Kind, SealedHeader
 from moorline.ledger.nonces import Nonces
+from moorline.ledger.places import key_digest, subtree_of
 from moorline.ledger.proof import Entry
 from moorline.ledger.re_execution import WrongExecution
 from moorline.ledger.transactions import SenderKind
-from moorline.ledger.tree import Tree, key_digest, subtree_of
+from moorline.ledger.tree import Tree
 from moorline.wire import keys, schema
 
 from .conftest import NAMES, consortium_at, hsm_body

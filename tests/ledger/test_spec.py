@@ -8,10 +8,11 @@ import pytest
 
 from moorline.clock import Instant
 from moorline.hsm.authorisation import require_engine_takes
-from moorline.ledger import blocks, checkpoint, evidence, genesis, proof, records, snapshot, state, transactions, tree
+from moorline.ledger import blocks, checkpoint, evidence, genesis, places, proof, records, snapshot, state, transactions
 from moorline.ledger.engines.node import Committed
 from moorline.ledger.light_client import LedgerTrust, verify_bundle
 from moorline.ledger.parameters import PARAMETERS
+from moorline.ledger.tree import Tree
 from moorline.policy import conditions
 from moorline.wire import schema
 
@@ -127,7 +128,7 @@ def test_the_bundle_verifies_and_proves_what_its_page_says(trust):
     text = page("ledger-proof-bundle.md")
     drawn = re.findall(r"^    +(0[0-3])(?: ([0-9a-f]{8})…)?(?: ([0-9a-f]{8})…)?", text, re.MULTILINE)
     assert "".join("".join(node) for node in drawn) == "".join(drawn_nodes(raw("tree_proof")))
-    assert tree.key_digest("provider/beta").hex()[:8] in text
+    assert places.key_digest("provider/beta").hex()[:8] in text
     assert shown(text, raw("bundle")) == []
 
 
@@ -142,7 +143,7 @@ def drawn_nodes(data):
 def test_the_record_and_its_digests_are_on_the_page():
     block = proof.parse_bundle(raw("bundle")).records[-1]
     text = page("ledger-state.md")
-    for part in (block.key, block.value.hex(), tree.key_digest(block.key).hex(), tree.value_digest(block.value).hex()):
+    for part in (block.key, block.value.hex(), places.key_digest(block.key).hex(), places.value_digest(block.value).hex()):
         assert part in text
 
 
@@ -190,5 +191,5 @@ def test_the_snapshot_verifies_and_its_piece_is_what_the_manifest_says():
     assert shown(page("ledger-snapshot.md"), data) == []
     piece = snapshot.parse_chunk(bytes.fromhex(EMBEDDED["piece"]))
     content = {entry.key: entry.value for entry in piece.records}
-    assert tree.Tree().updated(content).all_subtrees() == list(found.subtrees)
+    assert Tree().updated(content).all_subtrees() == list(found.subtrees)
     assert "provider/alpha" in content

@@ -4,7 +4,7 @@ import pytest
 
 from moorline.clock import Instant
 from moorline.errors import Refused
-from moorline.ledger import records, standing, tree
+from moorline.ledger import partial_tree, places, records, standing
 from moorline.ledger import transactions as tx
 from moorline.ledger.records import RevocationKind
 from moorline.ledger.state import Applied
@@ -17,7 +17,7 @@ class Shown:
 
     def __init__(self, state, keys):
         self._records, self._keys = state.records, set(keys)
-        self._tree = tree.PartialTree.parse(state.tree.prove(keys))
+        self._tree = partial_tree.PartialTree.parse(state.tree.prove(keys))
         assert self._tree.root == state.root
         self.time = Instant(state.time_ms // 1000)
 
@@ -25,7 +25,7 @@ class Shown:
         digest = self._tree.lookup(key)
         if digest is None:
             raise Refused("ledger.absent", "proven absent")
-        assert tree.value_digest(self._records[key]) == digest
+        assert places.value_digest(self._records[key]) == digest
         return self._records[key]
 
     def absent(self, key):

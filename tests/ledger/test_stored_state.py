@@ -5,7 +5,8 @@ import sqlalchemy as sa
 
 from moorline.errors import NotAuthentic
 from moorline.ledger.engines import node_state
-from moorline.ledger.tree import Subtree, Tree
+from moorline.ledger.tree import Tree
+from moorline.ledger.tree_nodes import Subtree
 from moorline.storage.database import open_database
 from moorline.storage.ledger_store import LedgerStore
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from moorline.digest import tagged
 from moorline.errors import Malformed, NotAuthentic, Refused
-from moorline.ledger import nonces, tree
-from moorline.ledger.tree import PartialTree, Tree
+from moorline.ledger import nonces, places, subtrees
+from moorline.ledger.partial_tree import PartialTree
+from moorline.ledger.tree import Tree
 
 CONTENT = {f"provider/p{number}": f"value {number}".encode() for number in range(60)}
 
@@ -33,7 +34,7 @@ def test_older_roots_stay_readable():
     proof = before.prove(["provider/p3"])
     after = before.updated({"provider/p3": b"new"})
     assert before.prove(["provider/p3"]) == proof
-    assert PartialTree.parse(after.prove(["provider/p3"])).lookup("provider/p3") == tree.value_digest(b"new")
+    assert PartialTree.parse(after.prove(["provider/p3"])).lookup("provider/p3") == places.value_digest(b"new")
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 60])
@@ -45,7 +46,7 @@ def test_present_and_absent_keys_are_proven_together(size):
     assert proof.root == whole.root
     proof.exactly_for(keys)
     for key in keys:
-        expected = tree.value_digest(content[key]) if key in content else None
+        expected = places.value_digest(content[key]) if key in content else None
         assert proof.lookup(key) == expected
     if size == 60:
         with pytest.raises(Refused, match="ledger.not_proven"):
@@ -66,7 +67,7 @@ def test_every_proof_of_any_content_reads_back(content, keys):
     assert proof.root == whole.root
     proof.exactly_for(keys)
     for key in keys:
-        assert proof.lookup(key) == (tree.value_digest(content[key]) if key in content else None)
+        assert proof.lookup(key) == (places.value_digest(content[key]) if key in content else None)
 
 
 @given(st.binary(max_size=200))
@@ -106,7 +107,7 @@ def test_trees_that_no_writer_makes_are_malformed():
 
 def naive_root(content):
     """The root by its definition, over the whole content, with nothing shared or stored."""
-    places = sorted((tree.key_digest(key), tree.value_digest(value)) for key, value in content.items())
+    ordered = sorted((places.key_digest(key), places.value_digest(value)) for key, value in content.items())
 
     def of(found, depth):
         if not found:
@@ -116,7 +117,7 @@ def naive_root(content):
         halves = [[one for one in found if one[0][depth >> 3] >> (7 - (depth & 7)) & 1 == bit] for bit in (0, 1)]
         return hashlib.sha256(tagged("state-inner") + of(halves[0], depth + 1) + of(halves[1], depth + 1)).digest()
 
-    return of(places, 0)
+    return of(ordered, 0)
 
 
 class Storage:
@@ -127,7 +128,7 @@ class Storage:
 
     def put(self, whole, writes):
         for key, value in writes.items():
-            self.records.setdefault(tree.subtree_of(tree.key_digest(key)), {})[key] = value
+            self.records.setdefault(places.subtree_of(places.key_digest(key)), {})[key] = value
         self.subtrees.update({one.prefix: one for one in whole.subtrees(writes)})
         self.packs.update(whole.packed(writes))
 
@@ -135,8 +136,8 @@ class Storage:
         return self.packs.get(prefix)
 
     def record(self, place):
-        of_subtree = self.records.get(tree.subtree_of(place), {}).items()
-        return next((one for one in of_subtree if tree.key_digest(one[0]) == place), None)
+        of_subtree = self.records.get(places.subtree_of(place), {}).items()
+        return next((one for one in of_subtree if places.key_digest(one[0]) == place), None)
 
     def source(self, prefix):
         self.read += 1
@@ -170,7 +171,7 @@ def test_a_stored_tree_is_the_naive_model_whatever_was_written_reopened_or_let_g
         assert (len(whole), dict(whole)) == (len(content), content)
         wanted = [*content, "absent"]
         proof = PartialTree.parse(whole.prove(wanted))
-        assert [proof.lookup(key) for key in wanted] == [*map(tree.value_digest, content.values()), None]
+        assert [proof.lookup(key) for key in wanted] == [*map(places.value_digest, content.values()), None]
         assert whole.get("absent") is None
         assert [whole.subtree(one.prefix) for one in whole.all_subtrees()] == whole.all_subtrees()
     for before, held in older:
@@ -189,10 +190,10 @@ def test_a_stored_tree_reads_only_where_it_is_asked_and_believes_nothing_damaged
     assert after.root == whole.updated({"revocation/device/alpha/new": b"1"}).root
     assert storage.read <= 2
     key = "revocation/device/alpha/d9"
-    storage.records[tree.subtree_of(tree.key_digest(key))][key] = b"changed"
+    storage.records[places.subtree_of(places.key_digest(key))][key] = b"changed"
     with pytest.raises(NotAuthentic, match="ledger.state_damaged"):
         opened.get(key)
-    del storage.records[tree.subtree_of(tree.key_digest(key))][key]
+    del storage.records[places.subtree_of(places.key_digest(key))][key]
     with pytest.raises(NotAuthentic, match="ledger.state_damaged"):
         opened.prove([key])
 
@@ -205,13 +206,13 @@ def test_a_packed_subtree_is_read_along_one_path_and_believed_nowhere():
     storage.put(whole, content)
     (prefix, pack), *others = storage.packs.items()
     assert (others, storage.opened().get("99555"), storage.read) == ([], b"99555", 0)
-    tree.verify_pack(storage.subtrees[prefix], pack)
+    subtrees.verify_pack(storage.subtrees[prefix], pack)
     for bit in range(8 * len(pack)):
         changed = bytearray(pack)
         changed[bit >> 3] ^= 1 << (bit & 7)
         storage.packs[prefix] = bytes(changed)
         with pytest.raises(NotAuthentic, match="ledger.state_damaged"):
-            tree.verify_pack(storage.subtrees[prefix], bytes(changed))
+            subtrees.verify_pack(storage.subtrees[prefix], bytes(changed))
         for name in names[:2]:
             try:
                 assert storage.opened().get(name) == content[name]

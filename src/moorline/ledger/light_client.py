@@ -25,8 +25,9 @@ from moorline.digest import same
 from moorline.errors import Malformed, NotAuthentic, Refused, Unavailable
 from moorline.ledger import anchor, proof
 from moorline.ledger.checkpoint import Checkpoint, quorum_of
+from moorline.ledger.partial_tree import PartialTree
+from moorline.ledger.places import value_digest
 from moorline.ledger.records import Der
-from moorline.ledger.tree import PartialTree, value_digest
 from moorline.wire import schema
 from moorline.wire.schema import Bytes32
 

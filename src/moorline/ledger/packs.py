@@ -7,7 +7,7 @@ has keys; along a path it costs as many as the path is long. In prefix order:
     0x01 | key digest (32) | value digest (32)                                       leaf
     0x02 | hash (32) | number of keys (4) | length of the left half (4) | left | right    inner
 
-A pack is never believed: each hash in it is compared with what is below it when somebody goes there (ledger.tree).
+A pack is never believed: each hash in it is compared with what is below it when somebody goes there (ledger.tree_nodes).
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from typing import Annotated, Final
 from moorline.errors import Malformed
 from moorline.ledger.checkpoint import authority_set_digest
 from moorline.ledger.records import MAX_KEY_CHARS, MAX_RECORD_BYTES
-from moorline.ledger.tree import MAX_PROOF_BYTES, Tree
+from moorline.ledger.tree import Tree
+from moorline.ledger.tree_proof import MAX_PROOF_BYTES
 from moorline.wire import schema
 from moorline.wire.schema import Bytes32, Size
 

@@ -26,9 +26,10 @@ from moorline.ledger import blocks
 from moorline.ledger.blocks import Block, Head, Header
 from moorline.ledger.finding import SealedHeader
 from moorline.ledger.nonces import Nonces
+from moorline.ledger.partial_tree import PartialTree
 from moorline.ledger.proof import Entry
 from moorline.ledger.state import State
-from moorline.ledger.tree import PartialTree, Tree
+from moorline.ledger.tree import Tree
 from moorline.wire import schema
 from moorline.wire.schema import Size
 

@@ -21,9 +21,11 @@ from moorline.ledger import blocks, checkpoint, light_client
 from moorline.ledger.blocks import Block
 from moorline.ledger.checkpoint import Checkpoint
 from moorline.ledger.light_client import LedgerTrust
+from moorline.ledger.places import SUBTREE_BITS
 from moorline.ledger.proof import SetChange
 from moorline.ledger.records import MAX_KEY_CHARS, MAX_RECORD_BYTES
-from moorline.ledger.tree import SUBTREE_BITS, Subtree, Tree
+from moorline.ledger.tree import Tree
+from moorline.ledger.tree_nodes import Subtree
 from moorline.wire import schema
 from moorline.wire.schema import Size
 

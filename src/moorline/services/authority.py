@@ -29,7 +29,7 @@ from moorline.ledger.engines.node_state import AT_ONCE
 from moorline.ledger.engines.office import Candidate, Office
 from moorline.ledger.engines.verifiers import Verifiers
 from moorline.ledger.genesis import Genesis
-from moorline.ledger.tree import SUBTREE_BITS
+from moorline.ledger.places import SUBTREE_BITS
 from moorline.services.authority_peers import TLS_RENEWAL_S, Peers
 from moorline.services.authority_routes import authority_app
 from moorline.services.comet_settings import CometSettings, ValidatorToken

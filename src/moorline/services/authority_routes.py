@@ -21,7 +21,7 @@ from moorline.ledger import batch, blocks
 from moorline.ledger.engines.node import Node, encode_status
 from moorline.ledger.engines.office import Office
 from moorline.ledger.engines.proposal import Proposal
-from moorline.ledger.tree import SUBTREE_BITS
+from moorline.ledger.places import SUBTREE_BITS
 from moorline.nfv import Role
 from moorline.services import metrics
 from moorline.services.http import application, require

@@ -24,10 +24,10 @@ from moorline.ledger.engines import node_state
 from moorline.ledger.engines.conduct import Conduct, checked_request
 from moorline.ledger.finding import Finding, Kind
 from moorline.ledger.genesis import Genesis
+from moorline.ledger.places import SUBTREE_BITS, key_digest, subtree_of
 from moorline.ledger.seals import Seal
 from moorline.ledger.state import Applied, State
 from moorline.ledger.transactions import parse as parse_transaction
-from moorline.ledger.tree import SUBTREE_BITS, key_digest, subtree_of
 from moorline.ledger.verified import Verified
 from moorline.storage.ledger_store import (
     LedgerStore,

@@ -17,8 +17,11 @@ from moorline.errors import NotAuthentic
 from moorline.ledger import blocks, checkpoint
 from moorline.ledger.blocks import Head
 from moorline.ledger.nonces import Nonces
+from moorline.ledger.places import key_digest
 from moorline.ledger.state import State
-from moorline.ledger.tree import Subtree, Tree, key_digest, verify_pack
+from moorline.ledger.subtrees import verify_pack
+from moorline.ledger.tree import Tree
+from moorline.ledger.tree_nodes import Subtree
 from moorline.storage.ledger_store import LedgerStore, StateWrites, StoredBlock
 
 AT_ONCE: Final = 20_000

@@ -16,9 +16,11 @@ from moorline.ledger import blocks, checkpoint, light_client, records, snapshot,
 from moorline.ledger.engines.node import AuthoritySet, Committed, Node
 from moorline.ledger.engines.proposal import Peer
 from moorline.ledger.parameters import PARAMETERS
+from moorline.ledger.places import key_digest, subtree_of
 from moorline.ledger.snapshot import Verified
 from moorline.ledger.transactions import nonce_id_of
-from moorline.ledger.tree import Subtree, Tree, key_digest, subtree_of
+from moorline.ledger.tree import Tree
+from moorline.ledger.tree_nodes import Subtree
 from moorline.storage.ledger_store import StateWrites, StoredBlock
 from moorline.wire import schema
 
