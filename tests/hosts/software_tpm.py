@@ -7,27 +7,31 @@ from moorline.evidence.tpm_quote import ClockInfo, Quote, serialize_quote
 from moorline.wire import keys
 
 
+def public_area(key, *, attributes):
+    """TPMT_PUBLIC of a P-256 key that signs."""
+    numbers = key.public_numbers()
+    parameters = tpm.EccParameters(
+        symmetric=(tpm.ALG_NULL, 0, 0),
+        scheme=tpm.ALG_ECDSA,
+        scheme_hash=tpm.ALG_SHA256,
+        scheme_count=0,
+        curve=tpm.CURVE_P256,
+        kdf=tpm.ALG_NULL,
+        kdf_hash=0,
+        x=numbers.x.to_bytes(32, "big"),
+        y=numbers.y.to_bytes(32, "big"),
+    )
+    return tpm.serialize_public(
+        tpm.Public(name_algorithm=tpm.ALG_SHA256, attributes=attributes, policy=b"", parameters=parameters, encoded=b"")
+    )
+
+
 class SoftwareTpm:
     """The signing half of a TPM in software: makes quotes that differ in exactly what a test wants."""
 
     def __init__(self, *, attributes=0x50472):
         self.key = ec.generate_private_key(ec.SECP256R1())
-        numbers = self.key.public_key().public_numbers()
-        parameters = tpm.EccParameters(
-            symmetric=(tpm.ALG_NULL, 0, 0),
-            scheme=tpm.ALG_ECDSA,
-            scheme_hash=tpm.ALG_SHA256,
-            scheme_count=0,
-            curve=tpm.CURVE_P256,
-            kdf=tpm.ALG_NULL,
-            kdf_hash=0,
-            x=numbers.x.to_bytes(32, "big"),
-            y=numbers.y.to_bytes(32, "big"),
-        )
-        shape = tpm.Public(
-            name_algorithm=tpm.ALG_SHA256, attributes=attributes, policy=b"", parameters=parameters, encoded=b""
-        )
-        self.public = tpm.serialize_public(shape)
+        self.public = public_area(self.key.public_key(), attributes=attributes)
 
     def quote(self, nonce, pcrs, *, bank=tpm.ALG_SHA256, selections=None, clock=ClockInfo(1000, 1, 0, safe=True)):  # noqa: B008
         digest = tpm.digest(tpm.ALG_SHA256, b"".join(pcrs[index] for index in sorted(pcrs)))

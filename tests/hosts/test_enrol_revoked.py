@@ -6,6 +6,7 @@ import time
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from software_tpm import public_area
 from test_service import composed, configured, silicon, trust  # noqa: F401 - fixtures
 from tpm_maker import TpmMaker, der
 
@@ -68,24 +69,8 @@ def held(tmp_path, maker, issuer, crl, now=NOW):
 
 
 def request(maker):
-    ak = tpm.Public(
-        name_algorithm=tpm.ALG_SHA256,
-        attributes=ATTESTATION_KEY,
-        policy=b"",
-        parameters=tpm.EccParameters(
-            symmetric=(tpm.ALG_NULL, 0, 0),
-            scheme=tpm.ALG_ECDSA,
-            scheme_hash=tpm.ALG_SHA256,
-            scheme_count=0,
-            curve=tpm.CURVE_P256,
-            kdf=tpm.ALG_NULL,
-            kdf_hash=0,
-            x=maker.keys["die"].public_key().public_numbers().x.to_bytes(32, "big"),
-            y=maker.keys["die"].public_key().public_numbers().y.to_bytes(32, "big"),
-        ),
-        encoded=b"",
-    )
-    return wire.EnrolRequest(ek_public=maker.public(), ek_certificates=maker.brought, ak_public=tpm.serialize_public(ak))
+    ak = public_area(maker.keys["die"].public_key(), attributes=ATTESTATION_KEY)
+    return wire.EnrolRequest(ek_public=maker.public(), ek_certificates=maker.brought, ak_public=ak)
 
 
 async def enrol(settings, world, maker):

@@ -25,7 +25,7 @@ from moorline.wire import certificates
 from moorline.wire.certificates import Issuer
 
 sys.path.insert(0, str(Path(__file__).parent))
-from looking import FOR_GOOD, looked_at
+from looking import issuing_ca
 
 NOW = Instant(1_800_000_000)
 DOMAIN = "alpha.test"
@@ -119,16 +119,7 @@ def store(database_url):
 
 @pytest.fixture
 def ca(token, provider) -> IssuingCa:
-    return looked_at(
-        IssuingCa(
-            token,
-            certificate=provider.signed.issuing_ca,
-            above=provider.above,
-            trust_domain=DOMAIN,
-            life_s=3600,
-            looks=FOR_GOOD,
-        )
-    )
+    return issuing_ca(token, provider.signed.issuing_ca, provider.above)
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from moorline.clock import Instant
 from moorline.errors import Conflict, Malformed, Misconfigured, MoorlineError, NotAuthentic, Refused
 from moorline.hsm import backup, ceremony, custody
 from moorline.hsm.custody import Circle, Share
-from moorline.hsm.issuing import IssuingCa
 from moorline.hsm.keys import ISSUING_CA, WRAPPING
 from moorline.hsm.launch_keys import COUNTER
 from moorline.hsm.token import initialise_softhsm, open_token
@@ -27,7 +26,7 @@ from moorline.nfv import Role, SpiffeId
 from moorline.wire import keys, schema
 
 sys.path.insert(0, str(Path(__file__).parent))
-from looking import FOR_GOOD, looked_at
+from looking import issuing_ca
 
 from conftest import DOMAIN, make_provider
 
@@ -153,16 +152,7 @@ def test_an_empty_token_issues_again(saved, tmp_path):
         assert token.unseal(WRAPPING, sealed, b"place") == b"storage key"
         assert token.counter(COUNTER) == backup.COUNTER_STRIDE
         provider = make_provider(made.keys)
-        ca = looked_at(
-            IssuingCa(
-                token,
-                certificate=provider.signed.issuing_ca,
-                above=provider.above,
-                trust_domain=DOMAIN,
-                life_s=3600,
-                looks=FOR_GOOD,
-            )
-        )
+        ca = issuing_ca(token, provider.signed.issuing_ca, provider.above)
         public = keys.public_bytes(ec.generate_private_key(ec.SECP256R1()).public_key())
         leaf = ca.issue(public, SpiffeId(trust_domain=DOMAIN, role=Role.DEVICE, segments=("d-1",)), NOW)
         leaf.certificate.verify_directly_issued_by(provider.signed.issuing_ca)

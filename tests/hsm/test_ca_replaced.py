@@ -40,7 +40,7 @@ from moorline.wire.session import Activation
 
 sys.path.insert(0, str(Path(__file__).parent))
 from consortium import Process, der, free_addresses
-from looking import FOR_GOOD, looked_at
+from looking import issuing_ca
 from test_revocation_story import Device
 from test_sessions import built, svid
 
@@ -98,16 +98,7 @@ class Two:
         """The issuing CA's key in the hands of a thief: whoever has the HSM's socket has its signatures."""
         token = RemoteToken(self.folder / "owner.sock")
         above = tuple(der(one) for one in x509.load_pem_x509_certificates((self.folder / "chain.pem").read_bytes()))
-        made = IssuingCa(
-            token,
-            certificate=certificate,
-            above=above,
-            trust_domain="alpha.test",
-            life_s=3000,
-            looks=FOR_GOOD,  # a thief asks no ledger
-            label=label,
-        )
-        return looked_at(made)
+        return issuing_ca(token, certificate, above, life_s=3000, label=label)  # a thief asks no ledger
 
     def forged(self, ca: IssuingCa, name: str) -> ClientIdentity:
         key = ec.generate_private_key(ec.SECP256R1())

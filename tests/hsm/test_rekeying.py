@@ -13,7 +13,7 @@ from moorline.audit import log
 from moorline.clock import Instant
 from moorline.errors import Refused, Unavailable
 from moorline.nfv import Role, SpiffeId
-from moorline.services.broker_batches import BATCH_MAX, LANES, Batches
+from moorline.services.broker_batches import BATCH_MAX, Batches
 from moorline.services.broker_rekeying import Rekey, rekeyed
 from moorline.storage import broker_generations as generations
 from moorline.storage.broker_facts import AUDIT_DOMAIN
@@ -136,7 +136,7 @@ def test_a_database_that_fails_gives_nobody_a_key(store, pool, ca, monkeypatch):
 
 
 def test_those_who_come_meanwhile_are_one_batch_and_nobody_is_forgotten():
-    """verifies that: at most LANES batches run, those who wait go together, and every one is answered with its own."""
+    """verifies that: one batch runs at a time, those who wait go together, and every one is answered with its own."""
 
     async def story():
         batches, sizes, let = Batches(), [], threading.Event()
@@ -148,13 +148,13 @@ def test_those_who_come_meanwhile_are_one_batch_and_nobody_is_forgotten():
 
         asked = [asyncio.ensure_future(batches.ask(number, answer)) for number in range(1, 101)]
         await asyncio.sleep(0.05)
-        assert len(sizes) <= LANES
+        assert len(sizes) == 1
         let.set()
         outcomes = await asyncio.gather(*asked, return_exceptions=True)
         assert [int(one.got) if isinstance(one, Refused) else one for one in outcomes] == list(range(1, 101))
         assert max(sizes) <= BATCH_MAX
         assert len(sizes) < 10
-        for number in range(1, 50):  # again and again from rest, also in the step in which a lane ends
+        for number in range(1, 50):  # again and again from rest, also in the step in which a batch ends
             assert await batches.ask(50 * 7 + 1, answer) == 351, number
 
     asyncio.run(story())

@@ -30,7 +30,7 @@ from moorline.wire.certificates import Pointers
 
 sys.path.insert(0, str(Path(__file__).parent))
 from foreign import openssl
-from looking import FOR_GOOD, looked_at
+from looking import issuing_ca
 
 POINTERS = Pointers(
     crl="http://revocation.alpha.test/crl/ca-1.crl",
@@ -43,17 +43,7 @@ LIFE = Validity(not_before=NOW, not_after=Instant(NOW + 3600))
 
 @pytest.fixture
 def live_ca(token, real_now):
-    return looked_at(
-        IssuingCa(
-            token,
-            certificate=real_now.signed.issuing_ca,
-            above=real_now.above,
-            trust_domain="alpha.test",
-            life_s=3600,
-            looks=FOR_GOOD,
-            published="http://revocation.alpha.test",
-        )
-    )
+    return issuing_ca(token, real_now.signed.issuing_ca, real_now.above, published="http://revocation.alpha.test")
 
 
 def leaf(ca, name="phone-1"):

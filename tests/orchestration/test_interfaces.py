@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from moorline.errors import EXIT_REFUSED, Misconfigured, Unavailable
@@ -21,7 +22,7 @@ from moorline.services.launcher_parent import LauncherSettings, order
 from moorline.storage.orchestrator_store import LaunchState
 from moorline.wire import keys, schema
 from moorline.wire.guest import LauncherLaunch
-from moorline.wire.http import HttpClient, server_context
+from moorline.wire.http import HttpClient, load_identity
 
 from .conftest import guard_of, until
 from .test_compliance_story import Pki
@@ -272,13 +273,14 @@ async def test_an_orchestrator_keeps_its_certificate_while_its_files_are_no_pair
     monkeypatch.setattr(service, "IDENTITY_REREAD_S", 0.01)
     pki, bound, tried = Pki(), asyncio.get_running_loop().create_future(), []
     monkeypatch.setattr(service, "announce_ready", lambda _, *, address: bound.set_result(address))
-    monkeypatch.setattr(service, "server_context", lambda *pair: tried.append(pair) or server_context(*pair))
+    monkeypatch.setattr(service, "load_identity", lambda used, *pair: tried.append(pair) or load_identity(used, *pair))
     first, second = pki.identity("orchestrator/o1"), pki.identity("orchestrator/o1")
     chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
     chain.write_bytes(first.chain_pem)
     key.write_bytes(first.key_pem)
     configured = SimpleNamespace(listen="127.0.0.1:0", certificate_chain=chain, private_key=key)
-    serving = asyncio.ensure_future(service._serve(configured, http.application("orchestrator"), pki.roots_pem))
+    log = structlog.stdlib.get_logger("orchestrator")
+    serving = asyncio.ensure_future(service._serve(configured, http.application("orchestrator"), pki.roots_pem, log))
     address = await bound
     key.write_bytes(second.key_pem)
     await until(lambda: tried.count((first.chain_pem, second.key_pem)) >= 2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
+import time
 
 import pytest
 import sqlalchemy as sa
@@ -17,7 +18,7 @@ from moorline.clock import Instant, Validity
 from moorline.errors import Conflict, Misconfigured, NotAuthentic, Refused, Unavailable
 from moorline.evidence.tpm_quote import ClockInfo
 from moorline.rats import EvidenceRoot
-from moorline.storage import consensus_store, transactions
+from moorline.storage import consensus_store, database, transactions
 from moorline.storage.broker_store import BrokerStore
 from moorline.storage.collateral_sqlite import SqliteStore
 from moorline.storage.collateral_store import Put, StoredItem
@@ -74,6 +75,26 @@ def test_processes_that_start_at_once_migrate_once(database_url):
     assert [said.get(timeout=60) for _ in processes] == [""] * 4
     for process in processes:
         process.join()
+
+
+@pytest.mark.long
+def test_whoever_starts_while_another_migrates_waits_for_longer_than_a_statement_may(database_url):
+    """verifies that: a migration of a large database does not turn away the processes that start meanwhile."""
+    engine = database._engine(database_url, "broker")
+    ended, opened = [], []
+
+    def start():
+        open_database(database_url, "broker").dispose()
+        opened.append(time.monotonic())
+
+    starting = threading.Thread(target=start)
+    with database._alone(engine, "broker"):
+        starting.start()
+        time.sleep(database.BUSY_MS / 1000 + 4)  # pg8000 gives a silent server up after eight seconds
+        ended.append(time.monotonic())
+    starting.join(30)
+    engine.dispose()
+    assert opened[0] >= ended[0]
 
 
 def test_a_newer_schema_and_a_wrong_address_are_refused(database_url):

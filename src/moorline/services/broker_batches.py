@@ -14,8 +14,6 @@ from typing import Final, Generic, TypeVar
 A = TypeVar("A")
 B = TypeVar("B")
 
-LANES: Final = 1
-"""Batches under way."""
 BATCH_MAX: Final = 32
 
 
@@ -24,8 +22,7 @@ class Batches(Generic[A, B]):
 
     def __init__(self) -> None:
         self._waiting: list[tuple[A, asyncio.Future[B]]] = []
-        self._busy = 0
-        self._lanes: set[asyncio.Task[None]] = set()
+        self._running: asyncio.Task[None] | None = None
 
     async def ask(self, wanted: A, answer: Callable[[Sequence[A]], Sequence[B | Exception]]) -> B:
         """What `answer`, in a thread, says to `wanted` among those that ask now, or the exception it has for it.
@@ -34,26 +31,20 @@ class Batches(Generic[A, B]):
         """
         asked: asyncio.Future[B] = asyncio.get_running_loop().create_future()
         self._waiting.append((wanted, asked))
-        if self._busy < LANES:
-            self._busy += 1
-            lane = asyncio.ensure_future(self._run(answer))
-            self._lanes.add(lane)
-            lane.add_done_callback(self._lanes.discard)
+        if self._running is None or self._running.done():
+            self._running = asyncio.ensure_future(self._run(answer))
         return await asked
 
     async def _run(self, answer: Callable[[Sequence[A]], Sequence[B | Exception]]) -> None:
-        try:
-            while self._waiting:
-                some, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
-                outcomes: Sequence[B | Exception]
-                try:
-                    outcomes = await asyncio.to_thread(answer, [wanted for wanted, _ in some])
-                except Exception as error:  # whatever it was, everybody who waits for this batch is told
-                    outcomes = [error] * len(some)
-                for (_, asked), outcome in zip(some, outcomes, strict=True):
-                    _tell(asked, outcome)
-        finally:
-            self._busy -= 1  # in the step that found nobody waiting: whoever comes next begins a lane
+        while self._waiting:  # found empty, this task is done in the same step: whoever comes next begins another
+            some, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
+            outcomes: Sequence[B | Exception]
+            try:
+                outcomes = await asyncio.to_thread(answer, [wanted for wanted, _ in some])
+            except Exception as error:  # whatever it was, everybody who waits for this batch is told
+                outcomes = [error] * len(some)
+            for (_, asked), outcome in zip(some, outcomes, strict=True):
+                _tell(asked, outcome)
 
 
 def _tell(asked: asyncio.Future[B], outcome: B | Exception) -> None:

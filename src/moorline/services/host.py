@@ -38,9 +38,9 @@ from moorline.orchestration.broker import judge_broker
 from moorline.services import host_attesting, http, metrics
 from moorline.services.callers import Callers, view_for
 from moorline.services.condition import Condition, told
-from moorline.services.document_files import DocumentFiles
 from moorline.services.host_attesting import AttestationSettings
 from moorline.services.process import announce_ready, serve_all
+from moorline.storage.document_files import DocumentFiles
 from moorline.wire import keys, schema
 from moorline.wire.http import load_identity, server_context
 from moorline.wire.orchestration import MAX_ORDER_BYTES

@@ -8,7 +8,6 @@ start every unfinished launch and clean-up goes on from its last recorded step.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import secrets
 import ssl
@@ -45,7 +44,7 @@ from moorline.services.service_audit import ServiceLog
 from moorline.storage.orchestrator_store import AUDIT_DOMAIN, Afterwards, FunctionRow, OrchestratorStore, PackageRow
 from moorline.wire import keys, launch
 from moorline.wire.certificates import dns_name
-from moorline.wire.http import ClientIdentity, HttpClient, load_identity, server_context
+from moorline.wire.http import ClientIdentity, HttpClient, load_identity
 from moorline.wire.orchestration import MAX_PACKAGE_BYTES
 
 IDENTITY_REREAD_S: Final = 600.0
@@ -358,28 +357,11 @@ async def run(settings: OrchestratorSettings, log: structlog.stdlib.BoundLogger)
             certificate_chain_pem=settings.certificate_chain.read_bytes(), private_key_pem=settings.private_key.read_bytes()
         )
 
-    hosts = HostAgents(
-        hosts=settings.hosts,
-        verifier=settings.verifier,
-        verifier_keys=KeyFile(settings.verifier_key),
-        roots_pem=roots,
-        identity=identity,
-        provider=settings.provider,
-        trust_domain=settings.trust_domain,
-        clock=clock,
-    )
+    hosts = _hosts(settings, roots, identity, clock)
     endpoints = [Endpoint(url=peer.url, server_name=peer.server_name) for peer in settings.ledger]
     async with LedgerClient(endpoints, roots_pem=roots) as ledger:
         launches = Launches(
-            me=Identity(
-                provider=settings.provider,
-                trust_domain=settings.trust_domain,
-                id=settings.id,
-                signer=load_signer(settings.intent_key),
-                trust=trust,
-                max_age_s=settings.max_age_s,
-                launch_life_s=settings.launch_life_s,
-            ),
+            me=_me(settings, trust),
             store=store,
             ledger=ledger,
             hosts=hosts,
@@ -408,17 +390,42 @@ async def run(settings: OrchestratorSettings, log: structlog.stdlib.BoundLogger)
             on_error=_said_once(log),
         )
         await orchestrator.resume_all()
-        secure_log = _secure_log(settings, store, launches, roots, identity)
         view = view_for(ledger, trust, store, clock)
         guard = Callers(view, provider=settings.provider, trust_domain=settings.trust_domain, clock=clock)
         app = application(settings, orchestrator, guard)
+        secure_log = _secure_log(settings, store, launches, roots, identity)
         service_audit.add_routes(app, secure_log, trust_domain=settings.trust_domain)
         signing = secure_log.keep(lambda error: log.warning("checkpoint", **error.as_problem()))
         try:
-            await serve_all(_serve(settings, app, roots), compliance.follow(), compliance.supervise(), signing)
+            await serve_all(_serve(settings, app, roots, log), compliance.follow(), compliance.supervise(), signing)
         finally:
             await orchestrator.aclose()
             store.close()
+
+
+def _hosts(settings: OrchestratorSettings, roots: bytes, identity: Callable[[], ClientIdentity], clock: Clock) -> HostAgents:
+    return HostAgents(
+        hosts=settings.hosts,
+        verifier=settings.verifier,
+        verifier_keys=KeyFile(settings.verifier_key),
+        roots_pem=roots,
+        identity=identity,
+        provider=settings.provider,
+        trust_domain=settings.trust_domain,
+        clock=clock,
+    )
+
+
+def _me(settings: OrchestratorSettings, trust: LedgerTrust) -> Identity:
+    return Identity(
+        provider=settings.provider,
+        trust_domain=settings.trust_domain,
+        id=settings.id,
+        signer=load_signer(settings.intent_key),
+        trust=trust,
+        max_age_s=settings.max_age_s,
+        launch_life_s=settings.launch_life_s,
+    )
 
 
 def _said_once(log: structlog.stdlib.BoundLogger) -> Callable[[MoorlineError], None]:
@@ -453,7 +460,7 @@ def _secure_log(
     return ServiceLog(name=log_name(AUDIT_DOMAIN, settings.id), read=store.audit_rows, broker=broker)
 
 
-async def _serve(settings: OrchestratorSettings, app: FastAPI, roots: bytes) -> None:
+async def _serve(settings: OrchestratorSettings, app: FastAPI, roots: bytes, log: structlog.stdlib.BoundLogger) -> None:
     def files() -> tuple[bytes, bytes]:
         return settings.certificate_chain.read_bytes(), settings.private_key.read_bytes()
 
@@ -462,10 +469,10 @@ async def _serve(settings: OrchestratorSettings, app: FastAPI, roots: bytes) -> 
     async def renew(context: ssl.SSLContext) -> None:
         while True:
             await asyncio.sleep(IDENTITY_REREAD_S)
-            with contextlib.suppress(OSError):  # half replaced: what is in use stays, and is read again
-                found = await asyncio.to_thread(files)
-                server_context(*found)  # tried here: the context in use would be left without a certificate
-                load_identity(context, *found)
+            try:
+                load_identity(context, *await asyncio.to_thread(files))
+            except OSError as error:  # half replaced, or no pair: it is read again
+                log.warning("no new identity, the one in use stays", got=error.strerror or str(error))
 
     chain, key = files()
     try:

@@ -57,6 +57,15 @@ def application(
     short = ShortWay(functools.partial(_short_way, authority), CBOR_TYPE)
     app = http.application("attestation authority", body_cap=wire.MAX_EVIDENCE, streams=streams, short=short, guard=guard)
     metrics.of_verifier(app, authority.overview)
+    _add_hosts_routes(app, authority)
+    _add_readers_routes(app, authority, anchors, trust_domain=trust_domain, clock=clock)
+    verifier_results.add_routes(app, authority, trust_domain=trust_domain, clock=clock, may_ask=may_ask)
+    verifier_events.add_routes(app, authority, trust_domain=trust_domain, guard=guard)
+    return app
+
+
+def _add_hosts_routes(app: FastAPI, authority: AttestationAuthority) -> None:
+    """What hosts ask, who have no certificate."""
 
     @app.post("/v1/hosts/{host}/enrol")
     async def begin(request: Request, host: str) -> Response:
@@ -76,6 +85,10 @@ def application(
     async def evidence(request: Request, host: str) -> Response:
         return _cbor(await authority.appraise(parse_name(host, "host"), wire.decode_evidence(await request.body())))
 
+
+def _add_readers_routes(
+    app: FastAPI, authority: AttestationAuthority, anchors: Anchors, *, trust_domain: str, clock: Clock
+) -> None:
     @app.get("/v1/hosts")
     async def hosts(request: Request) -> dict[str, object]:
         http.require(request, *READERS, trust_domain=trust_domain)
@@ -96,10 +109,6 @@ def application(
     async def appraise(request: Request, body: Annotated[dict[str, Any], Body()]) -> dict[str, object]:
         http.require(request, *READERS, trust_domain=trust_domain)
         return appraise_evidence(body, anchors, now=clock.now())
-
-    verifier_results.add_routes(app, authority, trust_domain=trust_domain, clock=clock, may_ask=may_ask)
-    verifier_events.add_routes(app, authority, trust_domain=trust_domain, guard=guard)
-    return app
 
 
 def _short_way(authority: AttestationAuthority, target: str) -> Answering | None:

@@ -14,7 +14,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Annotated, Final
 
 from moorline.clock import Instant
 from moorline.errors import Misconfigured
+from moorline.storage import whole_files
 from moorline.storage.collateral_store import (
     CollateralStore,
     ItemRecord,
@@ -109,7 +109,7 @@ class DirectoryStore(CollateralStore):
             digest = hashlib.sha256(item.data).digest()
             record = record_of(item, digest)
             before = index.items.get(text)
-            _replace(self._file(item.name, digest), item.data)
+            whole_files.replace(self._file(item.name, digest), item.data)
             marks = {**index.marks, text: _mark_record(mark)}
             self._write(Index(version=1, items={**index.items, text: record}, marks=marks))
             self._remove_others(item.name, digest)
@@ -164,7 +164,7 @@ class DirectoryStore(CollateralStore):
         return index
 
     def _write(self, index: Index) -> None:
-        _replace(self._path / INDEX, schema.encode(index))
+        whole_files.replace(self._path / INDEX, schema.encode(index))
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -175,25 +175,6 @@ class DirectoryStore(CollateralStore):
             yield
         finally:
             os.close(descriptor)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """`data` at `path`, as a whole and durable."""
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with new.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _mark(record: MarkRecord) -> Mark:

@@ -55,12 +55,17 @@ def server_context(chain_pem: bytes, key_pem: bytes) -> ssl.SSLContext:
 
 
 def load_identity(context: ssl.SSLContext, chain_pem: bytes, key_pem: bytes) -> None:
-    """Put a certificate and key held in memory into `context`; the key touches no disk.
+    """Put a certificate and key held in memory into `context`, both or neither; the key touches no disk.
 
-    Python's ssl loads keys from paths only, so the PEM passes through an anonymous memory file that is closed again.
-    Raises ssl.SSLError. A context in use may then be left without any certificate: whoever renews one with what others
-    wrote tries it on a context of its own before (`server_context`).
+    OpenSSL would leave a context that gets a bad pair without any certificate, so the pair is tried on another one first:
+    what is in use stays. Raises ssl.SSLError.
     """
+    _load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), chain_pem, key_pem)
+    _load(context, chain_pem, key_pem)
+
+
+def _load(context: ssl.SSLContext, chain_pem: bytes, key_pem: bytes) -> None:
+    """Python's ssl loads keys from paths only, so the PEM passes through an anonymous memory file that is closed again."""
     descriptor = os.memfd_create("moorline-tls", os.MFD_CLOEXEC)
     try:
         os.fchmod(descriptor, stat.S_IRUSR | stat.S_IWUSR)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+
+from moorline.storage import whole_files
 
 
 class DocumentFiles:
@@ -22,6 +23,4 @@ class DocumentFiles:
     def set_document(self, name: str, value: bytes) -> None:
         """Store bytes under a name."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = self._directory / f"{name}.new"
-        fresh.write_bytes(value)
-        os.replace(fresh, self._directory / name)  # noqa: PTH105 - atomic
+        whole_files.replace(self._directory / name, value)
