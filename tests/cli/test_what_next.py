@@ -14,6 +14,7 @@ from moorline.errors import EXIT_UNDECIDED
         ("ledger", "repair", "--config", "missing.toml"),
         ("ledger", "repair", "--config", "junk"),
         ("host", "assess", "--probed", "junk"),
+        ("collateral", "fetch", "--store", "s", "--tpm-chain", "junk"),
     ],
 )
 def test_odd_files_are_refused_with_a_next_step(words, tmp_path, monkeypatch, capsys):

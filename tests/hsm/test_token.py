@@ -26,7 +26,7 @@ from moorline.nfv import Role, SpiffeId
 from moorline.wire import keys
 
 sys.path.insert(0, str(Path(__file__).parent))
-from looking import FOR_GOOD
+from looking import issuing_ca
 
 NOW = Instant(1_800_000_000)
 
@@ -142,17 +142,9 @@ def test_another_trust_domain_is_not_issued(ca):
 
 def test_a_certificate_for_another_key_is_misconfigured(token, provider):
     """verifies that: the issuing CA does not start with the HSM's certificate."""
-    from moorline.hsm.issuing import IssuingCa
 
     with pytest.raises(Misconfigured) as caught:
-        IssuingCa(
-            token,
-            certificate=provider.signed.hsm,
-            above=provider.above,
-            trust_domain="alpha.test",
-            life_s=60,
-            looks=FOR_GOOD,
-        )
+        issuing_ca(token, provider.signed.hsm, provider.above)
     assert caught.value.code == "issuing.certificate_mismatch"
 
 

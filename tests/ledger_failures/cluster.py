@@ -91,9 +91,9 @@ class Cluster:
     async def running(self, odd=None):
         try:
             await asyncio.gather(*(one.start(odd=(odd or {}).get(name)) for name, one in self.processes.items()))
-            if odd:
-                # Who was late for the first block signs none up to the one after it (ADR 0010); beside a liar all must sign.
-                await self.same([name for name in NAMES if name not in odd], least=3)
+            # Who was late for the first block signs none up to the one after it (ADR 0010): a story in which all others
+            # have to sign begins when everybody does.
+            await self.same([name for name in NAMES if name not in (odd or {})], least=3)
             yield self
         finally:
             for process in self.processes.values():

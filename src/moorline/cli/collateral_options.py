@@ -102,7 +102,12 @@ def certificates(path: Path) -> list[x509.Certificate]:
             return x509.load_pem_x509_certificates(data)
         return [x509.load_der_x509_certificate(data)]
     except ValueError:
-        raise Misconfigured("collateral.certificate", "not a certificate in DER or PEM", got=path) from None
+        raise Misconfigured(
+            "collateral.certificate",
+            "not a certificate in DER or PEM",
+            got=path,
+            remedy="name a file of certificates: one in DER, or PEM blocks",
+        ) from None
 
 
 def instant(at: str | None) -> Instant:
