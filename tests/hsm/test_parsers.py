@@ -90,6 +90,15 @@ def test_no_flipped_bit_is_accepted(name, data):
         reader(bytes(changed))
 
 
+def test_a_signature_of_a_request_is_of_whole_bytes():
+    """verifies that: bits that are said to be unused, which the library ignores, are refused."""
+    for made in (csr() for _ in range(16)):
+        unused = len(made) - len(x509.load_der_x509_csr(made).signature) - 1
+        with pytest.raises((Malformed, NotAuthentic)):
+            est.csr_key(made[:unused] + b"\x01" + made[unused + 1 :])
+        est.csr_key(made)
+
+
 def test_what_the_verifier_key_signs():
     """verifies that: a signing input with exactly our header is taken as it is."""
     assert broker_sign._signing_inputs(GOOD_SIGN) == [SIGNING_INPUT]

@@ -61,7 +61,8 @@ def parse_csr(der: bytes, *, possession: bool = True) -> Csr:
     try:
         csr = x509.load_der_x509_csr(der)
         public = csr.public_key()
-        possessed = csr.is_signature_valid
+        # The signature comes last, in whole bytes: the library ignores how many bits of it are said to be unused.
+        possessed = csr.is_signature_valid and der.endswith(b"\x00" + csr.signature)
         weak = isinstance(csr.signature_hash_algorithm, hashes.SHA1 | hashes.MD5)
         names = [str(one.value) for one in csr.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
         attributes = {one.oid.dotted_string: (one.value, one._type) for one in csr.attributes}  # noqa: SLF001 - no other way
