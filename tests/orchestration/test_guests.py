@@ -106,6 +106,46 @@ async def test_files_are_private_and_complete(guests, silicon):
     assert silicon.launched[0].debug is False
 
 
+async def says(guests, event, **facts):
+    with (guests.shared("records-1") / "status.jsonl").open("a") as file:
+        file.write(json.dumps({"event": event, **facts}) + "\n")
+
+
+async def test_whoever_waits_for_a_guest_is_told_when_it_serves(guests):
+    """verifies that: other words of the guest end no wait, its word that it serves does."""
+    await guests.start(order())
+    waiting = asyncio.ensure_future(guests.decided("records-1", wait_s=3600))
+    await says(guests, "starting")
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    await says(guests, "active", spiffe_id="spiffe://alpha.test/svc/records/records-1")
+    told = await waiting
+    assert told == await guests.decided("records-1", wait_s=3600)
+    assert [event["event"] for event in told.events] == ["starting", "active"]
+
+
+async def test_whoever_waits_for_a_guest_is_told_that_it_gave_up_or_ended(guests, silicon):
+    await guests.start(order())
+    waiting = asyncio.ensure_future(guests.decided("records-1", wait_s=3600))
+    await silicon.stop("records-1")  # without a word in its file
+    assert (await waiting).state == "ended"
+    silicon.guests["records-1"] = silicon._status("records-1", "running")
+    waiting = asyncio.ensure_future(guests.decided("records-1", wait_s=3600))
+    await says(guests, "refused", problem={"kind": "refused", "code": "launch.token", "says": "no"})
+    assert (await waiting).events[-1]["event"] == "refused"
+
+
+async def test_a_guest_that_says_nothing_keeps_nobody_longer_than_asked(guests):
+    """verifies that: a wait ends undecided, also when the guest puts a link where its words should be."""
+    await guests.start(order())
+    (guests.shared("records-1") / "status.jsonl").symlink_to("/dev/zero")
+    state = await guests.decided("records-1", wait_s=0.02)
+    assert (state.state, state.events) == ("running", ())
+    with pytest.raises(Refused) as caught:
+        await guests.decided("records-2", wait_s=3600)
+    assert caught.value.code == "host.no_such_guest"
+
+
 async def test_the_same_order_is_one_guest_and_another_is_refused(guests, silicon):
     first = await guests.start(order())
     again = await guests.start(order())

@@ -204,6 +204,9 @@ async def test_a_guest_through_the_interface(agent, provider):
         assert started["state"] == "running"
         assert (await caller.post("/v1/guests", content=body)).json()["address"] == started["address"]
         assert [guest["instance"] for guest in (await caller.get("/v1/guests")).json()["guests"]] == ["records-1"]
+        assert (await caller.get("/v1/guests/records-1?wait_s=1")).json()["state"] == "running"
+        for junk in ("-1", "21", "soon"):
+            assert (await caller.get(f"/v1/guests/records-1?wait_s={junk}")).status_code == 400
         assert (await caller.delete("/v1/guests/records-1")).json()["state"] == "ended"
         gone = await caller.get("/v1/guests/records-1")
         assert (gone.status_code, gone.json()["code"]) == (403, "host.no_such_guest")

@@ -71,7 +71,7 @@ class Hosts:
         assert self.guests[host, order.instance] == order, "the same name was ordered differently"
         return GuestReport(running=True, address="127.0.0.1:9", spiffe_id=None, refusal=None)
 
-    async def report(self, host, instance):
+    async def report(self, host, instance, wait_s=0):
         await self._maybe("report")
         running = (host, instance) in self.guests and not self.ended
         spiffe_id = None if self.refusal or self.ended else SPIFFE

@@ -32,6 +32,9 @@ from moorline.wire.silicon import GuestStatus, LaunchGuest
 
 MAX_STATUS_BYTES: Final = 64 * 1024
 MAX_EVENTS: Final = 64
+MAX_WAIT_S: Final = 20
+_LOOK_S: Final = 0.005
+_ASK_SILICON_S: Final = 0.25
 _RECORD_FILE: Final = "guest.json"
 _SHARED: Final = "shared"
 MIN_MEMORY_MIB: Final = 64
@@ -125,6 +128,19 @@ class Guests:
         return GuestState(
             instance=instance, state=state, exit_code=code, address=record["address"], events=self._events(instance)
         )
+
+    async def decided(self, instance: str, wait_s: float) -> GuestState:
+        """As `state`, as soon as the guest said that it serves or gave up, or ended; as it is after `wait_s` seconds."""
+        now = asyncio.get_running_loop().time
+        until, words = now() + wait_s, self.shared(parse_name(instance, "instance")) / STATUS_FILE
+        while True:
+            said = _size(words)
+            state = await self.state(instance)
+            if now() >= until or _is_decided(state):
+                return state
+            again = min(until, now() + _ASK_SILICON_S)
+            while now() < again and _size(words) == said:  # noqa: ASYNC110 - nothing tells of a file that another process wrote
+                await asyncio.sleep(_LOOK_S)
 
     async def states(self) -> tuple[GuestState, ...]:
         """All guests ever started here and not removed."""
@@ -296,6 +312,18 @@ def refused_event(state: GuestState) -> MoorlineError | None:
         if event["event"] == "refused":
             return from_problem(event.get("problem"))
     return None
+
+
+def _is_decided(state: GuestState) -> bool:
+    return state.state != "running" or active_event(state) is not None or refused_event(state) is not None
+
+
+def _size(path: Path) -> int | None:
+    """How long a file of a guest is; a link is not followed."""
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return None
 
 
 def _write(path: Path, data: bytes) -> None:

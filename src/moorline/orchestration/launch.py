@@ -53,6 +53,8 @@ from moorline.wire.orchestration import GuestOrder, LaunchIntent, LaunchRequest
 
 FUNCTION_ENTRY: Final = "moorline.workload_agent"
 POLL_S: Final = 0.1
+REPORT_WAIT_S: Final = 2
+"""How long a host agent may keep a question about a guest; an operator who ends the function waits as long."""
 RETRY_S: Final = 0.5
 CLEAN_UP_RETRY_S: Final = 2.0
 REQUEST_LIFE_S: Final = 60
@@ -96,8 +98,8 @@ class Hosts(Protocol):
         """Start a guest; the same order twice is one guest."""
         ...
 
-    async def report(self, host: str, instance: str, /) -> GuestReport:
-        """How a guest is."""
+    async def report(self, host: str, instance: str, wait_s: int, /) -> GuestReport:
+        """How a guest is, as soon as it is active or will never be, or after `wait_s`."""
         ...
 
     async def stop(self, host: str, instance: str, /) -> None:
@@ -347,7 +349,7 @@ class Launches:
 
     async def _await_active(self, row: FunctionRow) -> None:
         assert row.host is not None
-        report = await self._hosts.report(row.host, row.instance)
+        report = await self._hosts.report(row.host, row.instance, REPORT_WAIT_S)
         if report.refusal is not None:
             raise report.refusal
         if report.spiffe_id is None and report.running:

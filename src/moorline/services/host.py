@@ -17,19 +17,19 @@ import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse
 
 from moorline.channel.driver import Collected, open_session
 from moorline.clock import SystemClock
 from moorline.errors import Misconfigured, MoorlineError, Refused
-from moorline.host_agent.guests import Guests, parse_order
+from moorline.host_agent.guests import MAX_WAIT_S, Guests, parse_order
 from moorline.host_agent.silicon import SiliconClient
 from moorline.ledger.client import Endpoint, LedgerClient
 from moorline.ledger.light_client import LedgerTrust
@@ -104,6 +104,7 @@ class Standing:
 
 
 Obtain = Callable[[], Awaitable[Standing]]
+_Wait = Annotated[int, Query(ge=0, le=MAX_WAIT_S, description="Until it serves or never will, at most so many seconds.")]
 
 
 def application(settings: HostSettings, guests: Guests, guard: http.Guard) -> FastAPI:
@@ -129,9 +130,9 @@ def application(settings: HostSettings, guests: Guests, guard: http.Guard) -> Fa
         return JSONResponse({"guests": [state.as_json() for state in await guests.states()]})
 
     @app.get("/v1/guests/{instance}")
-    async def guest(request: Request, instance: str) -> JSONResponse:
+    async def guest(request: Request, instance: str, wait_s: _Wait = 0) -> JSONResponse:
         authorise(request)
-        return JSONResponse((await guests.state(parse_name(instance, "instance"))).as_json())
+        return JSONResponse((await guests.decided(parse_name(instance, "instance"), wait_s)).as_json())
 
     @app.delete("/v1/guests/{instance}")
     async def stop(request: Request, instance: str) -> JSONResponse:

@@ -400,6 +400,7 @@ async def run(settings: OrchestratorSettings, log: structlog.stdlib.BoundLogger)
             await serve_all(_serve(settings, app, roots, log), compliance.follow(), compliance.supervise(), signing)
         finally:
             await orchestrator.aclose()
+            await hosts.aclose()
             store.close()
 
 

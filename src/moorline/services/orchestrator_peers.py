@@ -29,6 +29,7 @@ from moorline.wire.orchestration import LAUNCH_FRAME_CAP, GuestOrder
 _LAUNCHER_DEADLINE_S: Final = 20.0
 _MAX_AT_ONCE: Final = 16
 _FRESH_S: Final = 15
+_ANSWER_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +77,17 @@ class HostAgents:
         self._provider = provider
         self._trust_domain = trust_domain
         self._clock = clock
+        self._kept: dict[Peer, tuple[ClientIdentity, HttpClient]] = {}
 
     def names(self) -> tuple[str, ...]:
         """All configured hosts."""
         return tuple(sorted(self._hosts))
+
+    async def aclose(self) -> None:
+        """Close connections."""
+        while self._kept:
+            _, (_, client) = self._kept.popitem()
+            await client.aclose()
 
     async def views(self, state: ProvenState, load: dict[str, int], now: Instant) -> tuple[HostView, ...]:
         """What is known about each host. A host whose result cannot be had or believed has the reason instead."""
@@ -112,8 +120,8 @@ class HostAgents:
 
     async def events(self, after: int, wait_s: int) -> EventPage:
         """The verifier's events after a cursor; the connection waits with it."""
-        async with self._client(self._verifier) as client:
-            answer = await client.get_json("/v1/events", {"after": str(after), "wait_s": str(wait_s)})
+        client = self._client(self._verifier)
+        answer = await client.get_json("/v1/events", {"after": str(after), "wait_s": str(wait_s)})
         return parse_events(answer, after=after)
 
     async def lost(self, hosts: frozenset[str]) -> tuple[Loss, ...]:
@@ -125,26 +133,24 @@ class HostAgents:
     async def fresh(self, host: str, says: str) -> None:
         """Have a host attest now, and believe what the verifier signs about it."""
         asked = {"reason": "change_of_use", "says": says, "wait_s": _FRESH_S}
-        async with self._client(self._verifier) as client:
-            answer = await client.post_json(f"/v1/hosts/{host}/ask", asked)
+        answer = await self._client(self._verifier).post_json(f"/v1/hosts/{host}/ask", asked)
         result = self._believed(answer, self._clock.now())
         if result.subject != f"host/{host}" or result.status is not Tier.AFFIRMING:
             raise Refused("result.not_affirming", "the host's fresh result does not affirm it", got=result.status.word)
 
     async def start(self, host: str, order: GuestOrder) -> GuestReport:
         """Start a guest there."""
-        async with self._client(self._agent(host)) as client:
-            return _report(_json(await client.post_cbor("/v1/guests", schema.encode(order))))
+        client = self._client(self._agent(host))
+        return _report(_json(await client.post_cbor("/v1/guests", schema.encode(order))))
 
-    async def report(self, host: str, instance: str) -> GuestReport:
-        """How a guest is there."""
-        async with self._client(self._agent(host)) as client:
-            return _report(await client.get_json(f"/v1/guests/{instance}"))
+    async def report(self, host: str, instance: str, wait_s: int) -> GuestReport:
+        """How a guest is there, as soon as it is active or will never be, or after `wait_s`."""
+        client = self._client(self._agent(host))
+        return _report(await client.get_json(f"/v1/guests/{instance}", {"wait_s": str(wait_s)}))
 
     async def reports(self, host: str) -> dict[str, GuestReport]:
         """How every guest there is, in one answer."""
-        async with self._client(self._agent(host)) as client:
-            answer = await client.get_json("/v1/guests")
+        answer = await self._client(self._agent(host)).get_json("/v1/guests")
         guests = answer.get("guests") if isinstance(answer, dict) else None
         if not isinstance(guests, list) or not all(isinstance(one, dict) for one in guests):
             raise Malformed("peer.answer_malformed", "the host agent's answer is no list of guests")
@@ -152,28 +158,28 @@ class HostAgents:
 
     async def stop(self, host: str, instance: str) -> None:
         """End a guest there; fine if it is not there."""
-        async with self._client(self._agent(host)) as client:
-            try:
-                await client.send("DELETE", f"/v1/guests/{instance}", headers={"accept": "application/json"})
-            except Refused as error:
-                if error.code != "host.no_such_guest":
-                    raise
+        client = self._client(self._agent(host))
+        try:
+            await client.send("DELETE", f"/v1/guests/{instance}", headers={"accept": "application/json"})
+        except Refused as error:
+            if error.code != "host.no_such_guest":
+                raise
 
     async def _results(
         self, now: Instant, names: tuple[str, ...]
     ) -> dict[str, tuple[AttestationResult | None, tuple[str, str] | None]]:
         turn = asyncio.Semaphore(_MAX_AT_ONCE)
 
-        async with self._client(self._verifier) as client:
+        client = self._client(self._verifier)
 
-            async def one(host: str) -> tuple[AttestationResult | None, tuple[str, str] | None]:
-                async with turn:
-                    try:
-                        return await self._result(client, host, now), None
-                    except MoorlineError as error:
-                        return None, (error.code, error.says)
+        async def one(host: str) -> tuple[AttestationResult | None, tuple[str, str] | None]:
+            async with turn:
+                try:
+                    return await self._result(client, host, now), None
+                except MoorlineError as error:
+                    return None, (error.code, error.says)
 
-            return dict(zip(names, await asyncio.gather(*(one(host) for host in names)), strict=True))
+        return dict(zip(names, await asyncio.gather(*(one(host) for host in names)), strict=True))
 
     async def _result(self, client: HttpClient, host: str, now: Instant) -> AttestationResult:
         return self._believed(await client.get_json(f"/v1/results/{host}"), now)
@@ -191,9 +197,17 @@ class HostAgents:
         return Peer(url=found.url, server_name=found.server_name)
 
     def _client(self, peer: Peer) -> HttpClient:
-        return HttpClient(
-            peer.url, server_name=peer.server_name, roots_pem=self._roots_pem, identity=self._identity(), timeout_s=30.0
+        """A client that is kept while the orchestrator's own certificate is the same; that is replaced within the hour."""
+        identity = self._identity()
+        kept = self._kept.get(peer)
+        if kept is not None and kept[0] == identity:
+            return kept[1]
+        made = HttpClient(
+            peer.url, server_name=peer.server_name, roots_pem=self._roots_pem, identity=identity, timeout_s=_ANSWER_S
         )
+        # The one before may be in use just now; its idle connections are closed by the peer within seconds.
+        self._kept[peer] = (identity, made)
+        return made
 
 
 class Brokers:

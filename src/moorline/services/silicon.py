@@ -118,6 +118,10 @@ class PrivateImage:
             del self._known[path]
         return tuple(self._known[path][1] for path in sorted(self._known))
 
+    def known(self) -> tuple[ImageFile, ...]:
+        """The files as the last look found them: enough to refuse early, not to measure."""
+        return tuple(file for _, file in self._known.values())
+
     async def prepare(self, entry: str) -> None:
         """Bytecode for `entry` is there, made inside a sandbox by the measured interpreter from the measured sources.
 
@@ -259,7 +263,7 @@ class SiliconService:
             raise Refused("silicon.limits", "limits out of range", expected="64 MiB to 1 TiB, 4 to 65536 processes")
         self._starting.add(name)
         try:
-            guest_image.require_entry(request.entry, self._image.files())
+            guest_image.require_entry(request.entry, self._image.known())
             await self._image.prepare(request.entry)
             return (await self._start(request, name, shared)).status()
         finally:
