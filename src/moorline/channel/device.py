@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from typing import Final, Self, TypeVar
 
 from moorline.channel import tls
-from moorline.channel.messages import RECORD_CAP, encode_problem, pack, problem_frame, reported, unpack, unpack_any
+from moorline.channel.answers import ANSWER_DEADLINE_S, respond
+from moorline.channel.messages import RECORD_CAP, pack, problem_frame, reported, unpack, unpack_any
 from moorline.clock import Clock
 from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused, Unavailable
 from moorline.verification.chains import VerifiedChain, verify_chain
@@ -70,7 +71,6 @@ Answer = Callable[[VerifiedChain, bytes], Awaitable[bytes]]
 _LOG: Final = logging.getLogger("moorline.channel.device")
 _HYBRID: Final = "MLKEM"
 _JUDGE_DEADLINE_S: Final = 20.0
-_ANSWER_DEADLINE_S: Final = 30.0
 _WRITE_DEADLINE_S: Final = 10.0
 
 
@@ -205,7 +205,7 @@ class DeviceConnection:
         request = Request(id=self._next, body=body)
         self._next += 1
         await write_frame(self._stream, pack(request), deadline_s=_WRITE_DEADLINE_S)
-        frame = await read_frame(self._stream, cap=RECORD_CAP, deadline_s=_ANSWER_DEADLINE_S)
+        frame = await read_frame(self._stream, cap=RECORD_CAP, deadline_s=ANSWER_DEADLINE_S)
         response = unpack(Response, frame, max_bytes=RECORD_CAP)
         if response.id != request.id:
             raise NotAuthentic("device.response_mismatch", "the answer is to another request", expected=request.id)
@@ -337,7 +337,7 @@ async def _serve_peer(stream: tls.TlsStream, standing: _FunctionStanding, answer
             peer = await standing.admitted(stream, schema.from_item(Status, item))
             judged_at = loop.time()
         elif kind == "request":
-            response = await _respond(peer, schema.from_item(Request, item), answer)
+            response = await respond(peer, schema.from_item(Request, item), answer)
             await write_frame(stream, pack(response), deadline_s=_WRITE_DEADLINE_S)
         elif kind == "problem":
             raise reported(schema.from_item(Problem, item).problem)
@@ -357,18 +357,6 @@ async def _next_frame(stream: tls.TlsStream, left_s: float, max_age_s: int) -> b
         if error.code == "peer.timeout":
             raise _stale(max_age_s) from None
         raise
-
-
-async def _respond(peer: VerifiedChain, request: Request, answer: Answer) -> Response:
-    try:
-        async with asyncio.timeout(_ANSWER_DEADLINE_S):
-            body = await answer(peer, request.body)
-    except MoorlineError as error:
-        return Response(id=request.id, body=b"", problem=encode_problem(error))
-    except TimeoutError:
-        late = Unavailable("device.answer_late", "the function did not answer in time", retry_after_s=5)
-        return Response(id=request.id, body=b"", problem=encode_problem(late))
-    return Response(id=request.id, body=body, problem=None)
 
 
 def _stale(max_age_s: int) -> Refused:

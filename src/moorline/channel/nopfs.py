@@ -20,7 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol, Self
 
-from moorline.channel.messages import RECORD_CAP, encode_problem, pack, problem_frame, reported, unpack
+from moorline.channel.answers import ANSWER_DEADLINE_S, respond
+from moorline.channel.messages import RECORD_CAP, pack, problem_frame, reported, unpack
 from moorline.channel.records import Direct
 from moorline.channel.tls import dial
 from moorline.clock import Clock, Instant
@@ -33,7 +34,6 @@ from moorline.wire.nopfs import DeviceKeys, Direction, FunctionKeyReply, NoPfsHe
 _LOG: Final = logging.getLogger("moorline.channel.nopfs")
 _HELLO_CAP: Final = 4096
 _DEADLINE_S: Final = 20.0
-_ANSWER_DEADLINE_S: Final = 30.0
 _WRITE_DEADLINE_S: Final = 10.0
 _OVERHEAD: Final = 256
 
@@ -119,7 +119,7 @@ class NoPfsConnection:
         self._next += 1
         record = self._out.seal(schema.encode(request), now=self._clock.now())
         await write_frame(self._stream, pack(record), deadline_s=_WRITE_DEADLINE_S)
-        frame = await read_frame(self._stream, cap=RECORD_CAP + _OVERHEAD, deadline_s=_ANSWER_DEADLINE_S)
+        frame = await read_frame(self._stream, cap=RECORD_CAP + _OVERHEAD, deadline_s=ANSWER_DEADLINE_S)
         answer = unpack(NoPfsRecord, frame, max_bytes=RECORD_CAP + _OVERHEAD)
         response = schema.decode(Response, self._in.open(answer, now=self._clock.now()), max_bytes=RECORD_CAP)
         if response.id != request.id:
@@ -168,18 +168,6 @@ async def _served(stream: Stream, offer: Offer, answer: Answer, clock: Clock) ->
         frame = await read_frame(stream, cap=RECORD_CAP + _OVERHEAD, deadline_s=left)
         record = unpack(NoPfsRecord, frame, max_bytes=RECORD_CAP + _OVERHEAD)
         request = schema.decode(Request, reading.open(record, now=clock.now()), max_bytes=RECORD_CAP)
-        response = await _respond(hello.device, request, answer)
+        response = await respond(hello.device, request, answer)
         sealed = writing.seal(schema.encode(response), now=clock.now())
         await write_frame(stream, pack(sealed), deadline_s=_WRITE_DEADLINE_S)
-
-
-async def _respond(device: str, request: Request, answer: Answer) -> Response:
-    try:
-        async with asyncio.timeout(_ANSWER_DEADLINE_S):
-            body = await answer(device, request.body)
-    except MoorlineError as error:
-        return Response(id=request.id, body=b"", problem=encode_problem(error))
-    except TimeoutError:
-        late = Unavailable("device.answer_late", "the function did not answer in time", retry_after_s=5)
-        return Response(id=request.id, body=b"", problem=encode_problem(late))
-    return Response(id=request.id, body=body, problem=None)
