@@ -22,7 +22,6 @@ import live
 from moorline.cli.demo import attack_tools, hosting
 from moorline.cli.demo.stage import Stage
 from moorline.clock import Instant
-from moorline.errors import Refused
 from moorline.simulators.silicon import GuestContext, Silicon, guest_policy
 from moorline.storage.broker_launches import Launch
 from moorline.storage.broker_pool import PoolEntry
@@ -137,19 +136,9 @@ def cluster(folder):
 # Keys over an established session --------------------------------------------------------------------------------------
 
 
-async def minted(world, instance):
-    while True:
-        try:
-            return await attack_tools.mint(world, instance, life_s=300)
-        except Refused as refusal:
-            # Of two that ask at one time around a new block, the launcher may see the newer proof first.
-            if refusal.code != "ledger.rollback":
-                raise
-
-
 async def function(world, silicon, instance):
     """A function's attested session."""
-    return await attested(world, silicon, await minted(world, instance))
+    return await attested(world, silicon, await attack_tools.mint(world, instance, life_s=300))
 
 
 async def attested(world, silicon, made):

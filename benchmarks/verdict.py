@@ -18,7 +18,7 @@ from pathlib import Path
 import broker as pools
 import live
 
-from moorline.cli.demo import drifting, hosting
+from moorline.cli.demo import attack_tools, drifting, hosting
 from moorline.cli.demo.stage import Stage
 from moorline.errors import MoorlineError
 from moorline.simulators.silicon import Silicon
@@ -87,7 +87,7 @@ async def measured(directory):
     try:
         world = await live.build(stage)
         silicon = Silicon(hosting.host(world, "h1").chip)
-        minted = [await pools.minted(world, f"released-{number}") for number in range(LAUNCHES)]
+        minted = [await attack_tools.mint(world, f"released-{number}", life_s=300) for number in range(LAUNCHES)]
         links = [await pools.function(world, silicon, f"drift-{number}") for number in range(FUNCTIONS + RENEWING)]
         bare = await request_ms(links[0])
         watching = asyncio.create_task(fallen(stage.path("alpha", "verifier") / "verifier.db"))

@@ -124,7 +124,7 @@ class Ledger:
         note = checkpoint.Note(checkpoint=made, signatures=lines).encode()
         return proof.make_bundle(note=note, changes=(), tree=tree, value_of=self.values.get, keys=wanted)
 
-    async def prove(self, wanted):
+    async def prove(self, wanted, *, height=0):
         return self.bundle(wanted)
 
     def provider(self, consortium, name):

@@ -13,7 +13,7 @@ from moorline.clock import Instant, SystemClock
 from moorline.device.connection import Wanted, judge_function, require_contract
 from moorline.device.store import HIGHEST_FILE
 from moorline.errors import MoorlineError
-from moorline.ledger import peers, records, standing
+from moorline.ledger import fetching, peers, records, standing
 from moorline.ledger.light_client import verify_bundle
 from moorline.ledger.records import ContractStatus, RevocationKind, Status
 from moorline.verification.chains import verify_chain
@@ -139,10 +139,10 @@ async def test_a_device_needs_the_contract_proven(running):
 async def test_a_stale_or_thinly_signed_proof_is_refused(running):
     now = Instant(int(time.time()))
 
-    async def stale(wanted):
+    async def stale(wanted, *, height=0):
         return running.ledger.bundle(wanted, at=Instant(now - 31))
 
-    async def thin(wanted):
+    async def thin(wanted, *, height=0):
         return running.ledger.bundle(wanted, signers=("authority-1", "authority-2"))
 
     store = running.device()
@@ -173,11 +173,12 @@ async def test_a_stale_or_thinly_signed_proof_is_refused(running):
         assert await refusal(link) == code
 
 
-async def test_a_device_never_goes_back_behind_what_it_has_seen(running):
+async def test_a_device_never_goes_back_behind_what_it_has_seen(running, monkeypatch):
+    monkeypatch.setattr(fetching, "PATIENCE_S", 0.1)
     store = running.device()
     now = Instant(int(time.time()))
 
-    async def older(wanted):
+    async def older(wanted, *, height=0):
         return running.ledger.bundle(wanted, at=Instant(now - 10))
 
     async with await running.connect(store):
@@ -198,7 +199,7 @@ async def test_a_proof_of_another_device_is_refused(running):
     other = running.device(name="d-2", directory="second", serial=502)
     wanted = await device_keys(other)
 
-    async def prove(_wanted):
+    async def prove(_wanted, *, height=0):
         return running.ledger.bundle(wanted)
 
     assert await refusal(running.connect(running.device(), prove=prove)) == "ledger.not_proven"

@@ -33,7 +33,7 @@ class Authorities:
         self.open, self.waiting = asyncio.Event(), asyncio.Event()
         self.open.set()
 
-    async def prove(self, keys):
+    async def prove(self, keys, *, height=0):
         self.asked.append(keys)
         self.waiting.set()
         await self.open.wait()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from moorline.clock import Instant
 from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused, Unavailable
-from moorline.ledger import checkpoint, light_client, proof, records, standing, transactions
+from moorline.ledger import checkpoint, fetching, light_client, proof, records, standing, transactions
 from moorline.ledger.checkpoint import Checkpoint, Note, authority_set_digest
 from moorline.ledger.light_client import LedgerTrust, ProvenState, verify_bundle
 from moorline.ledger.records import RevocationKind
@@ -428,7 +428,7 @@ class Answers:
         self.bundles, self.let = bundles, [asyncio.Event() for _ in bundles]
         self.asked = 0
 
-    async def prove(self, _keys):
+    async def prove(self, _keys, *, height=0):
         number = self.asked
         self.asked += 1
         await self.let[number].wait()
@@ -438,11 +438,14 @@ class Answers:
         """Nothing is open."""
 
 
-async def test_answers_that_overtake_one_another_are_no_rollback_and_an_old_one_afterwards_is(consortium, alpha):
+async def test_answers_that_overtake_one_another_are_no_rollback_and_an_old_one_afterwards_is(
+    consortium, alpha, monkeypatch
+):
     """verifies that: a broker's two questions at once may be answered in any order; going back later is refused."""
     older = bundle_of(consortium, ["provider/alpha"])
     consortium.block()
     newer = bundle_of(consortium, ["provider/alpha"])
+    monkeypatch.setattr(fetching, "PATIENCE_S", 0)
     ledger = Answers([older, newer, older])
     store = SimpleNamespace(document=lambda _name: None, set_document=lambda _name, _value: None)
     view = LedgerView(ledger, consortium.made.trust, store, SimpleNamespace(now=lambda: now_of(consortium)))

@@ -71,7 +71,7 @@ class Ledger:
         note = Note(checkpoint=checkpoint, signatures=tuple(lines)).encode()
         return make_bundle(note=note, changes=(), tree=tree, value_of=self.records.get, keys=wanted)
 
-    async def prove(self, wanted):
+    async def prove(self, wanted, *, height=0):
         self.asked.append(tuple(wanted))
         return self.bundle(wanted)
 

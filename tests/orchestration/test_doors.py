@@ -134,7 +134,7 @@ async def test_without_a_ledger_the_last_proof_counts_until_it_is_too_old(door, 
     """verifies that: a caller known to stand goes on for max_age, a new one is told to wait; nobody is let in unproven."""
     assert await door.ask() is None
 
-    async def gone(_):
+    async def gone(_, *, height=0):
         raise Unavailable("ledger.unreachable", "nobody answers")
 
     monkeypatch.setattr(provider.ledger, "prove", gone)
@@ -188,7 +188,7 @@ async def test_an_open_stream_goes_on_without_a_ledger_while_the_last_proof_coun
     door, stream = reading
     asked = []
 
-    async def gone(keys):
+    async def gone(keys, *, height=0):
         asked.append(keys)
         raise Unavailable("ledger.unreachable", "nobody answers")
 
@@ -205,7 +205,7 @@ async def test_one_silent_authority_shuts_nobody_out(provider, monkeypatch):
     monkeypatch.setattr(callers, "_PATIENCE_S", 0.01)
     silent, asked = asyncio.Event(), []
 
-    async def prove(wanted):
+    async def prove(wanted, *, height=0):
         asked.append(wanted)
         await silent.wait()
         return provider.ledger.bundle(wanted)
@@ -226,7 +226,7 @@ async def test_one_silent_authority_shuts_nobody_out(provider, monkeypatch):
 
 async def test_authorities_that_say_nothing_are_not_waited_for_for_ever(provider, monkeypatch):
     monkeypatch.setattr(callers, "_PATIENCE_MAX_S", 0.01)
-    silent = SimpleNamespace(prove=lambda _: asyncio.Event().wait())
+    silent = SimpleNamespace(prove=lambda _, **__: asyncio.Event().wait())
     guard = guard_of(provider, prover=silent)
     leaf = certificates.parse_certificate(provider.svid(OPERATOR, ec.generate_private_key(ec.SECP256R1()).public_key())[0])
     with pytest.raises(Unavailable) as caught:

@@ -6,6 +6,7 @@ import pytest
 
 from moorline.clock import Instant
 from moorline.errors import Conflict, MoorlineError, Refused, Unavailable
+from moorline.ledger import fetching
 from moorline.ledger.records import Status
 from moorline.orchestration import intent as intents
 from moorline.orchestration import package as packages
@@ -15,6 +16,7 @@ from moorline.orchestration.placement import HostView, Platform
 from moorline.storage.orchestrator_store import FunctionRow, LaunchState, OrchestratorStore, PackageRow
 from moorline.wire import launch, schema
 from moorline.wire.guest import FunctionConfiguration, FunctionLaunch
+from moorline.wire.orchestration import LaunchReply, LaunchRequest
 
 from .conftest import CHIP, NOW
 from .test_placement import result
@@ -356,7 +358,57 @@ async def test_what_stays_away_fails_when_the_intent_ends(mano):
     assert (row.state, row.problem["code"]) == (LaunchState.FAILED, "launch.intent_expired")
 
 
-async def test_the_ledger_never_goes_back(mano):
+class Overtaking:
+    """The way to the launcher, on which another launch overtakes ours with a newer proof: so often."""
+
+    def __init__(self, mano, times):
+        self.mano, self.times, self.asked = mano, times, 0
+
+    async def exchange(self, request):
+        self.asked += 1
+        if self.asked <= self.times:
+            ledger, intent = self.mano.provider.ledger, intents.parse(schema.decode(LaunchRequest, request).intent)
+            ledger.height += 1
+            other = dataclasses.replace(intent, instance=f"other-{self.asked}")
+            newer = LaunchRequest(
+                intent=intents.sign(other, self.mano.provider.intent_signer),
+                bundle=ledger.bundle(intents.keys_to_prove(other)),
+            )
+            assert schema.decode(LaunchReply, await self.mano.enclave.exchange(schema.encode(newer))).grant
+        return await self.mano.enclave.exchange(request)
+
+
+async def test_a_proof_that_another_launch_overtook_is_fetched_again(mano):
+    """verifies that: of two launches asked for around a new block neither fails, whichever comes second to the launcher."""
+    mano.request()
+    await mano.launches.advance("records-1")
+    overtaken = mano.launches._launcher = Overtaking(mano, times=2)
+    await mano.launches.advance("records-1")
+    assert mano.store.function("records-1").state is LaunchState.GRANTED
+    assert overtaken.asked == 3
+
+
+async def test_a_launcher_that_is_shown_an_old_head_for_good_refuses(mano, monkeypatch):
+    """verifies that: an orchestrator whose authorities stay behind what the launcher saw gets no launch."""
+    monkeypatch.setattr(fetching, "PATIENCE_S", 0.2)
+    mano.request()
+    await mano.launches.advance("records-1")
+    mano.launches._launcher = Overtaking(mano, times=1)
+    going_back = mano.launches._launcher.exchange
+
+    async def behind(request):
+        try:
+            return await going_back(request)
+        finally:
+            mano.provider.ledger.height = before
+
+    before, mano.launches._launcher.exchange = mano.provider.ledger.height, behind
+    row = await mano.launches.drive("records-1")
+    assert (row.state, row.problem["code"]) == (LaunchState.FAILED, "ledger.rollback")
+
+
+async def test_the_ledger_never_goes_back(mano, monkeypatch):
+    monkeypatch.setattr(fetching, "PATIENCE_S", 0.1)
     mano.request()
     await mano.launches.advance("records-1")
     mano.provider.ledger.height -= 3

@@ -1,5 +1,6 @@
 """The launcher's judgement, with real keys: what it grants, what it refuses, and that no number is used twice."""
 
+import asyncio
 import dataclasses
 import os
 
@@ -177,6 +178,20 @@ async def test_proofs_must_be_fresh_and_signed_by_a_quorum_and_never_go_back(pro
     provider.service(DIGEST)
     assert await enclave.launcher.grant(asked(provider))
     assert await refusal(enclave, old) == "ledger.rollback"
+
+
+async def test_of_two_proofs_that_came_together_the_older_is_no_rollback(provider, enclave):
+    """verifies that: a launcher compares with what it had seen when it was asked, not with what it saw since."""
+    older = asked(provider, intended(instance="records-1"))
+    provider.ledger.height += 1
+    newer = asked(provider, intended(instance="records-2"))
+    async with enclave.launcher._turn:
+        waiting = [asyncio.ensure_future(enclave.launcher.grant(one)) for one in (newer, older)]
+        await asyncio.sleep(0)
+    grants_made = await asyncio.gather(*waiting)
+    assert all(grants_made)
+    assert await refusal(enclave, older) == "ledger.rollback"  # who comes now with it is behind
+    assert await enclave.launcher.grant(newer) == grants_made[0]
 
 
 async def test_lease_used_up_is_renewed_and_numbers_never_repeat(provider):

@@ -7,9 +7,10 @@ and the HSMs of both let this device in: its home HSM is asked about each connec
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from moorline.channel import device as channel
 from moorline.clock import Clock
@@ -20,6 +21,7 @@ from moorline.device.store import DeviceStore
 from moorline.errors import NotAuthentic
 from moorline.ledger import access, peers
 from moorline.ledger.client import LedgerClient
+from moorline.ledger.fetching import not_overtaken
 from moorline.ledger.light_client import LedgerTrust, ProvenState, verify_bundle
 from moorline.nfv import Role
 from moorline.verification.chains import VerifiedChain, verify_chain
@@ -36,8 +38,12 @@ class Wanted:
     contract: str
 
 
-Prove = Callable[[tuple[str, ...]], Awaitable[bytes]]
-"""A ledger proof bundle with these keys, from wherever: it is verified here."""
+class Prove(Protocol):
+    """Fetches a bundle about these keys, unverified; at this height, if anybody has it. `LedgerClient.prove` is one."""
+
+    async def __call__(self, keys: tuple[str, ...], /, *, height: int = 0) -> bytes:
+        """The bundle, from wherever: it is verified here."""
+        ...
 
 
 @asynccontextmanager
@@ -82,8 +88,12 @@ async def connect(
 
     async def bundle() -> bytes:
         highest = store.highest()  # before asking: another connection of this device may be answered in between
-        made = await prove(peers.device_keys(own))
-        state = verify_bundle(made, trust, now=clock.now(), highest=highest)
+
+        async def fetched(height: int) -> tuple[bytes, ProvenState]:
+            made = await prove(peers.device_keys(own), height=height)
+            return made, verify_bundle(made, trust, now=clock.now(), highest=highest)
+
+        made, state = await not_overtaken(fetched)
         store.keep_highest(state.checkpoint)
         return made
 

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Final, Self, TypeVar
 
 from moorline.errors import Malformed, Misconfigured, MoorlineError, Unavailable
-from moorline.ledger import anchor, batch, blocks, transactions
+from moorline.ledger import anchor, batch, blocks, proof, transactions
 from moorline.ledger.blocks import Receipt
 from moorline.ledger.checkpoint import Checkpoint, authority_set_digest
 from moorline.ledger.transactions import Action, Body, Sender
@@ -89,12 +89,29 @@ class LedgerClient:
             found += [blocks.parse_receipt(one) if isinstance(one, bytes) else one for one in outcomes]
         return found
 
-    async def prove(self, keys: Iterable[str], *, known: Mapping[str, bytes] | None = None) -> bytes:
-        """A proof bundle for these keys, unverified; changes of the authorities before the set `known` are left out."""
+    async def prove(self, keys: Iterable[str], *, height: int = 0, known: Mapping[str, bytes] | None = None) -> bytes:
+        """A proof bundle for these keys, unverified; changes of the authorities before the set `known` are left out.
+
+        An authority that says to be behind `height` is passed over; if all are, the answer is what the last one said.
+        """
         params = [("key", key) for key in keys]
         if known is not None:
             params.append(("known", authority_set_digest(known).hex()))
-        return await self._first(lambda client: client.get_bytes("/v1/proof", params))
+        behind: list[bytes] = []
+
+        async def ask(client: HttpClient) -> bytes:
+            bundle = await client.get_bytes("/v1/proof", params)
+            if height and anchor.parse(proof.parse_bundle(bundle).note).checkpoint.height < height:
+                behind.append(bundle)
+                raise Unavailable("ledger.behind", "the authority has not taken in a block that another one has")
+            return bundle
+
+        try:
+            return await self._first(ask)
+        except Unavailable:
+            if not behind:
+                raise
+            return behind[-1]
 
     async def checkpoint(self) -> Checkpoint:
         """The newest checkpoint of the first authority that answers: unverified, good for choosing `valid_until`."""

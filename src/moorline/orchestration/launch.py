@@ -30,6 +30,7 @@ from moorline.clock import Clock, Instant
 from moorline.errors import Conflict, MoorlineError, Refused, Unavailable
 from moorline.ledger import standing
 from moorline.ledger.checkpoint import Checkpoint
+from moorline.ledger.fetching import not_overtaken
 from moorline.ledger.light_client import LedgerTrust, ProvenState, verify_bundle
 from moorline.ledger.records import PackageRule, ServiceRecord
 from moorline.orchestration import grant as grants
@@ -74,8 +75,8 @@ class GuestReport:
 class Ledger(Protocol):
     """Where proofs come from; what they are worth is decided by `verify_bundle`."""
 
-    async def prove(self, keys: tuple[str, ...], /) -> bytes:
-        """A bundle for these keys."""
+    async def prove(self, keys: tuple[str, ...], /, *, height: int = 0) -> bytes:
+        """A bundle for these keys; at this height, if anybody has it."""
         ...
 
 
@@ -211,7 +212,12 @@ class Launches:
         """A proven ledger state with these keys, never older than one seen before."""
         known = await asyncio.to_thread(self._store.checkpoint)
         highest = None if known is None else schema.decode(Checkpoint, known)
-        state = verify_bundle(await self._ledger.prove(asked), self._me.trust, now=self._clock.now(), highest=highest)
+
+        async def fetched(height: int) -> ProvenState:
+            bundle = await self._ledger.prove(asked, height=height)
+            return verify_bundle(bundle, self._me.trust, now=self._clock.now(), highest=highest)
+
+        state = await not_overtaken(fetched)
         async with self._proving:  # launches prove side by side, and the newest state seen must not go back
             known = await asyncio.to_thread(self._store.checkpoint)
             if known is None or state.height > schema.decode(Checkpoint, known).height:
@@ -311,25 +317,17 @@ class Launches:
         assert row.reply_key is not None
         intent, now = intents.parse(row.intent), self._clock.now()
         _not_expired(intent, now)
-        bundle = await self._ledger.prove(intents.keys_to_prove(intent))
-        reply = await self._launcher.exchange(schema.encode(LaunchRequest(intent=row.intent, bundle=bundle)))
-        try:
-            granted = grants.verify_reply(
-                reply,
-                row.intent,
-                intent,
-                x25519.X25519PrivateKey.from_private_bytes(row.reply_key),
-                roots=self._me.trust.roots,
-                trust_domain=self._me.trust_domain,
-                now=now,
-            )
-        except Refused as error:
-            if error.code != "ledger.rollback":
-                raise
-            # Another launch, asked for beside this one, showed the launcher a newer proof in between.
-            raise Unavailable(
-                "launch.proof_overtaken", "the launcher has seen a newer ledger than this proof's", retry_after_s=0.2
-            ) from None
+        reply_key = x25519.X25519PrivateKey.from_private_bytes(row.reply_key)
+        signed = row.intent
+
+        async def answered(height: int) -> grants.Granted:
+            bundle = await self._ledger.prove(intents.keys_to_prove(intent), height=height)
+            reply = await self._launcher.exchange(schema.encode(LaunchRequest(intent=signed, bundle=bundle)))
+            roots, domain = self._me.trust.roots, self._me.trust_domain
+            return grants.verify_reply(reply, signed, intent, reply_key, roots=roots, trust_domain=domain, now=now)
+
+        # Another launch, asked for beside this one, may show the launcher a newer proof in between.
+        granted = await not_overtaken(answered)
         state = await self.proven(grants.keys_to_prove(granted, self._me.provider))
         grants.judge_issuer(granted, state, self._me.provider)
         saved = dataclasses.replace(

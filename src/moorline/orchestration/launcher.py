@@ -135,10 +135,12 @@ class Launcher:
 
     async def grant(self, request: LaunchRequest) -> bytes:
         """The signed grant for an untrusted request. Raises what `intent.permit` does, `launcher.*`, and broker errors."""
+        highest = self._highest  # before it is this request's turn: those that came together may be in any order
         async with self._turn:
             now = await self._time()
-            permitted = intents.permit(request, self._trust, provider=self._provider, now=now, highest=self._highest)
-            self._highest = permitted.state
+            permitted = intents.permit(request, self._trust, provider=self._provider, now=now, highest=highest)
+            if self._highest is None or permitted.state.height > self._highest.height:
+                self._highest = permitted.state
             remembered = self._granted.get(permitted.digest)
             if remembered is not None:
                 return remembered

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 
 from moorline.clock import Clock
 from moorline.ledger.checkpoint import Checkpoint, parse_body
+from moorline.ledger.fetching import not_overtaken
 from moorline.ledger.light_client import LedgerTrust, ProvenState, together, verify_bundle
 
 _HIGHEST = "highest-checkpoint"
@@ -32,8 +33,8 @@ _BUNDLES: Final = 4
 class Prover(Protocol):
     """Somebody who hands out proof bundles; `ledger.client.LedgerClient` is one. What it says is verified here."""
 
-    async def prove(self, keys: tuple[str, ...]) -> bytes:
-        """A bundle about these keys."""
+    async def prove(self, keys: tuple[str, ...], *, height: int = 0) -> bytes:
+        """A bundle about these keys; at this height, if anybody has it."""
         ...
 
     async def aclose(self) -> None:
@@ -82,9 +83,13 @@ class LedgerView:
     async def proven(self, keys: tuple[str, ...]) -> tuple[bytes, ProvenState]:
         """A bundle about these keys and what it proves, asked now. Raises what `verify_bundle` and the prover raise."""
         # What was seen before asking: answers to questions asked at the same time may come back in any order.
-        highest = self._highest
-        bundle = await self._prover.prove(tuple(dict.fromkeys(keys)))
-        state = verify_bundle(bundle, self.trust, now=self._clock.now(), highest=highest)
+        highest, asked = self._highest, tuple(dict.fromkeys(keys))
+
+        async def fetched(height: int) -> tuple[bytes, ProvenState]:
+            made = await self._prover.prove(asked, height=height)
+            return made, verify_bundle(made, self.trust, now=self._clock.now(), highest=highest)
+
+        bundle, state = await not_overtaken(fetched)
         if self._highest is None or state.height > self._highest.height:
             await asyncio.to_thread(self._keep, state.checkpoint)
             if self._highest is None or state.height > self._highest.height:

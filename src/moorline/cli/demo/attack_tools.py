@@ -21,6 +21,7 @@ from moorline.clock import Instant
 from moorline.errors import MoorlineError, Unavailable
 from moorline.host_agent.guests import Guests, GuestState, active_event, refused_event
 from moorline.host_agent.silicon import SiliconClient
+from moorline.ledger.fetching import not_overtaken
 from moorline.orchestration import grant as grants
 from moorline.orchestration import intent as intents
 from moorline.services.orchestrator_peers import LauncherLink
@@ -114,12 +115,16 @@ async def mint(world: World, instance: str, *, life_s: int = LAUNCH_LIFE_S, chip
         reply_key=reply_key.public_key().public_bytes_raw(),
     )
     signed = intents.sign(intent, keys.KeySigner(world.facts["intent_key"]))
-    bundle = await world.ledger.prove(intents.keys_to_prove(intent))
     link = LauncherLink(world.facts["launcher_address"])
-    reply = await link.exchange(schema.encode(LaunchRequest(intent=signed, bundle=bundle)))
-    granted = grants.verify_reply(
-        reply, signed, intent, reply_key, roots=trust.roots, trust_domain=world.alpha.trust_domain, now=now()
-    )
+
+    async def answered(height: int) -> grants.Granted:
+        bundle = await world.ledger.prove(intents.keys_to_prove(intent), height=height)
+        reply = await link.exchange(schema.encode(LaunchRequest(intent=signed, bundle=bundle)))
+        return grants.verify_reply(
+            reply, signed, intent, reply_key, roots=trust.roots, trust_domain=world.alpha.trust_domain, now=now()
+        )
+
+    granted = await not_overtaken(answered)
     return Minted(fields=granted.fields, token=granted.token, configuration=configuration)
 
 
