@@ -153,6 +153,7 @@ class Site:
         await self.process.start()
 
     async def issued(self, uri, directory):
+        await self.provider.register(uri)
         key = ec.generate_private_key(ec.SECP256R1())
         public = base64.b64encode(keys.public_bytes(key.public_key())).decode()
         async with self.provider.admin() as admin:

@@ -167,7 +167,8 @@ async def served(made, alpha, maker, tmp_path):
 async def test_what_a_thief_of_an_issuing_ca_signs_opens_no_door(maker, tmp_path):
     """verifies that: RevokeIssuingCa ends the thief at each process; who stands under another CA goes on at each.
 
-    And then: without any authority the honest go on until max_age, and are asked to wait afterwards.
+    And then: RevokeOrchestrator ends the orchestrator's certificate at each that takes one;
+    without any authority the honest go on until max_age, and are asked to wait afterwards.
     """
     made = await Consortium.found(tmp_path, max_age_s=MAX_AGE_S)
     processes = {}
@@ -186,6 +187,10 @@ async def test_what_a_thief_of_an_issuing_ca_signs_opens_no_door(maker, tmp_path
         for door, identity in stolen.items():
             await doors.comes(door, identity, "http.issuing_ca")
             assert await doors.ask(door, honest[door]) is None
+        await alpha.submitter.send(tx.RevokeOrchestrator(id="o1"))
+        for door in ("verifier", "host"):
+            await doors.comes(door, honest.pop(door), "ledger.orchestrator_not_active")
+        assert await doors.ask("orchestrator", honest["orchestrator"]) is None  # an operator
         for authority in made.authorities:
             await authority.stop(9)
         for door, identity in honest.items():

@@ -36,6 +36,7 @@ NAME = "v1.verifier.alpha.test"
 
 async def issued(provider, uri, directory):
     """A certificate from the broker's administrator, as files and as an identity."""
+    await provider.register(uri)
     key = ec.generate_private_key(ec.SECP256R1())
     public = base64.b64encode(keys.public_bytes(key.public_key())).decode()
     async with provider.admin() as admin:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from moorline.clock import Instant, SystemClock, Validity
 from moorline.hsm.ceremony import Ceremony as HsmCeremony
@@ -91,6 +92,7 @@ class Provider:
     settings: BrokerSettings
     roots_pem: bytes
     owner: Process | None = None
+    orchestrators: set[str] = field(default_factory=set)
 
     @property
     def trust_domain(self) -> str:
@@ -102,6 +104,14 @@ class Provider:
 
     def admin(self) -> HttpClient:
         return HttpClient("http://broker", server_name="", roots_pem=b"", uds=str(self.settings.admin_socket))
+
+    async def register(self, uri: str) -> None:
+        """What the ledger must know of a name before its certificate opens doors: that there is such an orchestrator."""
+        name = SpiffeId.parse(uri)
+        if name.role is Role.ORCHESTRATOR and name.trust_domain == self.trust_domain and uri not in self.orchestrators:
+            self.orchestrators.add(uri)
+            key = keys.public_bytes(ec.generate_private_key(ec.SECP256R1()).public_key())
+            await self.submitter.send(tx.RegisterOrchestrator(id=name.segments[0], public_key=key))
 
     def https(self, identity: ClientIdentity | None = None) -> HttpClient:
         return HttpClient(

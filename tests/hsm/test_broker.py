@@ -258,6 +258,7 @@ async def test_a_peer_that_is_not_registered_is_refused(consortium):
 
 
 async def svid(provider, name: str) -> tuple[ec.EllipticCurvePrivateKey, ClientIdentity, dict]:
+    await provider.register(name)
     key = ec.generate_private_key(ec.SECP256R1())
     public = base64.b64encode(keys.public_bytes(key.public_key())).decode()
     async with provider.admin() as admin:

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused
 from moorline.ledger import records
+from moorline.ledger import transactions as tx
 from moorline.ledger.light_client import verify_bundle
 from moorline.ledger.records import RevocationKind, RevocationRecord
 from moorline.rats import Tier
@@ -358,6 +359,23 @@ async def test_an_orchestrator_retires_an_instance(world):  # noqa: F811
     assert await world.refused(world.function(world.fields(instance="never-launched"))) == "ledger.revoked"
     entry = next(one for one in await audited(world, "instance-retired") if one["body"]["reason"] == "drift of h1")
     assert entry["body"]["by"] == "spiffe://alpha.test/orchestrator/o1"
+
+
+@marked
+async def test_a_revoked_orchestrator_ends_nobody(world):  # noqa: F811
+    """verifies that: after RevokeOrchestrator its certificate, as good as ever by chain and serial number, opens nothing."""
+    revoked_one = await svid(world.alpha, "spiffe://alpha.test/orchestrator/o2")
+    path, body = "/v1/instances/never-launched/retire", {"generation": 1, "reason": "drift of h1"}
+    async with world.alpha.https(revoked_one) as client, asyncio.timeout(20):
+        assert (await client.post_json(path, body))["destroyed"] == []
+        await world.alpha.submitter.send(tx.RevokeOrchestrator(id="o2"))
+        while True:  # proofs are used again for a thirtieth of max_age
+            try:
+                await client.post_json(path, body)
+            except Refused as refused_now:
+                assert refused_now.code == "ledger.orchestrator_not_active"
+                break
+            await asyncio.sleep(0.05)
 
 
 @marked

@@ -280,6 +280,7 @@ def spki() -> bytes:
 
 
 async def svid(provider: Provider, name: str) -> ClientIdentity:
+    await provider.register(name)
     key = ec.generate_private_key(ec.SECP256R1())
     public = base64.b64encode(keys.public_bytes(key.public_key())).decode()
     async with provider.admin() as admin:

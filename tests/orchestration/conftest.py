@@ -161,11 +161,11 @@ class Provider:
         for host, location in (("h1", "EU/DE"), ("h2", "EU/DE"), ("h3", "US/CA")):
             self.platform(host, location=location)
 
-    def orchestrator(self, status=Status.ACTIVE):
+    def orchestrator(self, status=Status.ACTIVE, *, name="o1"):
         self.ledger.put(
-            records.orchestrator_key(self.name, "o1"),
+            records.orchestrator_key(self.name, name),
             records.OrchestratorRecord(
-                provider=self.name, id="o1", status=status, public_key=keys.public_bytes(self.intent_signer.public_key())
+                provider=self.name, id=name, status=status, public_key=keys.public_bytes(self.intent_signer.public_key())
             ),
         )
 

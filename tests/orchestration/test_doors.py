@@ -124,6 +124,22 @@ async def test_another_ca_of_the_same_name_opens_no_door(door, provider):
     assert await door.ask() == "http.issuing_ca"
 
 
+async def test_a_revoked_orchestrator_opens_no_door(door, provider):
+    """verifies that: RevokeOrchestrator alone ends what its certificate opens, another one too; operators go on."""
+    assert await door.ask() is None
+    provider.orchestrator(Status.REVOKED)
+    code = "ledger.orchestrator_not_active" if door.who == ORCHESTRATOR else None
+    assert await door.ask() == code
+    assert await door.ask(serial=78) == code
+
+
+async def test_an_orchestrator_that_nobody_registered_opens_no_door(door, provider):
+    """verifies that: a certificate alone makes no orchestrator."""
+    del provider.ledger.records[records.orchestrator_key("alpha", "o1")]
+    provider.ledger.height += 1
+    assert await door.ask() == ("ledger.orchestrator_not_active" if door.who == ORCHESTRATOR else None)
+
+
 async def test_nobody_of_a_suspended_provider_comes_in(door, provider):
     record = records.parse(records.ProviderRecord, provider.ledger.records[records.provider_key("alpha")])
     provider.ledger.put(records.provider_key("alpha"), replace(record, status=Status.SUSPENDED))
@@ -181,6 +197,13 @@ async def test_an_open_stream_ends_when_its_reader_is_revoked(reading, provider)
     revoke(provider, RevocationKind.CERTIFICATE, f"{77:x}")
     assert await asyncio.wait_for(stream, 10) is None
     assert await door.ask() == "ledger.revoked"
+
+
+async def test_an_open_stream_ends_when_its_orchestrator_is_revoked(reading, provider):
+    door, stream = reading
+    provider.orchestrator(Status.REVOKED)
+    assert await asyncio.wait_for(stream, 10) is None
+    assert await door.ask() == "ledger.orchestrator_not_active"
 
 
 async def test_an_open_stream_goes_on_without_a_ledger_while_the_last_proof_counts(reading, provider, monkeypatch):

@@ -182,6 +182,7 @@ async def agent(tmp_path, provider):
 
 
 async def test_only_its_own_orchestrator_may_use_a_host(agent, provider):
+    provider.orchestrator(name="o2")
     for who, code in (
         (None, "http.no_client_certificate"),
         ("orchestrator/o2", "http.not_authorised"),

@@ -6,9 +6,11 @@ consortium under the name constraints of its provider. What is asked here is whe
 1. the provider is active, and the trust domain of the certificate is its own;
 2. what stands above the certificate is the ledger's record of that name, active, and its key made the signature: an issuing
    CA, or the HSM for the TLS keys of its broker;
-3. neither the certificate's serial number nor the device, instance or host it names is revoked.
+3. neither the certificate's serial number nor the device, instance or host it names is revoked;
+4. the orchestrator it names is registered and active: RevokeOrchestrator ends what its certificate opens, whatever the
+   certificate, and a certificate of an orchestrator that nobody registered opens nothing.
 
-Who has all three where nothing of this was asked is a thief with the key of a revoked issuing CA. What the caller may do is
+Who has all of it where nothing of this was asked is a thief with the key of a revoked issuing CA. What the caller may do is
 for the door to say.
 """
 
@@ -58,11 +60,12 @@ def keys(leaf: x509.Certificate, provider: str) -> tuple[str, ...]:
     if spiffe_id.role is Role.HSM:
         return standing.hsm_keys(provider, above)
     revoking = revoking_keys(provider, standing.serial_id(leaf.serial_number), spiffe_id)
-    return (*standing.issuing_ca_keys(provider, above), *revoking)
+    registered = standing.orchestrator_keys(provider, _last(spiffe_id, 1)) if spiffe_id.role is Role.ORCHESTRATOR else ()
+    return tuple(dict.fromkeys((*standing.issuing_ca_keys(provider, above), *revoking, *registered)))
 
 
 def require_standing(state: Proven, leaf: x509.Certificate, provider: str) -> None:
-    """1 to 3. Raises Refused(`ledger.*`); "ledger.issuer_other" where the record above is of another certificate."""
+    """1 to 4. Raises Refused(`ledger.*`); "ledger.issuer_other" where the record above is of another certificate."""
     spiffe_id, above = spiffe_id_of(leaf), issuer_name(leaf)
     if standing.active_provider(state, provider).trust_domain != spiffe_id.trust_domain:
         raise Refused("ledger.issuer_other", "the provider is of another trust domain", got=spiffe_id.trust_domain)
@@ -74,6 +77,8 @@ def require_standing(state: Proven, leaf: x509.Certificate, provider: str) -> No
     named = _named(spiffe_id)
     if named is not None:
         standing.not_revoked(state, named[0], provider, named[1])
+    if spiffe_id.role is Role.ORCHESTRATOR:
+        standing.active_orchestrator(state, provider, _last(spiffe_id, 1))
 
 
 def issuer_name(leaf: x509.Certificate) -> str:
@@ -87,9 +92,13 @@ def _named(spiffe_id: SpiffeId) -> tuple[RevocationKind, str] | None:
     if spiffe_id.role not in _NAMED:
         return None
     kind, count = _NAMED[spiffe_id.role]
+    return kind, _last(spiffe_id, count)
+
+
+def _last(spiffe_id: SpiffeId, count: int) -> str:
     if len(spiffe_id.segments) != count:
         raise Malformed("certificate.spiffe_id", "not a name that a certificate of this role has", got=str(spiffe_id))
-    return kind, spiffe_id.segments[-1]
+    return spiffe_id.segments[-1]
 
 
 def _require_signed(leaf: x509.Certificate, above: bytes) -> None:
