@@ -29,7 +29,6 @@ FILE = SPEC / "examples" / "ledger.json"
 NOW = Instant(1_790_000_000)
 NAMES = ("authority-1", "authority-2", "authority-3", "authority-4")
 FIRMWARE = bytes.fromhex("907e4126ae0ad9c862798e0a7574e139687b2a500ec207b9c773222e161bf672")
-FIRMWARE = bytes.fromhex("907e4126ae0ad9c862798e0a7574e139687b2a500ec207b9c773222e161bf672")
 KEYS = ("provider/beta", "provider/alpha", "reference-values/alpha/firmware")
 
 
@@ -88,7 +87,7 @@ def example() -> dict[str, Any]:
         ).encode()
         committed.append({"block": blocks.encode(block).hex(), "note": note.decode()})
         ids = [transactions.parse(data).id for data in block.transactions]
-        receipt = schema.encode(blocks.receipts(head, block, note=note, transaction_ids=ids)[0])
+        receipt = schema.encode(blocks.receipts(head.log_proof, block, note=note, transaction_ids=ids)[0])
     bundle = proof.make_bundle(note=note, changes=(), tree=head.state.tree, value_of=head.state.get, keys=KEYS)
     return {
         "genesis": made.genesis.encode().hex(),
@@ -156,7 +155,6 @@ def _der(certificate: x509.Certificate) -> bytes:
 
 
 def main() -> int:
-    """Write example and pages."""
     """Write example and pages."""
     old = json.loads(FILE.read_text("utf-8"))
     while True:

@@ -245,7 +245,8 @@ def test_an_old_proposal_expires_and_an_unknown_one_is_refused(consortium):
 @pytest.mark.parametrize(
     "change",
     [
-        {"version": 2},
+        {"version": 0},
+        {"version": 3},
         {"sequencer": "nobody"},
         {"parameters": genesis.Parameters(max_age_s=0)},
         {"roots": ()},

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from moorline.clock import Instant, Validity
-from moorline.ledger import ceremony, records, transactions
+from moorline.ledger import ceremony, records, revocations, transactions
 from moorline.ledger import transactions as tx
 from moorline.ledger.records import RevocationKind
 from moorline.ledger.state import Applied
@@ -369,6 +369,8 @@ class Registry(RuleBasedStateMachine):
             for prefix, kind in REGISTERED.items()
             for key, status in found_under(state, prefix, kind).items()
         } == things  # fmt: skip
+        numbered = [key for name in ("consortium", *self.naive.providers) for key in revoked_by(state, name)]
+        assert sorted(numbered) == sorted(f"revocation/{kind}/{by}/{what}" for kind, by, what in self.naive.revoked)
         assert found_under(state, "contract/", records.ContractRecord) == {
             f"contract/{name}": one["status"] for name, one in self.naive.contracts.items()
         }
@@ -384,6 +386,16 @@ REGISTERED = {
     "service/": records.ServiceRecord,
     "platform/": records.PlatformRecord,
 }
+
+
+def revoked_by(state, registrant):
+    """The keys under the numbers of one registrant, each of a record that is there, with the digest over them."""
+    index = records.parse(records.RevocationsRecord, state.get(records.revocations_index_key(registrant)))
+    numbers = (records.numbered_revocation_index_key(registrant, number) for number in range(1, index.count + 1))
+    found = [records.parse(records.IndexRecord, state.get(key)).holders[0] for key in numbers]
+    assert index.digest == revocations.digest_after(bytes(32), found)
+    assert all(state.get(key) is not None for key in found)
+    return found
 
 
 def found_under(state, prefix, kind):

@@ -11,7 +11,7 @@ from typing import Final
 
 from moorline import nfv
 from moorline.errors import Conflict, Malformed, MoorlineError, Refused
-from moorline.ledger import genesis, issuance, records, transactions
+from moorline.ledger import genesis, issuance, records, revocations, transactions
 from moorline.ledger.checkpoint import quorum_of, tolerated_faults
 from moorline.ledger.draft import Draft
 from moorline.ledger.parameters import PARAMETERS
@@ -23,7 +23,6 @@ from moorline.ledger.records import (
     ProposalStatus,
     ProviderRecord,
     RevocationKind,
-    RevocationRecord,
     RootsRecord,
     Status,
 )
@@ -169,6 +168,7 @@ def _admit_provider(draft: Draft, action: AdmitProvider) -> None:
     draft.write(records.trust_domain_index_key(action.trust_domain), IndexRecord(holders=(name,)))
     for parent in records.parent_domains(action.trust_domain):
         draft.write(records.parent_domain_index_key(parent), IndexRecord(holders=(name,)))
+    revocations.begin(draft, name)
     draft.tell("provider_admitted", records.provider_key(name))
 
 
@@ -291,11 +291,4 @@ def _set_parameter(draft: Draft, action: SetParameter) -> None:
 def _revoke_globally(draft: Draft, action: RevokeGlobally) -> None:
     if action.kind not in _GLOBAL:
         raise Refused("ledger.revocation_kind", "this is its registrant's to revoke", expected=_GLOBAL, got=action.kind)
-    key = records.revocation_key(action.kind, records.CONSORTIUM, records.parse_id(action.id, "revoked id"))
-    if draft.get(key) is not None:
-        raise Conflict("ledger.already_revoked", "it is revoked already", got=key)
-    draft.write(
-        key,
-        RevocationRecord(kind=action.kind, registrant=records.CONSORTIUM, id=action.id, time_ms=draft.block.time_ms),
-    )
-    draft.tell("revoked", key)
+    revocations.revoke(draft, action.kind, records.CONSORTIUM, action.id)

@@ -14,7 +14,7 @@ from moorline import nfv
 from moorline.clock import Instant
 from moorline.digest import tagged_hash
 from moorline.errors import Malformed, MoorlineError
-from moorline.ledger import issuance, records
+from moorline.ledger import issuance, records, revocations
 from moorline.ledger.checkpoint import quorum_of
 from moorline.ledger.light_client import TRUSTING_PERIOD_S, LedgerTrust
 from moorline.ledger.parameters import MAX_MAX_AGE_S, MIN_MAX_AGE_S, PARAMETERS
@@ -22,7 +22,9 @@ from moorline.ledger.records import AuthorityRecord, Der, Spki, Status, Text
 from moorline.wire import keys, schema
 from moorline.wire.schema import Bytes32
 
-VERSION: Final = 1
+VERSION: Final = 2
+_VERSIONS: Final = (1, VERSION)
+"""A ledger of version 1 numbers no revocations (ADR 0033), so that its blocks give the same states as ever."""
 MIN_AUTHORITIES: Final = 2  # admission takes two distinct authorities
 MAX_AUTHORITIES: Final = 64
 MAX_GENESIS_BYTES: Final = 1 << 20
@@ -88,7 +90,7 @@ def parse(data: bytes) -> Genesis:
     Whether it is the right one is for whoever knows the ledger id to say.
     """
     genesis = schema.decode(Genesis, data, max_bytes=MAX_GENESIS_BYTES)
-    if genesis.version != VERSION:
+    if genesis.version not in _VERSIONS:
         raise _wrong("its version is unknown")
     nfv.parse_domain(genesis.consortium_domain, "consortium domain")
     names = [authority.name for authority in genesis.authorities]
@@ -129,6 +131,8 @@ def initial_records(genesis: Genesis) -> dict[str, bytes]:
     }
     state[records.AUTHORITIES_INDEX] = records.IndexRecord(holders=tuple(a.name for a in genesis.authorities))
     state[records.ROOTS_KEY] = records.RootsRecord(roots=genesis.roots)
+    if genesis.version >= VERSION:
+        state[records.revocations_index_key(records.CONSORTIUM)] = revocations.NONE
     values = {name: bounds.initial for name, bounds in PARAMETERS.items()}
     values |= {"max_age_s": genesis.parameters.max_age_s, "simulated_allowed": int(genesis.simulated_allowed)}
     for name, value in values.items():

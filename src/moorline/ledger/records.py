@@ -239,6 +239,14 @@ class RevocationRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RevocationsRecord:
+    """How many things a registrant revoked; `digest` is over their keys in order (`ledger.revocations.digest_after`)."""
+
+    count: int
+    digest: Bytes32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AuditAnchorRecord:
     """A checkpoint of a secure log: `root` (RFC 6962) of its first `size` entries. `size` never falls."""
 
@@ -390,6 +398,16 @@ def contract_key(contract_id: str) -> str:
 def revocation_key(kind: RevocationKind, registrant: str, revoked_id: str) -> str:
     """Key of a `RevocationRecord`; absence of it is what a reader wants proven."""
     return f"revocation/{kind.value}/{registrant}/{revoked_id}"
+
+
+def revocations_index_key(registrant: str) -> str:
+    """Key of the `RevocationsRecord` of a registrant; absent where revocations are not numbered."""
+    return f"index/revocations/{registrant}"
+
+
+def numbered_revocation_index_key(registrant: str, number: int) -> str:
+    """Key of the `IndexRecord` naming the key of the n-th `RevocationRecord` of a registrant, counted from 1."""
+    return f"index/revocation/{registrant}/{number}"
 
 
 def audit_anchor_key(provider: str, log: str) -> str:

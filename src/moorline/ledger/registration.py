@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from moorline.errors import Conflict, Malformed, Refused
-from moorline.ledger import issuance, records
+from moorline.ledger import issuance, records, revocations
 from moorline.ledger import transactions as tx
 from moorline.ledger.draft import Draft
 from moorline.ledger.records import (
@@ -27,7 +27,6 @@ from moorline.ledger.records import (
     ProviderRecord,
     ReferenceValuesRecord,
     RevocationKind,
-    RevocationRecord,
     ServiceRecord,
     Status,
 )
@@ -306,12 +305,7 @@ def _contract(draft: Draft, contract_id: str) -> tuple[str, ContractRecord]:
 def _revoke(draft: Draft, provider: ProviderRecord, body: tx.Revoke) -> None:
     if body.kind is RevocationKind.VENDOR_ROOT:
         raise Refused("ledger.revocation_kind", "a vendor root is a quorum's to revoke", got=body.kind.value)
-    key = records.revocation_key(body.kind, provider.name, records.parse_id(body.id, "revoked id"))
-    if draft.get(key) is not None:
-        raise Conflict("ledger.already_revoked", "it is revoked already", got=key)
-    record = RevocationRecord(kind=body.kind, registrant=provider.name, id=body.id, time_ms=draft.block.time_ms)
-    draft.write(key, record)
-    draft.tell("revoked", key)
+    revocations.revoke(draft, body.kind, provider.name, body.id)
 
 
 def _anchor_log(draft: Draft, provider: ProviderRecord, body: tx.AnchorLog) -> None:
