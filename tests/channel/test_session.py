@@ -30,6 +30,7 @@ from moorline.channel.session import (
     p256_raw,
     transcript,
 )
+from moorline.channel.transcripts import binding
 from moorline.clock import Instant
 from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused
 from moorline.wire import cbor, keys, schema
@@ -255,6 +256,10 @@ def test_every_input_of_the_binding_counts():
     assert Pair(left=b"c2", right=b"c2").run().collected_over != one.collected_over
     assert Pair(proof=b"q" * 32).run().collected_over != one.collected_over
     assert Pair(role=SessionRole.RESUME).run().collected_over != one.collected_over
+    parts = {"exporter": b"e", "hello": b"h", "challenge": b"c", "proof": b"p"}
+    bound = {binding(SessionRole.FUNCTION, **{**parts, name: b"other"}) for name in parts}
+    bound |= {binding(role, **parts) for role in SessionRole}
+    assert len(bound) == len(parts) + len(SessionRole)
 
 
 def test_a_repeated_confirmation_gets_the_same_activation_until_the_first_record():

@@ -243,7 +243,10 @@ class Consortium:
         )
 
     async def _admit_on_ledger(self, name: str, certificate) -> None:
-        action = tx.AdmitProvider(name=name, trust_domain=f"{name}.test", certificate=der(certificate))
+        await self.decide(tx.AdmitProvider(name=name, trust_domain=f"{name}.test", certificate=der(certificate)))
+
+    async def decide(self, action) -> None:
+        """An action of the authorities together."""
         first, second = (self.authority_submitter(each) for each in AUTHORITIES)
         _, proposal = await first.send_proposal(action)
         await second.approve(proposal)

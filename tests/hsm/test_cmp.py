@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytest_asyncio
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from moorline.cli import run as moor
 from moorline.clock import Instant, SystemClock, Validity
 from moorline.device import cmp as device_cmp
-from moorline.errors import Malformed, Misconfigured, Refused
+from moorline.errors import Conflict, Misconfigured
 from moorline.hsm import root_update
-from moorline.wire import cmp, cmp_mac, cmp_reply, der
+from moorline.nfv import SpiffeId
+from moorline.services import broker_cmp
+from moorline.services.broker_role import issued
+from moorline.storage.broker_cmp import CmpStore, CmpTransaction
+from moorline.storage.broker_revocations import RevocationStore
+from moorline.wire import cmp, cmp_reply, der, keys
 from moorline.wire.certificates import root_certificate, spiffe_id_of
 from moorline.wire.cmp import Body
 
 sys.path.insert(0, str(Path(__file__).parent))
+from cmp_samples import by_openssl, pbmac1, sample
 from consortium import Consortium, free_addresses
 from foreign import openssl
+from looking import issuing_ca
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -295,12 +300,134 @@ async def test_a_certificate_the_client_rejects_is_revoked(client):
 
 
 @story
-async def test_a_recorded_request_sent_again_gets_nothing_new(client, beta):
-    """verifies that: a replayed ir under the same code and key is only ever a retry of the same device for the same key."""
+async def test_a_recorded_request_sent_again_gets_nothing_new(client):
+    """verifies that: copies of requests that were answered, with a code or a certificate, waited for or not, get nothing."""
     await client.initial("phone-12", "-reqout", "ir.der,certconf.der")
-    answer = await asyncio.to_thread(posted, client, "certconf.der")
-    assert answer.body is Body.ERROR
-    assert b"cmp.nothing_to_confirm" in answer.content.der
+    client.key("next")
+    renewal = ("-newkey", "next.pem", "-oldcert", "cert.pem", "-implicit_confirm")
+    await client("kur", *SIGNED, *renewal, "-reqout", "kur.der", "-certout", "new.pem")
+    for recorded, code in (
+        ("certconf.der", b"cmp.nothing_to_confirm"),
+        ("ir.der", b"cmp.transaction_in_use"),
+        ("kur.der", b"cmp.transaction_in_use"),
+    ):
+        answer = await asyncio.to_thread(posted, client, recorded)
+        assert answer.body is Body.ERROR
+        assert code in answer.content.der
+    # Eight copies more than the device's quota are answered the same, and it gets its next certificate as before.
+    for _ in range(8):
+        assert (await asyncio.to_thread(posted, client, "kur.der")).body is Body.ERROR
+    await client("kur", "-cert", "new.pem", "-key", "next.pem", "-untrusted", "chain.pem", *renewal, "-certout", "third.pem")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that writes its messages itself, signed with the certificate that `openssl cmp` got."""
+
+    client: Client
+
+    @property
+    def leaf(self):
+        return self.client.certificate()
+
+    async def asks(self, body, content, *, transaction, recipient_nonce=None):
+        """The server's answer to a message that this device signed."""
+        key = serialization.load_pem_private_key((self.client.folder / "key.pem").read_bytes(), None)
+        made = cmp_reply.Reply(
+            sender=cmp_reply.directory_name(self.leaf.subject),
+            recipient=cmp_reply.directory_name(self.leaf.issuer),
+            time=datetime.now(UTC).strftime("%Y%m%d%H%M%SZ"),
+            algorithm=cmp.Algorithm(oid="1.2.840.10045.4.3.2", parameters=b""),
+            reference=None,
+            transaction=transaction,
+            sender_nonce=os.urandom(16),
+            recipient_nonce=recipient_nonce,
+            body=body,
+            content=content,
+        )
+        chain = x509.load_pem_x509_certificates((self.client.folder / "chain.pem").read_bytes())
+        shown = tuple(one.public_bytes(serialization.Encoding.DER) for one in (self.leaf, *chain))
+        signature = key.sign(cmp_reply.protected_part(made), ec.ECDSA(hashes.SHA256()))
+        (self.client.folder / "asked.der").write_bytes(cmp_reply.encode(made, signature, shown))
+        return await asyncio.to_thread(posted, self.client, "asked.der")
+
+
+def confirmation(certificate, *, status=0):
+    """CertConfirmContent about one certificate: 0 takes it, 2 rejects it."""
+    return der.sequence(
+        der.sequence(der.octets(hashlib.sha256(certificate).digest()), der.integer(-1), der.sequence(der.integer(status)))
+    )
+
+
+@story
+async def test_nobody_has_a_word_in_the_certificate_of_another_device(client, tmp_path_factory, beta):
+    """verifies that: who reads the messages of a device can neither confirm nor reject its certificate."""
+    await client.initial("phone-13")
+    other = Client(tmp_path_factory.mktemp("other"), beta)
+    await other.initial("phone-14")
+    mine, theirs = Device(client), Device(other)
+    wanted = device_cmp.pkcs10(ec.generate_private_key(ec.SECP256R1()), "phone-13")
+    answer = await mine.asks(Body.P10CR, wanted, transaction=b"T" * 16)
+    made, nonce = cmp.issued_certificate(answer.content), answer.header.sender_nonce
+    for status in (0, 2):
+        said = confirmation(made, status=status)
+        refused = await theirs.asks(Body.CERTCONF, said, transaction=b"T" * 16, recipient_nonce=nonce)
+        assert refused.body is Body.ERROR
+        assert b"cmp.other_certificate" in refused.content.der
+    in_use = await theirs.asks(Body.P10CR, wanted, transaction=b"T" * 16)
+    assert b"cmp.transaction_in_use" in in_use.content.der
+    # The control: its own device is heard, first with a nonce that is not the server's, then as it should be.
+    wrong = await mine.asks(Body.CERTCONF, confirmation(made), transaction=b"T" * 16, recipient_nonce=b"?" * 16)
+    assert b"cmp.recipient_nonce" in wrong.content.der
+    good = await mine.asks(Body.CERTCONF, confirmation(made), transaction=b"T" * 16, recipient_nonce=nonce)
+    assert good.body is Body.PKICONF
+    assert x509.load_der_x509_certificate(made).serial_number not in await client.revoked()
+
+
+@pytest.mark.parametrize("transaction", [b"", b"t" * 65])
+@story
+async def test_a_transaction_of_odd_length_is_refused(client, transaction):
+    await client.initial(f"phone-15-{len(transaction)}")
+    answer = await Device(client).asks(Body.P10CR, b"\x30\x00", transaction=transaction)
+    assert b"cmp.nonce" in answer.content.der
+
+
+def test_what_nobody_confirmed_is_revoked_whoever_comes_next(store, token, real_now, monkeypatch):
+    """verifies that: a certificate given out and never confirmed is revoked in time, without a further request."""
+    ca = issuing_ca(token, real_now.signed.issuing_ca, real_now.above)
+    named = SpiffeId.parse("spiffe://alpha.test/device/phone-1")
+    clock = SimpleNamespace(now=lambda: now)
+    broker = SimpleNamespace(store=store, clock=clock, revocations=RevocationStore(store), revoking=asyncio.Event())
+    server, now = broker_cmp.Cmp(broker), Instant(SystemClock().now())
+    public = keys.public_bytes(ec.generate_private_key(ec.SECP256R1()).public_key())
+    leaf = ca.issue(public, named, now)
+    store.record_certificate(issued(leaf, named, public), kind="device-enrolled", at=now)
+    serial = f"{leaf.serial:x}"
+    hashed = hashlib.sha256(leaf.der).digest()
+    CmpStore(store).expect(
+        CmpTransaction(transaction=b"t", serial=serial, certificate_hash=hashed, number=0, nonce=b"n", at=now)
+    )
+    server.sweep()
+    assert broker.revocations.find(serial) == (True, None)
+    now = Instant(now + 301)
+    monkeypatch.setattr(broker_cmp, "_SWEEP_EVERY_S", 0.01)
+
+    async def swept():
+        sweeping = asyncio.ensure_future(server.keep_sweeping())
+        await asyncio.wait_for(broker.revoking.wait(), 10)
+        sweeping.cancel()
+
+    asyncio.run(swept())
+    assert broker.revocations.find(serial)[1].reason == "superseded"
+
+
+def test_a_transaction_is_remembered_for_as_long_as_a_code_can_be_in_force(store):
+    kept, now = CmpStore(store), Instant(SystemClock().now())
+    kept.use(b"t", at=now)
+    for later in (0, 7 * 86400):
+        with pytest.raises(Conflict, match=r"cmp\.transaction_in_use"):
+            kept.use(b"t", at=Instant(now + later))
+    kept.use(b"t", at=Instant(now + 9 * 86400))
 
 
 @story
@@ -310,137 +437,6 @@ async def test_garbage_gets_a_signed_error_message(client, beta, body):
     answer = await asyncio.to_thread(posted, client, "body")
     assert answer.body is Body.ERROR
     assert answer.protection is not None
-
-
-# The parser alone -------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.binary(max_size=400))
-def test_any_bytes_are_a_message_or_malformed(data):
-    try:
-        cmp.parse(data)
-    except Malformed:
-        return
-
-
-def sample():
-    reply = cmp_reply.Reply(
-        sender=cmp_reply.directory_name(x509.Name([])),
-        recipient=cmp_reply.directory_name(x509.Name([])),
-        time="20260101000000Z",
-        algorithm=cmp.Algorithm(oid="1.2.840.10045.4.3.2", parameters=b""),
-        reference=b"r",
-        transaction=b"t" * 16,
-        sender_nonce=b"n" * 16,
-        recipient_nonce=b"m" * 16,
-        body=Body.ERROR,
-        content=cmp_reply.error(cmp.Failure.BAD_POP, "no"),
-    )
-    return reply, cmp_reply.encode(reply, b"signature", (b"\x30\x00",))
-
-
-def test_what_is_written_reads_back():
-    reply, data = sample()
-    message = cmp.parse(data)
-    assert (message.header.transaction, message.header.sender_nonce) == (reply.transaction, reply.sender_nonce)
-    assert (message.body, message.protection) == (Body.ERROR, b"signature")
-    assert message.protected == cmp_reply.protected_part(reply)
-    assert message.extra_certificates == (b"\x30\x00",)
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_a_changed_message_is_another_message_or_malformed(data):
-    _, good = sample()
-    changed = bytearray(good)
-    changed[data.draw(st.integers(0, len(good) - 1))] ^= data.draw(st.integers(1, 255))
-    try:
-        message = cmp.parse(bytes(changed))
-        for read in (cmp.cert_requests, cmp.confirmations, cmp.revocation, cmp.info_types):
-            try:
-                read(message.content)
-            except Malformed:
-                continue
-    except Malformed:
-        return
-
-
-@pytest.mark.parametrize("failure", list(cmp.Failure))
-def test_failure_bits_are_where_openssl_looks_for_them(failure):
-    made = cmp_reply.failure_info(failure)
-    unused, value = made[2], made[3:]
-    assert unused == 7 - failure % 8
-    assert int.from_bytes(value, "big") >> unused & 1
-    assert len(value) == failure // 8 + 1
-
-
-# PBMAC1 (RFC 9481 6.1.2): OpenSSL 3.0 does not speak it within CMP, but computes PBKDF2 and HMAC by themselves -----------
-
-SHA = {"sha256": "1.2.840.113549.2.9", "sha384": "1.2.840.113549.2.10", "sha512": "1.2.840.113549.2.11"}
-
-
-def pbmac1(*, prf="sha256", scheme="sha256", salt=b"s" * 16, iterations=1000, length=32, **other):
-    """An AlgorithmIdentifier; `other` replaces OIDs."""
-    inner = der.sequence(
-        der.octets(salt),
-        der.integer(iterations),
-        b"" if length is None else der.integer(length),
-        b"" if prf is None else der.sequence(der.oid(SHA.get(prf, prf)), b"\x05\x00"),
-    )
-    derivation = der.sequence(der.oid(other.get("derivation", "1.2.840.113549.1.5.12")), inner)
-    parameters = der.sequence(derivation, der.sequence(der.oid(SHA.get(scheme, scheme)), b"\x05\x00"))
-    return cmp.Algorithm(oid=cmp_mac.PBMAC1, parameters=parameters)
-
-
-def by_openssl(folder, secret, data, *, prf, scheme, salt, iterations, length):
-    """The same by openssl's own PBKDF2 and HMAC."""
-    options = {"digest": prf, "pass": secret, "hexsalt": salt.hex(), "iter": str(iterations)}
-    words = [word for name, value in options.items() for word in ("-kdfopt", f"{name}:{value}")]
-    derived = openssl(folder, "kdf", "-keylen", str(length), *words, "PBKDF2", check=True).stdout.strip().replace(":", "")
-    (folder / "data").write_bytes(data)
-    words = ("-digest", scheme, "-macopt", f"hexkey:{derived}", "-in", "data", "HMAC")
-    return bytes.fromhex(openssl(folder, "mac", *words, check=True).stdout.strip())
-
-
-@pytest.mark.parametrize(
-    ("prf", "scheme", "length"), [("sha256", "sha256", 32), ("sha512", "sha384", 20), ("sha384", "sha512", 64)]
-)
-def test_pbmac1_is_what_openssl_computes(tmp_path, prf, scheme, length):
-    """verifies that: PBKDF2 and HMAC with each hash give what openssl gives; without keyLength the MAC's own size counts."""
-    chosen = {"prf": prf, "scheme": scheme, "salt": b"\x00salt\xff", "iterations": 1234, "length": length}
-    ours = cmp_mac.mac(pbmac1(**chosen), "one-time", b"header and body")
-    assert ours == by_openssl(tmp_path, "one-time", b"header and body", **chosen)
-    own = hashlib.new(scheme).digest_size
-    without = cmp_mac.mac(pbmac1(**{**chosen, "length": None}), "one-time", b"header and body")
-    assert without == by_openssl(tmp_path, "one-time", b"header and body", **{**chosen, "length": own})
-
-
-@pytest.mark.parametrize(
-    "weak",
-    [
-        {"iterations": 99},
-        {"iterations": 100_001},
-        {"prf": None},  # the default is SHA-1
-        {"prf": "1.2.840.113549.2.7"},
-        {"scheme": "1.2.840.113549.2.7"},
-        {"length": 15},
-        {"length": 65},
-        {"salt": b"s" * 129},
-        {"derivation": "1.3.6.1.4.1.11591.4.11"},
-    ],
-)
-def test_pbmac1_that_is_weak_or_unknown_is_refused(weak):
-    """verifies that: few or too many iterations, SHA-1, short keys, long salts and other derivations compute nothing."""
-    with pytest.raises(Refused, match=r"cmp\.algorithm"):
-        cmp_mac.mac(pbmac1(**weak), "one-time", b"data")
-
-
-@given(st.binary(max_size=80))
-def test_any_parameters_are_pbmac1s_or_malformed(data):
-    """verifies that: parameters nobody ever wrote raise what a parser raises, and nothing else."""
-    with contextlib.suppress(Malformed, Refused):
-        cmp_mac.mac(cmp.Algorithm(oid=cmp_mac.PBMAC1, parameters=data), "one-time", b"data")
 
 
 @story

@@ -110,9 +110,11 @@ def test_another_session_raises_an_alarm(ready):
 
 def test_session_keys_serve_one_launch(ready):
     """verifies that: session keys that belong to one launch do not get another, and somebody hears of it."""
-    ready.consume(launch_of(0), advance=moved, not_after=LATER, at=NOW)
-    assert refused(ready, launch_of(1, instance="r-2")) == "launch.key_reused"
-    assert ready.alarms()[0].code == "launch.key_reused"
+    ready.consume(launch_of(0, session="the first"), advance=moved, not_after=LATER, at=NOW)
+    second = replace(launch_of(1, session="the first", instance="r-2"), session="the second")
+    assert refused(ready, second) == "launch.key_reused"
+    alarm = ready.alarms()[0]
+    assert (alarm.code, alarm.first, alarm.second) == ("launch.key_reused", "the first", "the second")
 
 
 @pytest.mark.parametrize(

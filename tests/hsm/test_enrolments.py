@@ -64,7 +64,9 @@ def test_a_code_binds_to_its_first_key(desk):
     assert desk.enrol(by_code()) != desk.enrol(by_code())
     with pytest.raises(Refused, match="est.code_used"):
         desk.enrol(by_code(), b"thief")
-    assert [alarm.code for alarm in desk.store.alarms()] == ["est.code_used"]
+    (alarm,) = desk.store.alarms()
+    assert alarm.code == "est.code_used"
+    assert alarm.first != alarm.second == f"phone-1 {b'thief'.hex()}"  # both keys are named, the thief's second
 
 
 @pytest.mark.parametrize("wrong", [by_code(digest=b"x" * 32), by_code("phone-2")])
@@ -177,8 +179,9 @@ def test_a_manufactured_device_begins_anew(desk):
         desk.enrolments.manufactured("CN=Maker", "SN-2")
     with pytest.raises(Refused, match="est.not_expected"):
         desk.enrol(replace(applicant, manufactured=("CN=Other", "SN-1")))
-    with pytest.raises(Conflict, match="est.device_taken"):
-        desk.enrolments.expect_manufactured(issuer="CN=Other", serial_number="SN-9", device="meter-1", at=NOW)
+    for issuer, serial in (("CN=Other", "SN-9"), ("CN=Other", IDENTITY[1]), (IDENTITY[0], "SN-9")):
+        with pytest.raises(Conflict, match="est.device_taken"):
+            desk.enrolments.expect_manufactured(issuer=issuer, serial_number=serial, device="meter-1", at=NOW)
 
 
 def test_a_device_that_was_never_here_does_not_reenrol(desk):

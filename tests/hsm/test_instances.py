@@ -73,6 +73,7 @@ def test_a_lost_verdict_ends_what_runs_on_the_host(instances):
     assert (ended.instance, instances.cursor()) == ("r-1", 2)
     assert code_of(instances.require_live, "r-1", 1) == "renewal.host_not_standing"
     assert code_of(instances.renew, "r-1", 1, issued("2"), kind="function-renewed", at=NOW) == "renewal.host_not_standing"
+    assert code_of(instances.storage_key, "r-1", 1) == "renewal.storage_destroyed"
     assert [(one.id, one.code) for one in instances.pending()] == [("r-1", "host.kernel")]
     assert instances.act_on_loss(loss(3), at=NOW) == ()
     assert len(instances.pending()) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -14,10 +15,12 @@ from moorline.clock import Instant
 from moorline.errors import Conflict, Malformed, MoorlineError, NotAuthentic, Refused
 from moorline.hsm.exchange import Party
 from moorline.hsm.pair import Ends, PairKeys
+from moorline.services import broker_pairs
 from moorline.storage.broker_pairs import Claim, PairState, PairStore
+from moorline.storage.broker_revocations import RevocationStore, Revoked
 from moorline.storage.broker_store import BrokerStore
 from moorline.wire import cose, keys, pair, schema
-from moorline.wire.pair import PairConfirm, PairOffer, PairStatement
+from moorline.wire.pair import PairConfirm, PairOffer, PairStatement, RevocationsCall
 
 NOW = Instant(1_800_000_000)
 NAMES = ("alpha", "beta")
@@ -316,3 +319,36 @@ def test_a_key_is_given_once_whoever_asks(sides, again):
         one.pairs.claim(again)
     assert [alarm.code for alarm in one.store.alarms()] == ["nopfs.key_claimed"]
     one.pairs.claim(claim(key_id=b"x" * 32))
+
+
+def test_hundreds_revoked_at_one_height_are_all_told_once():
+    """verifies that: what a lost host revokes in one block reaches the peer whole and once, 32 an answer."""
+    store = BrokerStore.open("sqlite://")
+    broker = SimpleNamespace(revocations=RevocationStore(store))
+    everything = [(7, f"{n:x}") for n in range(100)] + [(9, "ff")]
+    broker.revocations.learn(
+        tuple(
+            Revoked(
+                serial=serial,
+                spiffe_id=f"spiffe://alpha.test/svc/records/i-{serial}",
+                not_after=Instant(NOW + 3600),
+                at=NOW,
+                reason="unspecified",
+                data=None,
+                height=height,
+            )
+            for height, serial in everything
+        )
+    )
+    told, since, after, more = [], 0, "g", True
+    while more:
+        reply = broker_pairs._revocations(broker, RevocationsCall(since=since, after=after))
+        assert 0 < len(reply.revoked) <= 32
+        told += [(one.height, one.serial) for one in reply.revoked]
+        since, after = broker_pairs._next(reply.revoked[-1], since, after)
+        more = reply.more
+    assert sorted(told) == sorted(everything)
+    assert broker_pairs._revocations(broker, RevocationsCall(since=9, after="g")).revoked == ()
+    with pytest.raises(Malformed, match=r"exchange\.revocations_order"):
+        broker_pairs._next(reply.revoked[-1], since, after)
+    store.close()

@@ -29,6 +29,8 @@ from moorline.channel.driver import ClientSession, Collected, open_session
 from moorline.clock import Instant, SystemClock
 from moorline.digest import tagged_hash
 from moorline.errors import MoorlineError, Refused, Unavailable
+from moorline.hsm import exchange
+from moorline.hsm.exchange import ExchangeReply, Expectation, Party
 from moorline.hsm.keys import HSM_IDENTITY, TokenEcKey
 from moorline.hsm.provider import make_provider_key, sign_launcher_ticket
 from moorline.hsm.token import open_token
@@ -58,6 +60,7 @@ from moorline.wire.guest import LauncherLaunch
 from moorline.wire.host import HostEvidence, PcrValue, session_qualifying_data
 from moorline.wire.http import ClientIdentity
 from moorline.wire.launch import ChannelProfile, LaunchFields
+from moorline.wire.pair import PairEpoch, PairOffer
 from moorline.wire.session import (
     Activation,
     AuthoriseDeviceCall,
@@ -73,6 +76,7 @@ from moorline.wire.session import (
     LauncherSecrets,
     LauncherTicket,
     LogCall,
+    PeerFields,
     ProveCall,
     RekeyCall,
     RekeyReply,
@@ -170,7 +174,8 @@ class World:
     async def open(
         self, role: SessionRole, fields: bytes, *, guest: dict[str, Any], proof=None, signing=None
     ) -> ClientSession:
-        """A session with this evidence; the binding is always that of the session."""
+        """A session with this evidence; the binding is that of the session, or what `bound` in `guest` makes of it."""
+        bound = guest.pop("bound", bytes)
         values = {"policy": guest_policy(debug=False), "report_id": os.urandom(32), **guest}
         context = GuestContext(**values)
 
@@ -183,7 +188,7 @@ class World:
             return None if proof is None else proof(digest)
 
         async def collect(binding: bytes, _challenge) -> Collected:
-            made = self.silicon.report(context, binding)
+            made = self.silicon.report(context, bound(binding))
             return Collected(format=EvidenceFormat.SNP, evidence=made.outblob, endorsements=made.auxblob)
 
         return await open_session(
@@ -353,7 +358,7 @@ async def built(directory: Path, **alphas):
             verifier_url=f"https://{address}",
             snp_anchors=maker.anchors_path,
             snp_minimum_tcb=(chip.tcb.boot_loader, chip.tcb.tee, chip.tcb.snp, chip.tcb.microcode),
-            **alphas,
+            **{"revocation_poll_s": 1, **alphas},
         )
         beta = await consortium.admit("beta", start=False)
         made = World(consortium, alpha, Silicon(chip), (directory / "ledger" / "trust.cbor").read_bytes())
@@ -444,6 +449,13 @@ async def test_a_launcher_gets_the_key_and_a_lease(world):
 async def test_launchers_that_get_nothing(world, ticket, guest, code):
     """verifies that: one wrong thing about ticket or guest refuses a launcher, before its ticket is used."""
     assert await world.refused(world.launcher(world.ticket(**ticket), **guest)) == code
+
+
+@pytest.mark.parametrize("bound", [lambda _: bytes(64), lambda made: made[:63] + b"?"], ids=["another", "nearly this"])
+async def test_evidence_made_for_another_session_opens_none(world, bound):
+    """verifies that: genuine evidence over anything but this session's binding gets no launcher and no function a key."""
+    assert await world.refused(world.launcher(world.ticket(), bound=bound)) == "snp.report_data_mismatch"
+    assert await world.refused(world.function(world.fields(), bound=bound)) == "snp.report_data_mismatch"
 
 
 async def test_a_ticket_by_a_stranger(world, tmp_path):
@@ -763,6 +775,42 @@ async def test_a_host_agent_gets_its_name_by_its_tpm(world, tmp_path):
         assert await world.refused(host_session(world, mine, "h9")) == "ledger.platform_not_active"
 
 
+async def relaunched(world: World) -> None:
+    """Another launcher, with a key of the epoch of now."""
+    signing = spki()
+    async with await world.launcher(world.ticket(), signing=signing) as session:
+        world.launcher_key, world.secrets = signing, schema.decode(LauncherSecrets, session.secrets)
+
+
+@pytest.mark.parametrize("revoked", ["launcher", "measurement"])
+async def test_a_launcher_that_the_ledger_revokes_loses_key_and_epoch(world, revoked):
+    """verifies that: over its open session it gets no further lease; the key it holds mints for nobody, whoever it names."""
+    code, signing = os.urandom(48), spki()
+    async with await world.launcher(world.ticket(measurement=code), signing=signing, measurement=code) as session:
+        await session.call("launcher.lease", b"")
+        if revoked == "launcher":
+            launcher = hashlib.sha256(signing).hexdigest()
+            await world.alpha.submitter.send(tx.Revoke(kind=RevocationKind.LAUNCHER, id=launcher))
+        else:
+            await world.consortium.decide(tx.RevokeGlobally(kind=RevocationKind.MEASUREMENT, id=code.hex()))
+        for operation in ("launcher.lease", "renew"):
+            with pytest.raises(Refused) as caught:
+                await session.call(operation, b"")
+            assert caught.value.code in ("ledger.revoked", "launch.launcher_not_admitted")
+    # All launchers had this key: it minted for another's numbers as well. Within a poll nothing proves anything under it.
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                async with await world.function(world.fields()):
+                    await asyncio.sleep(0.2)
+            except Refused as refusal:
+                assert refusal.code in ("launch.token_mismatch", "launch.sequence_not_leased", "launch.epoch_closed")
+                break
+    await relaunched(world)
+    async with await world.function(world.fields()):
+        pass
+
+
 async def test_revocation_reaches_the_broker(world):
     """verifies that: a revoked instance gets neither certificate nor storage key, a revoked launcher or host no launch."""
     fields = world.fields()
@@ -779,10 +827,65 @@ async def test_revocation_reaches_the_broker(world):
         await admin.post_json("/v1/launchers/revoke", {"launcher": launcher})
     # Its epoch was closed without grace, and the epoch's key destroyed in the token: nothing can be proven under it.
     assert await world.refused(world.function(world.fields())) == "launch.token_mismatch"
-    signing = spki()
-    async with await world.launcher(world.ticket(), signing=signing) as session:
-        world.launcher_key, world.secrets = signing, schema.decode(LauncherSecrets, session.secrets)
-        async with await world.function(world.fields()):
-            pass
+    await relaunched(world)
+    async with await world.function(world.fields()):
+        pass
     await world.alpha.submitter.send(tx.RevokePlatform(id="h1"))
     assert await world.refused(world.function(world.fields())) == "ledger.platform_not_active"
+
+
+async def test_an_hsm_that_is_revoked_agrees_on_nothing_over_the_session_it_kept(world):
+    """verifies that: a peer that met is asked about at each step; once revoked it gets neither an epoch nor a pair key."""
+    alpha, beta = Party(provider="alpha", hsm="hsm-1"), Party(provider="beta", hsm="hsm-1")
+    with open_token(world.consortium.providers["beta"].hsm.location) as token:
+        signer = keys.KeySigner(TokenEcKey(token, HSM_IDENTITY))
+        async with peer_session(world, signer, beta) as (session, digest):
+            ledger = world.consortium.ceremony.trust.ledger_id
+            bundle = exchange.our_bundle(
+                expected=Expectation(ledger_id=ledger, sender=beta, receiver=alpha, challenge=digest),
+                trust_domain="beta.test",
+                sequence=1,
+                now=world.now,
+                roots=(),
+                issuing_cas=(),
+                above=(),
+            )
+            ours = exchange.sign_bundle(bundle, signer)
+            reply = schema.decode(ExchangeReply, await session.call("peer.exchange", ours))
+            agreed = exchange.transcript(digest, ours, reply.bundle)
+            await session.call("peer.confirm", exchange.agree(signer, agreed))
+            assert schema.decode(PairEpoch, await session.call("peer.pair_epoch", b"")).newest == 0
+            await world.consortium.providers["beta"].submitter.send(tx.RevokeHsm(id="hsm-1"))
+            offer = schema.encode(PairOffer(epoch=1, point=bytes(65)))
+            for operation, body in (("peer.pair_epoch", b""), ("peer.pair", offer)):
+                with pytest.raises(Refused) as caught:
+                    await session.call(operation, body)
+                assert caught.value.code == "ledger.hsm_not_active"
+
+
+@contextlib.asynccontextmanager
+async def peer_session(world: World, signer, party: Party):
+    """A session of this HSM at alpha's broker, and the digest of the challenge."""
+    shown: list[bytes] = []
+
+    async def verify_broker(_challenge, _certificates) -> None:
+        return None
+
+    async def prove(_challenge, digest: bytes) -> bytes:
+        shown.append(digest)
+        return exchange.prove(signer, challenge_digest=digest, party=party)
+
+    async def collect(_binding: bytes, _challenge) -> Collected:
+        return Collected(format=EvidenceFormat.NONE, evidence=b"", endorsements=b"")
+
+    async with await open_session(
+        world.alpha.broker.said["sessions"],
+        role=SessionRole.PEER_HSM,
+        formats=(EvidenceFormat.NONE,),
+        fields=schema.encode(PeerFields(provider=party.provider, hsm=party.hsm, bundle=b"")),
+        signing_public=keys.public_bytes(signer.public_key()),
+        verify_broker=verify_broker,
+        prove=prove,
+        collect=collect,
+    ) as session:
+        yield session, shown[0]

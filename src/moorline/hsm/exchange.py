@@ -5,8 +5,8 @@
 2. Each side signs a trust bundle for exactly this peer and this challenge: its roots, issuing CAs, and a sequence number.
 3. Both sign the transcript of both bundles. Who holds the other's signature can show what was agreed.
 
-Not here yet: the pair secret for the no-PFS profile. A bundle is a convenience and never an authority: whoever uses an
-issuing CA from it still asks the ledger whether it is active.
+The pair secret for the no-PFS profile is agreed in the same session (hsm.pair). A bundle is a convenience and never an
+authority: whoever uses an issuing CA from it still asks the ledger whether it is active.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
 """CMPv2 over HTTP (RFC 9480, RFC 6712), lightweight profile (RFC 9483): devices enrol, renew and revoke.
 
-1. a request names its transaction and a nonce, is of version 2, and its time, if it tells one, is near ours
+1. a request names its transaction and a nonce, is of version 2, and its time, if it tells one, is near ours; each
+   transaction serves one request, so that a recorded one sent again gets no further certificate
 2. its protection is a MAC under the device's one-time code (PasswordBasedMac; senderKID is the device's name), or a
    signature by the device's own certificate, which is not revoked. Only genm may come without
 3. ir, cr, kur and p10cr go the way of every enrolment (broker_enrolment): proof of possession, then the applicant's
    right; rr revokes a certificate of the device itself
 4. the answer is protected the way the request was; errors, and answers to unprotected requests, are signed by the
    issuing CA. Each carries the request's transaction, its nonce back, and a nonce of ours
-5. without implicitConfirm the client confirms by hash; what it rejects, or does not confirm in time, is revoked
+5. without implicitConfirm the client confirms by hash; what it rejects, or does not confirm in time, is revoked. Nobody but
+   the device of the certificate has a word in that
 
 Messages are secret to nobody and protect themselves, so plain HTTP serves them too. Anything that goes wrong is a CMP error
 message with its PKIFailureInfo; the reason stands in it in words, with our code.
@@ -56,8 +58,10 @@ _ECDSA: Final[dict[str, hashes.HashAlgorithm]] = {
 }
 _SIGNED: Final = Algorithm(oid="1.2.840.10045.4.3.2", parameters=b"")
 _NONCE_BYTES: Final = 16
+_TRANSACTION_CAP: Final = 64
 _CLOCK_S: Final = 600
 _CONFIRM_S: Final = 300
+_SWEEP_EVERY_S: Final = 30.0
 _CA_CERTS: Final = "1.3.6.1.5.5.7.4.17"
 _ROOT_UPDATE: Final = "1.3.6.1.5.5.7.4.18"
 _TEMPLATE: Final = "1.3.6.1.5.5.7.4.19"
@@ -118,7 +122,6 @@ class Cmp:
             message = cmp.parse(data)
             self._require_fresh(message)  # 1
             sender = await asyncio.to_thread(self._authenticated, message, address)  # 2
-            await asyncio.to_thread(self._sweep)
             return await self._answered(message, sender)
         except MoorlineError as refusal:
             _LOG.info("CMP request refused", code=refusal.code)
@@ -130,8 +133,11 @@ class Cmp:
         header = message.header
         if header.version not in (2, 3):
             raise Refused("cmp.version", "only CMPv2 and v3 are spoken here", got=header.version)
-        if header.transaction is None or header.sender_nonce is None or len(header.sender_nonce) < _NONCE_BYTES:
-            raise Refused("cmp.nonce", "a request carries a transaction and a nonce of 16 bytes or more")
+        transaction, nonce = header.transaction or b"", header.sender_nonce or b""
+        if not 0 < len(transaction) <= _TRANSACTION_CAP or len(nonce) < _NONCE_BYTES:
+            expected = f"1 to {_TRANSACTION_CAP} bytes, and {_NONCE_BYTES} or more"
+            got = f"{len(transaction)} and {len(nonce)}"
+            raise Refused("cmp.nonce", "a request carries a transaction and a nonce", expected=expected, got=got)
         if header.message_time is not None:
             off = abs(_seconds(header.message_time) - self._broker.clock.now())
             if off > _CLOCK_S:
@@ -201,7 +207,7 @@ class Cmp:
             raise Refused("cmp.template", "cr and kur are signed with the device's certificate")
         applicant = await asyncio.to_thread(self._applicant, message, sender, public_bytes(public))
         transaction, nonce = message.header.transaction or b"", self._broker.token.random(_NONCE_BYTES)
-        await asyncio.to_thread(self._store.require_new, transaction)
+        await asyncio.to_thread(self._store.use, transaction, at=self._broker.clock.now())
         leaf = await broker_enrolment.enrol(self._broker, applicant, public)
         implicit = cmp.IMPLICIT_CONFIRM in message.header.info
         if not implicit:
@@ -234,6 +240,8 @@ class Cmp:
 
     def _confirmed(self, message: Message, sender: _Sender) -> bytes:
         waiting = self._store.waiting(message.header.transaction or b"")
+        if not self._broker.enrolments.holds(sender.device, waiting.serial, self._broker.settings.trust_domain):
+            raise Refused("cmp.other_certificate", "a device confirms its own certificates only", got=waiting.serial)
         if message.header.recipient_nonce != waiting.nonce:
             raise Refused("cmp.recipient_nonce", "the confirmation does not carry our nonce")
         found = cmp.confirmations(message.content)
@@ -268,7 +276,16 @@ class Cmp:
         content = cmp_reply.general_response(tuple((name, known[name]) for name in asked if name in known))
         return self._protected(self._reply(message, Body.GENP, content), message, sender)
 
-    def _sweep(self) -> None:
+    async def keep_sweeping(self) -> None:
+        """5. Until cancelled."""
+        while True:
+            try:
+                await asyncio.to_thread(self.sweep)
+            except MoorlineError as error:
+                _LOG.info("unconfirmed certificates not looked at", code=error.code)
+            await asyncio.sleep(_SWEEP_EVERY_S)
+
+    def sweep(self) -> None:
         """5. What nobody confirmed in time is revoked."""
         now = self._broker.clock.now()
         for one in self._store.overdue(Instant(now - _CONFIRM_S)):

@@ -3,8 +3,10 @@
 1. The ticket is signed by a key the ledger has for this provider, for this ledger, and has not expired.
 2. The evidence is authentic, bound to this session, of the measurement and on the chip the ticket names.
 3. HOST_DATA is the hash of exactly the configuration this broker would have given it: ticket, trust file, provider, HSM.
-4. Neither launcher, code nor chip is revoked.
+4. Neither launcher, code nor chip is revoked, and the provider stands.
 5. The ticket is used, once, in the database; only then is there a lease.
+
+4 is asked again for each lease and certificate: the key of the next epoch is not for who lost its trust in this one.
 """
 
 from __future__ import annotations
@@ -19,18 +21,21 @@ from moorline.digest import same, tagged_hash
 from moorline.errors import Refused
 from moorline.hsm.provider import verify_launcher_ticket
 from moorline.ledger import standing
-from moorline.ledger.records import RevocationKind
+from moorline.ledger.light_client import ProvenState
 from moorline.nfv import Role, SpiffeId
 from moorline.services.broker import Broker
 from moorline.services.broker_anchor import require_judged
-from moorline.services.broker_enclaves import appraise_enclave, revocable_enclave
+from moorline.services.broker_enclaves import appraise_enclave
+from moorline.services.broker_launcher_watch import rests_on
 from moorline.services.broker_role import (
+    Revocable,
     issue_for_session,
     no_such_operation,
     require_not_revoked,
     revocable_keys,
     session_name,
 )
+from moorline.storage.broker_epochs import Launcher
 from moorline.storage.steps import reached
 from moorline.verification.snp import SnpClaims
 from moorline.wire import certificates, keys, schema
@@ -46,6 +51,8 @@ class LauncherSession:
 
     broker: Broker
     claim: Claim
+    _revocable: tuple[Revocable, ...] = ()
+    """What it rests on; empty until it was appraised."""
 
     @property
     def launcher(self) -> bytes:
@@ -58,11 +65,9 @@ class LauncherSession:
         require_judged(broker)
         fields = schema.decode(LauncherFields, self.claim.fields)
         claims = (await asyncio.to_thread(appraise_enclave, broker, self.claim)).value
-        revocable = (
-            (RevocationKind.LAUNCHER, provider, self.launcher.hex()),
-            *revocable_enclave(claims.measurement, claims.chip_id or b""),
-        )
-        state = await broker.ledger.state((*standing.provider_keys(provider), *revocable_keys(revocable)))
+        admitted = Launcher(launcher=self.launcher, measurement=claims.measurement, chip=claims.chip_id or b"")
+        self._revocable = rests_on(broker, admitted)
+        state = await self._proven()
         record = standing.active_provider(state, provider)
         ticket = verify_launcher_ticket(  # 1
             fields.ticket,
@@ -73,7 +78,7 @@ class LauncherSession:
         )
         _require_ticketed(claims, ticket)  # 2
         self._require_configuration(claims, fields)  # 3
-        require_not_revoked(state, revocable)  # 4
+        require_not_revoked(state, self._revocable)  # 4
         return await asyncio.to_thread(self._admit, ticket)  # 5
 
     async def activate(self) -> Activation:
@@ -85,16 +90,24 @@ class LauncherSession:
     async def call(self, operation: str, _body: bytes) -> bytes:
         """`launcher.lease`: more numbers, and the new key if the epoch moved on. `renew`: another certificate."""
         if operation == "launcher.lease":
+            await self._require_standing()
             return await asyncio.to_thread(self._lease)
         if operation == "renew":
             await self._require_standing()
             return schema.encode(await self.activate())
         raise no_such_operation(operation)
 
+    async def _proven(self) -> ProvenState:
+        """What the ledger says now about the provider, and about what this launcher rests on."""
+        provider = self.broker.settings.provider
+        return await self.broker.ledger.state((*standing.provider_keys(provider), *revocable_keys(self._revocable)))
+
     async def _require_standing(self) -> None:
-        revocable = ((RevocationKind.LAUNCHER, self.broker.settings.provider, self.launcher.hex()),)
-        require_not_revoked(await self.broker.ledger.state(revocable_keys(revocable)), revocable)
-        if not self.broker.store.launcher_active(self.launcher):
+        """4, again. Raises Refused("ledger.revoked" | "ledger.provider_not_active" | "launch.launcher_not_admitted")."""
+        state = await self._proven()
+        standing.active_provider(state, self.broker.settings.provider)
+        require_not_revoked(state, self._revocable)
+        if not await asyncio.to_thread(self.broker.store.launcher_active, self.launcher):
             raise Refused("launch.launcher_not_admitted", "this launcher was revoked", got=self.launcher)
 
     def _require_configuration(self, claims: SnpClaims, fields: LauncherFields) -> None:

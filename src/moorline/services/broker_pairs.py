@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 
 from moorline.channel.driver import ClientSession
-from moorline.errors import Conflict, MoorlineError, Refused
+from moorline.errors import Conflict, Malformed, MoorlineError, Refused
 from moorline.hsm.calendar import Rotation
 from moorline.hsm.exchange import Party
 from moorline.hsm.pair import Ends
@@ -42,6 +42,8 @@ from moorline.wire.pair import (
 _LOG: Final = structlog.stdlib.get_logger("broker")
 _PAGE: Final = 32
 _PAGES: Final = 64
+_ALL_OF_A_HEIGHT: Final = "g"
+"""After every serial number in hex."""
 _CONTRACTS: Final = 64
 _RETRY_S: Final = 5.0
 
@@ -80,14 +82,9 @@ async def answer(broker: Broker, record: HsmRecord, operation: str, body: bytes)
 
 
 def _revocations(broker: Broker, asked: RevocationsCall) -> RevocationsReply:
-    found = broker.revocations.on_ledger_since(asked.since, limit=_PAGE + 1)
-    # A height is told whole or not at all: the next question begins above it.
-    cut = found[:_PAGE]
-    if len(found) > _PAGE:
-        whole = tuple(one for one in cut if one.height != found[_PAGE].height)
-        cut = whole or cut
-    told = tuple(RevokedSerial(serial=one.serial, spiffe_id=one.spiffe_id, height=one.height or 0) for one in cut)
-    return RevocationsReply(revoked=told, more=len(found) > len(cut))
+    found = broker.revocations.on_ledger_since(asked.since, after=asked.after, limit=_PAGE + 1)
+    told = (RevokedSerial(serial=one.serial, spiffe_id=one.spiffe_id, height=one.height or 0) for one in found[:_PAGE])
+    return RevocationsReply(revoked=tuple(told), more=len(found) > _PAGE)
 
 
 # Initiator -------------------------------------------------------------------------------------------------------------
@@ -149,13 +146,16 @@ async def ask_news(broker: Broker, record: HsmRecord, session: ClientSession) ->
     """
     known = await asyncio.to_thread(broker.pairs.news, record.provider, record.id)
     since, revoked = (0, 0) if known is None else (known.revoked_up_to, known.revoked)
+    after = _ALL_OF_A_HEIGHT
     for _ in range(_PAGES):
-        body = schema.encode(RevocationsCall(since=since))
+        body = schema.encode(RevocationsCall(since=since, after=after))
         reply = schema.decode(RevocationsReply, await session.call("peer.revocations", body))
         await _require_revoked(broker, record, reply)
+        if not reply.revoked:
+            break
         revoked += len(reply.revoked)
-        since = max((since, *(one.height for one in reply.revoked)))
-        if not reply.more or not reply.revoked:
+        since, after = _next(reply.revoked[-1], since, after)
+        if not reply.more:
             break
     grants = schema.decode(GrantsReply, await session.call("peer.grants", b""))
     contracts = [name for name in grants.contracts if await _between(broker, record, name)]
@@ -168,6 +168,13 @@ async def ask_news(broker: Broker, record: HsmRecord, session: ClientSession) ->
         at=broker.clock.now(),
     )
     await asyncio.to_thread(broker.pairs.keep_news, news)
+
+
+def _next(last: RevokedSerial, since: int, after: str) -> tuple[int, str]:
+    """Where to go on. Raises Malformed("exchange.revocations_order") for an answer that does not lead on."""
+    if (last.height, last.serial) <= (since, after):
+        raise Malformed("exchange.revocations_order", "the peer's revocations do not rise", expected=f"above {since}")
+    return last.height, last.serial
 
 
 async def _require_revoked(broker: Broker, record: HsmRecord, reply: RevocationsReply) -> None:

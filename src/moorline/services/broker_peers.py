@@ -41,10 +41,7 @@ class PeerSession:
         fields = schema.decode(PeerFields, self.claim.fields)
         party = Party(provider=parse_name(fields.provider, "provider"), hsm=parse_name(fields.hsm, "HSM"))
         # The peer's own bundle is not needed: we ask the ledger ourselves, which is at least as fresh.
-        state = await self.broker.ledger.state(standing.hsm_keys(party.provider, party.hsm))
-        record = standing.active_hsm(state, party.provider, party.hsm)
-        if not same(record.signing_public, self.claim.signing_public):
-            raise NotAuthentic("exchange.other_key", "the session key is not the HSM key of the ledger's record")
+        record = await self._standing(party)
         exchange.verify_proof(
             keys.parse_public(record.signing_public),
             self.claim.proof,
@@ -59,7 +56,12 @@ class PeerSession:
         return Activation(spiffe_id="", certificate=b"", chain=(), now=self.broker.clock.now(), renew_after_s=0, body=b"")
 
     async def call(self, operation: str, body: bytes) -> bytes:
-        """`peer.exchange`: bundle for bundle and our signature; `peer.confirm`: theirs, both are kept; then broker_pairs."""
+        """`peer.exchange`: bundle for bundle and our signature; `peer.confirm`: theirs, both are kept; then broker_pairs.
+
+        Before each the ledger is asked again: an HSM that was revoked agrees on nothing over a session that it kept open.
+        """
+        known = self._record()
+        self.peer = await self._standing(Party(provider=known.provider, hsm=known.id))
         if operation == "peer.exchange":
             return await self._exchange(body)
         if operation == "peer.confirm":
@@ -68,6 +70,14 @@ class PeerSession:
         if self.met:
             return await broker_pairs.answer(self.broker, self._record(), operation, body)
         raise no_such_operation(operation)
+
+    async def _standing(self, party: Party) -> HsmRecord:
+        """The ledger's record of a peer, active, and of the key that this session was opened with."""
+        state = await self.broker.ledger.state(standing.hsm_keys(party.provider, party.hsm))
+        record = standing.active_hsm(state, party.provider, party.hsm)
+        if not same(record.signing_public, self.claim.signing_public):
+            raise NotAuthentic("exchange.other_key", "the session key is not the HSM key of the ledger's record")
+        return record
 
     async def _exchange(self, body: bytes) -> bytes:
         record = self._record()

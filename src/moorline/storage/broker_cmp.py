@@ -1,4 +1,8 @@
-"""CMP transactions that wait for the client's confirmation (RFC 9483 4.1.1)."""
+"""CMP transactions: each is used once, and may wait for the client's confirmation (RFC 9483 3.1, 4.1.1).
+
+A request is remembered for longer than whatever protects it can be in force, a one-time code (a week at most) or a device's
+certificate: a copy of it sent again, over whatever connection, is no request any more.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ from moorline.errors import Conflict, Refused
 from moorline.storage.broker_store import BrokerStore
 from moorline.storage.transactions import retried
 
+_REMEMBERED_S: Final = 8 * 24 * 3600
+_USED: Final = sa.table("cmp_used", sa.column("transaction"), sa.column("at"))
 _WAITING: Final = sa.table(
     "cmp_transactions",
     *(sa.column(name) for name in ("transaction", "serial", "certificate_hash", "number", "nonce", "at")),
@@ -37,11 +43,19 @@ class CmpStore:
     def __init__(self, store: BrokerStore) -> None:
         self._store = store
 
-    def require_new(self, transaction: bytes) -> None:
-        """Raises Conflict("cmp.transaction_in_use") if it waits for its confirmation."""
-        with self._store.reading() as c:
-            if c.execute(sa.select(_WAITING.c.at).where(_WAITING.c.transaction == transaction)).first() is not None:
-                raise Conflict("cmp.transaction_in_use", "this transaction waits for its confirmation")
+    def use(self, transaction: bytes, *, at: Instant) -> None:
+        """Use a transaction, for good. Raises Conflict("cmp.transaction_in_use") if it was used before."""
+        with self._store.transaction() as c:
+            c.execute(sa.delete(_USED).where(_USED.c.at < at - _REMEMBERED_S))
+            used = c.execute(sa.select(_USED.c.at).where(_USED.c.transaction == transaction)).first() is not None
+            if not used:
+                c.execute(sa.insert(_USED).values(transaction=transaction, at=at))
+        if used:
+            raise Conflict(
+                "cmp.transaction_in_use",
+                "this transaction was used before",
+                remedy="ask again under a new transaction; a copy of an old request gets nothing",
+            )
 
     def expect(self, made: CmpTransaction) -> None:
         """Wait for a confirmation."""

@@ -113,12 +113,8 @@ class EnrolmentStore:
     def expect_manufactured(self, *, issuer: str, serial_number: str, device: str, at: Instant) -> None:
         """Say which device a manufacturer's identity (802.1AR) is here. Raises Conflict("est.device_taken")."""
         with self._store.transaction() as c:
-            other = c.execute(
-                sa.select(_MANUFACTURED).where(
-                    _MANUFACTURED.c.device == device, _MANUFACTURED.c.serial_number != serial_number
-                )
-            ).first()
-            if other is not None:
+            named = c.execute(sa.select(_MANUFACTURED).where(_MANUFACTURED.c.device == device)).all()
+            if any((row.issuer, row.serial_number) != (issuer, serial_number) for row in named):
                 raise Conflict("est.device_taken", "another manufactured device has this name", got=device)
             where = (_MANUFACTURED.c.issuer == issuer, _MANUFACTURED.c.serial_number == serial_number)
             c.execute(sa.delete(_MANUFACTURED).where(*where))

@@ -78,6 +78,15 @@ class Epoch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Launcher:
+    """A launcher as it was admitted; `launcher` is its id, 32 bytes."""
+
+    launcher: bytes
+    measurement: bytes
+    chip: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
     """Sequence numbers `first` to `first + count - 1` of one launcher in one epoch."""
 
@@ -152,6 +161,23 @@ def launcher_active(c: sa.Connection, launcher: bytes) -> bool:
     """Whether this launcher was admitted and not revoked."""
     row = c.execute(sa.select(_LAUNCHERS.c.revoked).where(_LAUNCHERS.c.launcher == launcher)).one_or_none()
     return row is not None and row.revoked is None
+
+
+def leasing(c: sa.Connection, at: Instant) -> tuple[Launcher, ...]:
+    """Launchers, not revoked, whose numbers count at `at`."""
+    found = (
+        sa.select(_LAUNCHERS.c.launcher, _LAUNCHERS.c.measurement, _LAUNCHERS.c.chip)
+        .select_from(_LAUNCHERS.join(_LEASES, _LEASES.c.launcher == _LAUNCHERS.c.launcher))
+        .join(_EPOCHS, _EPOCHS.c.epoch == _LEASES.c.epoch)
+        .where(
+            _LAUNCHERS.c.revoked.is_(None),
+            _LEASES.c.void == sa.false(),
+            _LEASES.c.not_after >= at,
+            _EPOCHS.c.accept_until >= at,
+        )
+        .distinct()
+    )
+    return tuple(Launcher(**row) for row in c.execute(found).mappings())
 
 
 def revoke_launcher(c: sa.Connection, launcher: bytes, at: Instant) -> None:

@@ -148,10 +148,11 @@ class RevocationStore:
         ders = {one.serial: self.certificate(one.serial) for one in found}
         return tuple(one for one in found if (der := ders[one.serial]) is not None and of(der))
 
-    def on_ledger_since(self, height: int, *, limit: int) -> tuple[Revoked, ...]:
-        """What the ledger has above a height, lowest first."""
+    def on_ledger_since(self, height: int, *, after: str, limit: int) -> tuple[Revoked, ...]:
+        """What the ledger has above a height, and at it above a serial number; by height and serial number."""
         with self._store.reading() as c:
-            query = sa.select(_REVOKED).where(_REVOKED.c.height > height)
+            later = sa.and_(_REVOKED.c.height == height, _REVOKED.c.serial > after)
+            query = sa.select(_REVOKED).where(sa.or_(_REVOKED.c.height > height, later))
             rows = c.execute(query.order_by(_REVOKED.c.height, _REVOKED.c.serial).limit(limit)).mappings()
             return tuple(Revoked(**row) for row in rows)
 

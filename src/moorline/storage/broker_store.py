@@ -33,7 +33,7 @@ from moorline.storage import broker_pool as pool
 from moorline.storage.broker_bundles import Peer
 from moorline.storage.broker_certificates import Issued
 from moorline.storage.broker_consumption import Confirmation, Consumption
-from moorline.storage.broker_epochs import Epoch, Lease
+from moorline.storage.broker_epochs import Epoch, Launcher, Lease
 from moorline.storage.broker_facts import Alarm
 from moorline.storage.broker_launches import Advance, Fresh, Launch, LaunchRow
 from moorline.storage.broker_pool import PoolEntry, Taken
@@ -189,6 +189,11 @@ class BrokerStore:
         """Whether this launcher was admitted and not revoked."""
         with self.reading() as c:
             return epochs.launcher_active(c, launcher)
+
+    def leasing_launchers(self, *, at: Instant) -> tuple[Launcher, ...]:
+        """Launchers, not revoked, whose numbers count at `at`."""
+        with self.reading() as c:
+            return epochs.leasing(c, at)
 
     def revoke_launcher(self, launcher: bytes, *, at: Instant) -> None:
         """Revoke a launcher and close every epoch at once, without grace. Raises Refused("launcher.unknown")."""

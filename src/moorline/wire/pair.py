@@ -88,9 +88,13 @@ def anchor_name(own: tuple[str, str], peer: tuple[str, str]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevocationsCall:
-    """Body of "peer.revocations": certificates revoked at ledger heights above `since`."""
+    """Body of "peer.revocations": certificates revoked at ledger heights above `since`, and those at it above `after`.
+
+    `after` is a serial number in hex, empty for all: hundreds can be revoked at one height, more than an answer holds.
+    """
 
     since: int
+    after: Annotated[str, Size(at_most=48)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +108,7 @@ class RevokedSerial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevocationsReply:
-    """At most 32, lowest height first; `more` if there are others above the last."""
+    """At most 32, by height and then by serial number; `more` if there are others after the last."""
 
     revoked: Annotated[tuple[RevokedSerial, ...], Size(at_most=32)]
     more: bool
