@@ -17,6 +17,7 @@ from moorline.rats import EvidenceRoot
 from moorline.simulators import firmware
 from moorline.storage.verifier_rounds import Change, EnrolledHost, Progress, StoredResult
 from moorline.storage.verifier_store import VerifierStore
+from statements import before_each
 
 NOW = Instant(1_790_000_000)
 LONG_AGO = Instant(0)
@@ -141,8 +142,7 @@ def _die_at(url, step):
                 os.kill(os.getpid(), signal.SIGKILL)
             seen += 1
 
-        sa.event.listen(other._engine, "before_cursor_execute", count)
-        sa.event.listen(other._engine, "commit", count)
+        before_each(other._engine, count)
         advance(other, "h1", withdraw="ima.unknown_file", at=NOW)
         os._exit(0)
     return os.waitpid(pid, 0)[1]

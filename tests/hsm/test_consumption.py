@@ -26,6 +26,7 @@ from moorline.storage.broker_pool import PoolEntry
 from moorline.storage.broker_store import BrokerStore
 from moorline.wire import keys, launch
 from moorline.wire.launch import ChannelProfile, LaunchFields
+from statements import before_each
 
 NOW = Instant(1_800_000_000)
 LATER = Instant(NOW + 100)
@@ -220,8 +221,7 @@ def _die_at(url: str, step: int) -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
             seen += 1
 
-        sqlalchemy.event.listen(other._engine, "before_cursor_execute", count)
-        sqlalchemy.event.listen(other._engine, "commit", count)
+        before_each(other._engine, count)
         other.consume(launch_of(), advance=moved, not_after=LATER, at=NOW)
         count()  # the answer would be sent now
         os._exit(0)

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import sqlalchemy
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -31,6 +30,7 @@ from moorline.storage.verifier_events import LOST, VerdictEvent
 from moorline.storage.verifier_store import VerifierStore
 from moorline.wire import keys, launch, schema
 from moorline.wire.session import Activation, FunctionFields, FunctionSecrets, SessionRole, resume_message
+from statements import before_each
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -163,8 +163,7 @@ def _die_at(url, step, act) -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
             seen += 1
 
-        sqlalchemy.event.listen(other._engine, "before_cursor_execute", count)
-        sqlalchemy.event.listen(other._engine, "commit", count)
+        before_each(other._engine, count)
         act(InstanceStore(other))
         os._exit(0)
     return os.waitpid(pid, 0)[1]

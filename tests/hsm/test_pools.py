@@ -6,7 +6,6 @@ import os
 import signal
 
 import pytest
-import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_private_key
 
@@ -18,6 +17,7 @@ from moorline.storage.broker_pool import PoolEntry
 from moorline.storage.broker_store import BrokerStore
 from moorline.wire import keys
 from moorline.wire.session import KeyKind
+from statements import before_each
 
 NOW = Instant(1_800_000_000)
 KINDS = {
@@ -91,8 +91,7 @@ def _die_at(url: str, step: int) -> tuple[int, bytes]:
                 os.kill(os.getpid(), signal.SIGKILL)
             seen += 1
 
-        sa.event.listen(other._engine, "before_cursor_execute", count)
-        sa.event.listen(other._engine, "commit", count)
+        before_each(other._engine, count)
         os.write(write, other.take_from_pool("records", "p-256", count=1, at=NOW)[0].public)
         os._exit(0)
     os.close(write)

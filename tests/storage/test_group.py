@@ -15,6 +15,7 @@ from moorline.errors import Refused, Unavailable
 from moorline.storage.broker_facts import AUDIT_DOMAIN
 from moorline.storage.broker_store import BrokerStore
 from moorline.storage.group import Together
+from statements import before_each
 
 NOW = Instant(1_790_000_000)
 
@@ -148,9 +149,8 @@ def _die_at(url, step):
                 os.kill(os.getpid(), signal.SIGKILL)
             seen += 1
 
-        sa.event.listen(store._engine, "before_cursor_execute", count)
+        before_each(store._engine, count)
         door = Door(store._engine)
-        sa.event.listen(store._engine, "commit", count)
         outcomes = gathered(store, door, [entry(store, f"n{number}") for number in range(5)])
         os._exit(0 if outcomes == [None] * 5 else 1)
     status = os.waitpid(pid, 0)[1]

@@ -14,10 +14,12 @@ import sqlalchemy as sa
 
 from moorline.audit.log import encode_entry, entry_digest, first_head
 from moorline.clock import Instant
+from moorline.storage.compiled import Compiled, insert_into
 
 AUDIT: Final = sa.table("audit", sa.column("number"), sa.column("data"))
 LAST: Final = sa.select(AUDIT).order_by(AUDIT.c.number.desc()).limit(1)
-_INSERT: Final = sa.insert(AUDIT)
+_FIND_LAST: Final = Compiled(LAST)
+_INSERT: Final = insert_into(AUDIT)
 _SUBJECT_CHARS: Final = 512
 _VALUE_CHARS: Final = 4096
 
@@ -35,9 +37,9 @@ def append_all(
 ) -> int:
     """As `append`, several entries (event, body) in their order, at least one; the number of the last."""
     # The caller's transaction is the only writer (storage.transactions): nobody else continues from the same last entry.
-    last = connection.execute(LAST).one_or_none()
+    last = _FIND_LAST.one(connection, {})
     rows_made = following(domain, None if last is None else (last.number, last.data), at=at, happened=happened)
-    connection.execute(_INSERT, rows_made)
+    _INSERT.run(connection, *rows_made)
     return int(rows_made[-1]["number"])
 
 

@@ -27,28 +27,28 @@ from moorline.storage.broker_certificates import CERTIFICATES, Issued
 from moorline.storage.broker_generations import GENERATIONS, HOLDERS, HOST_LOSSES, STORAGE_KEYS
 from moorline.storage.broker_launches import CONFIRMED, CONSUMED, INSTANCES, LAUNCHES, Fresh, Launch
 from moorline.storage.broker_pool import POOL, PoolEntry, Taken
+from moorline.storage.compiled import Compiled
 
 
 class _Writes:
     """A row for each of several tables, and one change, in one statement where the database can."""
 
-    def __init__(self, tables: tuple[sa.TableClause, ...], change: sa.Update | sa.Delete, *parameters: str) -> None:
-        """`change` has these parameters; that of a column is called as its table and itself."""
+    def __init__(self, tables: tuple[sa.TableClause, ...], change: sa.Update | sa.Delete) -> None:
+        """The parameter of a column is called as its table and itself; `change` has others."""
         inserts = [
             sa.insert(table).values({each.name: sa.bindparam(_name(table, each)) for each in table.c}) for table in tables
         ]
-        named = [tuple(_name(table, each) for each in table.c) for table in tables]
-        self._each = [*zip(inserts, named, strict=True), (change, parameters)]
-        self._folded = change.add_cte(*(insert.cte(f"into_{number}") for number, insert in enumerate(inserts)))
+        self._each = [*map(Compiled, inserts), Compiled(change)]
+        self._folded = Compiled(change.add_cte(*(insert.cte(f"into_{number}") for number, insert in enumerate(inserts))))
 
     def write(self, c: sa.Connection, rows: Mapping[sa.TableClause, Mapping[str, Any]], changed: Mapping[str, Any]) -> None:
         """`rows` has one for each table."""
         values = {_name(table, each): row[each.name] for table, row in rows.items() for each in table.c} | dict(changed)
         if c.dialect.name == "postgresql":
-            c.execute(self._folded, values)
+            self._folded.run(c, values)
             return
-        for statement, named in self._each:
-            c.execute(statement, {name: values[name] for name in named})
+        for statement in self._each:
+            statement.run(c, values)
 
 
 def _name(table: sa.TableClause, column: sa.ColumnElement[Any]) -> str:
@@ -70,27 +70,28 @@ _READY: Final = (
     .limit(1)
     .subquery("ready")
 )
-_ASK: Final = sa.select(
-    _MARK.label("mark"),
-    sa.or_(
-        sa.exists().where(*_NUMBER),
-        sa.exists().where(LAUNCHES.c.kem_digest == sa.bindparam("kem")),
-        sa.exists().where(LAUNCHES.c.signing_digest == sa.bindparam("signing")),
-        sa.exists().where(GENERATIONS.c.instance == sa.bindparam("instance")),
-        sa.exists().where(INSTANCES.c.instance == sa.bindparam("instance")),
-    ).label("seen"),
-    epochs.covering(sa.bindparam("now"), sa.func.coalesce(_MARK, 0)).scalar_subquery().label("leased"),
-    sa.select(HOST_LOSSES.c.cursor).where(HOST_LOSSES.c.host == sa.bindparam("host")).scalar_subquery().label("lost"),
-    _READY,
-    _LAST,
-).select_from(_READY.outerjoin(_LAST, sa.true()))
+_ASK: Final = Compiled(
+    sa.select(
+        _MARK.label("mark"),
+        sa.or_(
+            sa.exists().where(*_NUMBER),
+            sa.exists().where(LAUNCHES.c.kem_digest == sa.bindparam("kem")),
+            sa.exists().where(LAUNCHES.c.signing_digest == sa.bindparam("signing")),
+            sa.exists().where(GENERATIONS.c.instance == sa.bindparam("instance")),
+            sa.exists().where(INSTANCES.c.instance == sa.bindparam("instance")),
+        ).label("seen"),
+        epochs.covering(sa.bindparam("now"), sa.func.coalesce(_MARK, 0)).scalar_subquery().label("leased"),
+        sa.select(HOST_LOSSES.c.cursor).where(HOST_LOSSES.c.host == sa.bindparam("host")).scalar_subquery().label("lost"),
+        _READY,
+        _LAST,
+    ).select_from(_READY.outerjoin(_LAST, sa.true()))
+)
 _CONSUME: Final = _Writes(
     (LAUNCHES, INSTANCES, GENERATIONS, STORAGE_KEYS, HOLDERS, AUDIT),
     sa.delete(POOL).where(POOL.c.entry == sa.bindparam("taken")),
-    "taken",
 )
 _NEWEST: Final = GENERATIONS.alias("any_generation")
-_ASK_OPEN: Final = (
+_ASK_OPEN: Final = Compiled(
     sa.select(
         LAUNCHES.c.state,
         GENERATIONS.c.state.label("lives"),
@@ -110,7 +111,6 @@ _ASK_OPEN: Final = (
 _CONFIRM: Final = _Writes(
     (CERTIFICATES, AUDIT),
     sa.update(LAUNCHES).where(*_OF_SIGNER).values(state=CONFIRMED, wrapped=None),
-    *("by", "in", "number", "signing"),
 )
 
 
@@ -119,7 +119,7 @@ def consume(c: sa.Connection, launch: Launch, at: Instant, fresh: Fresh) -> Take
     if not (fresh.storage and fresh.nonce):
         return None
     asked = {"kem": launch.kem_digest, "service": launch.service, "profile": launch.profile, "host": launch.host}
-    row = c.execute(_ASK, {**_named(launch), **asked, "now": at}).one_or_none()
+    row = _ASK.one(c, {**_named(launch), **asked, "now": at})
     if row is None or row.seen or not row.leased or (row.lost is not None and row.lost > fresh.verdicts_seen):
         return None
     if max(at, row.mark or 0) > fresh.not_after:
@@ -146,13 +146,12 @@ def consume(c: sa.Connection, launch: Launch, at: Instant, fresh: Fresh) -> Take
 def confirm(c: sa.Connection, launch: Launch, issued: Issued, at: Instant) -> Issued | None:
     """The certificate of a plain launch, confirmed as by `broker_launches.confirm`; None for any other."""
     named = _named(launch)
-    row = c.execute(_ASK_OPEN, {**named, "generation": launch.generation}).one_or_none()
+    row = _ASK_OPEN.one(c, {**named, "generation": launch.generation})
     if row is None or (row.state, row.lives, row.newest) != (CONSUMED, generations.LIVE, launch.generation):
         return None
     said = ("launch-confirmed", {"instance": launch.instance, "serial": issued.serial})
     entry = audit_store.following(facts.AUDIT_DOMAIN, _last(row), at=at, happened=(said,))[0]
-    changed = {name: value for name, value in named.items() if name != "instance"}
-    _CONFIRM.write(c, {CERTIFICATES: issued.row(), AUDIT: entry}, changed)
+    _CONFIRM.write(c, {CERTIFICATES: issued.row(), AUDIT: entry}, named)
     return issued
 
 

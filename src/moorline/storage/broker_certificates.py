@@ -8,11 +8,12 @@ from typing import Final
 import sqlalchemy as sa
 
 from moorline.clock import Instant
+from moorline.storage.compiled import insert_into
 
 CERTIFICATES: Final = sa.table(
     "certificates", *(sa.column(name) for name in ("serial", "spiffe_id", "key_digest", "not_after", "der"))
 )
-_KEEP: Final = sa.insert(CERTIFICATES)
+_KEEP: Final = insert_into(CERTIFICATES)
 _NEWEST: Final = (
     sa.select(CERTIFICATES)
     .where(CERTIFICATES.c.spiffe_id == sa.bindparam("of"))
@@ -43,7 +44,7 @@ class Issued:
 def insert(c: sa.Connection, *issued: Issued) -> None:
     """Remember certificates."""
     if issued:
-        c.execute(_KEEP, [one.row() for one in issued])
+        _KEEP.run(c, *(one.row() for one in issued))
 
 
 def newest(c: sa.Connection, spiffe_id: str) -> Issued | None:

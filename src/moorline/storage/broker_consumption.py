@@ -1,6 +1,8 @@
-"""Launches that ask at one time, consumed and confirmed together: a few statements for all of them instead of a dozen each.
+"""Launches that ask at one time, consumed and confirmed together, in one transaction.
 
-Only the plain ones are taken together: a number and keys that nobody showed before, a new instance, a standing lease, a host
+Where a statement is a call into a library (SQLite), and where only a few ask, each is consumed as one that comes alone
+(broker_alone). Where each statement is a message there and back and many ask, a few statements serve all of them. Either way
+only the plain ones are taken together: a number and keys that nobody showed before, a new instance, a standing lease, a host
 without a loss, a key pair that is ready, and nothing of it twice among those who ask. Everything else, whatever it is, is
 left to the single step (broker_launches), which judges it after these: no refusal and no alarm is made here. For a plain one
 the same is written as by the single step, entry for entry; a test holds the two against each other.
@@ -28,6 +30,9 @@ from moorline.storage.broker_launches import CONSUMED, Fresh, Launch
 from moorline.storage.broker_pool import PoolEntry, Taken
 
 T = TypeVar("T")
+
+_FEW: Final = 8
+"""Launches up to which two statements each are fewer than what serves any number."""
 
 _L: Final = launches.LAUNCHES
 _OF_KEYS: Final = sa.select(_L.c.kem_digest, _L.c.signing_digest).where(
@@ -79,18 +84,36 @@ def confirm(c: sa.Connection, one: Confirmation) -> Issued:
     return launches.confirm(c, one.launch, one.issued, one.at) if kept is None else kept
 
 
-def consume_plain(c: sa.Connection, asked: Sequence[Consumption]) -> list[Taken | MoorlineError | None]:
+def consume_plain(c: sa.Connection, asked: Sequence[Consumption]) -> Sequence[Taken | MoorlineError | None]:
     """What each plain one took; None for those that the single step must judge."""
-    alone = _distinct(asked, lambda one: _marks(one.launch))
-    seen = _seen(c, [one.launch for one in alone])
+    if _one_by_one(c, asked):
+        return [alone.consume(c, one.launch, one.at, one.fresh) for one in asked]
+    return consume_many(c, asked)
+
+
+def confirm_plain(c: sa.Connection, asked: Sequence[Confirmation]) -> Sequence[Issued | None]:
+    """The certificate of each plain one: consumed by this very signer, live, not confirmed before; None for the others."""
+    if _one_by_one(c, asked):
+        return [alone.confirm(c, one.launch, one.issued, one.at) for one in asked]
+    return confirm_many(c, asked)
+
+
+def _one_by_one(c: sa.Connection, asked: Sequence[object]) -> bool:
+    return c.dialect.name == "sqlite" or len(asked) <= _FEW
+
+
+def consume_many(c: sa.Connection, asked: Sequence[Consumption]) -> list[Taken | MoorlineError | None]:
+    """As `consume_plain`, in as many statements whether they are two or sixty."""
+    apart = _distinct(asked, lambda one: _marks(one.launch))
+    seen = _seen(c, [one.launch for one in apart])
     now = facts.risen(c, max(one.at for one in asked))
-    leased = epochs.leased_all(c, [_number(one.launch) for one in alone], now)
-    lost = generations.losses(c, {one.launch.host for one in alone})
-    known = generations.known(c, {one.launch.instance for one in alone})
-    known |= launches.known_instances(c, {one.launch.instance for one in alone})
+    leased = epochs.leased_all(c, [_number(one.launch) for one in apart], now)
+    lost = generations.losses(c, {one.launch.host for one in apart})
+    known = generations.known(c, {one.launch.instance for one in apart})
+    known |= launches.known_instances(c, {one.launch.instance for one in apart})
     plain = [
         one
-        for one in alone
+        for one in apart
         if not (_marks(one.launch) & seen)
         and now <= one.fresh.not_after
         and _number(one.launch) in leased
@@ -102,16 +125,16 @@ def consume_plain(c: sa.Connection, asked: Sequence[Consumption]) -> list[Taken 
     return [_taken(one, pairs.get(id(one))) for one in asked]
 
 
-def confirm_plain(c: sa.Connection, asked: Sequence[Confirmation]) -> list[Issued | None]:
-    """The certificate of each plain one: consumed by this very signer, live, not confirmed before; None for the others."""
-    alone = _distinct(asked, lambda one: frozenset({one.launch.signing_digest, one.issued.spiffe_id}))
+def confirm_many(c: sa.Connection, asked: Sequence[Confirmation]) -> list[Issued | None]:
+    """As `confirm_plain`, in as many statements whether they are two or sixty."""
+    apart = _distinct(asked, lambda one: frozenset({one.launch.signing_digest, one.issued.spiffe_id}))
     rows = {
-        row.signing_digest: row for row in c.execute(_OF_SIGNERS, {"signings": [one.launch.signing_digest for one in alone]})
+        row.signing_digest: row for row in c.execute(_OF_SIGNERS, {"signings": [one.launch.signing_digest for one in apart]})
     }
-    ended = generations.ended(c, [(one.launch.instance, one.launch.generation) for one in alone])
+    ended = generations.ended(c, [(one.launch.instance, one.launch.generation) for one in apart])
     plain = [
         one
-        for one, why in zip(alone, ended, strict=True)
+        for one, why in zip(apart, ended, strict=True)
         if why is None and _is_open(rows.get(one.launch.signing_digest), one.launch)
     ]
     if plain:

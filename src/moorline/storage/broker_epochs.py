@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from moorline.clock import Instant
 from moorline.errors import Refused
 from moorline.storage import broker_facts as facts
+from moorline.storage.compiled import Compiled
 
 _EPOCHS: Final = sa.table(
     "epochs", *(sa.column(name) for name in ("epoch", "opened", "not_after", "accept_until", "wrapped"))
@@ -27,8 +28,10 @@ _LEASES: Final = sa.table(
     "leases", *(sa.column(name) for name in ("launcher", "epoch", "first", "count", "not_after", "void"))
 )
 _NEWEST: Final = sa.select(_EPOCHS).order_by(_EPOCHS.c.epoch.desc()).limit(1)
-_FIND: Final = sa.select(_EPOCHS).where(_EPOCHS.c.epoch == sa.bindparam("number"))
-_LEASES_OF: Final = sa.select(_LEASES).where(_LEASES.c.launcher == sa.bindparam("by"), _LEASES.c.epoch == sa.bindparam("in"))
+_FIND: Final = Compiled(sa.select(_EPOCHS).where(_EPOCHS.c.epoch == sa.bindparam("number")))
+_LEASES_OF: Final = Compiled(
+    sa.select(_LEASES).where(_LEASES.c.launcher == sa.bindparam("by"), _LEASES.c.epoch == sa.bindparam("in"))
+)
 _STANDING: Final = (
     sa.select(_LEASES.c.launcher, _LEASES.c.epoch, _LEASES.c.first, _LEASES.c.count)
     .select_from(_LEASES.join(_EPOCHS, _EPOCHS.c.epoch == _LEASES.c.epoch))
@@ -47,7 +50,7 @@ _STANDING: Final = (
 def covering(*now: sa.ColumnElement[int]) -> sa.Select[int]:
     """How many leases cover (launcher `by`, epoch `in`, sequence `number`), by each of these times."""
     return (
-        sa.select(sa.func.count())
+        sa.select(sa.func.count().label("leases"))
         .select_from(_LEASES.join(_EPOCHS, _EPOCHS.c.epoch == _LEASES.c.epoch))
         .join(_LAUNCHERS, _LAUNCHERS.c.launcher == _LEASES.c.launcher)
         .where(
@@ -63,7 +66,7 @@ def covering(*now: sa.ColumnElement[int]) -> sa.Select[int]:
     )
 
 
-_LEASED: Final = covering(sa.bindparam("now"))
+_LEASED: Final = Compiled(covering(sa.bindparam("now")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +133,8 @@ def void_leases(c: sa.Connection, launcher: bytes | None = None) -> None:
 
 def find(c: sa.Connection, number: int) -> Epoch | None:
     """An epoch by number."""
-    row = c.execute(_FIND, {"number": number}).mappings().one_or_none()
-    return None if row is None else Epoch(**row)
+    row = _FIND.one(c, {"number": number})
+    return None if row is None else Epoch(**row._asdict())
 
 
 def newest(c: sa.Connection) -> Epoch | None:
@@ -207,8 +210,8 @@ def grant_lease(
 
 def leases(c: sa.Connection, launcher: bytes, epoch: int) -> tuple[Lease, ...]:
     """All leases of a launcher in an epoch."""
-    rows = c.execute(_LEASES_OF, {"by": launcher, "in": epoch}).mappings()
-    return tuple(Lease(**{**row, "void": bool(row["void"])}) for row in rows)
+    rows = _LEASES_OF.all(c, {"by": launcher, "in": epoch})
+    return tuple(Lease(**{**row._asdict(), "void": bool(row.void)}) for row in rows)
 
 
 def leased_all(c: sa.Connection, numbers: Sequence[tuple[bytes, int, int]], at: Instant) -> set[tuple[bytes, int, int]]:
@@ -230,4 +233,4 @@ def leased_all(c: sa.Connection, numbers: Sequence[tuple[bytes, int, int]], at: 
 
 def leased(c: sa.Connection, *, launcher: bytes, epoch: int, sequence: int, at: Instant) -> bool:
     """Whether a standing lease of a standing launcher covers this number in an epoch that is accepted at `at`."""
-    return int(c.execute(_LEASED, {"by": launcher, "in": epoch, "number": sequence, "now": at}).scalar() or 0) > 0
+    return bool(_LEASED.all(c, {"by": launcher, "in": epoch, "number": sequence, "now": at})[0].leases)

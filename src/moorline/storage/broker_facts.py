@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from moorline.clock import Instant
 from moorline.storage import audit_store
+from moorline.storage.compiled import Compiled, insert_into
 
 AUDIT_DOMAIN: Final = "broker"
 COUNTER: Final = "counter"
@@ -24,9 +25,9 @@ _DOCUMENTS: Final = sa.table("documents", sa.column("name"), sa.column("value"))
 _ALARMS: Final = sa.table("alarms", *(sa.column(name) for name in ("alarm", "at", "code", "says", "first", "second")))
 
 # The statements of what is asked for many times a second are made once: building one anew costs several times its execution.
-_FACT: Final = sa.select(FACTS.c.value).where(FACTS.c.name == sa.bindparam("of"))
-_FORGET_FACT: Final = sa.delete(FACTS).where(FACTS.c.name == sa.bindparam("of"))
-_KEEP_FACT: Final = sa.insert(FACTS)
+_FACT: Final = Compiled(sa.select(FACTS.c.value).where(FACTS.c.name == sa.bindparam("of")))
+_FORGET_FACT: Final = Compiled(sa.delete(FACTS).where(FACTS.c.name == sa.bindparam("of")))
+_KEEP_FACT: Final = insert_into(FACTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,13 +44,14 @@ class Alarm:
 
 def fact(c: sa.Connection, name: str) -> int:
     """A stored number; 0 if it was never set."""
-    return int(c.execute(_FACT, {"of": name}).scalar() or 0)
+    row = _FACT.one(c, {"of": name})
+    return 0 if row is None else int(row.value)
 
 
 def set_fact(c: sa.Connection, name: str, value: int) -> None:
     """Store a number."""
-    c.execute(_FORGET_FACT, {"of": name})
-    c.execute(_KEEP_FACT, {"name": name, "value": value})
+    _FORGET_FACT.run(c, {"of": name})
+    _KEEP_FACT.run(c, {"name": name, "value": value})
 
 
 def risen(c: sa.Connection, at: Instant) -> Instant:

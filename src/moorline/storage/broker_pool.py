@@ -12,16 +12,17 @@ import sqlalchemy as sa
 
 from moorline.clock import Instant
 from moorline.storage import broker_facts as facts
+from moorline.storage.compiled import Compiled
 
 POOL: Final = sa.table("pool", *(sa.column(name) for name in ("entry", "service", "profile", "public", "wrapped")))
 _OF_SERVICE: Final = (POOL.c.service == sa.bindparam("of"), POOL.c.profile == sa.bindparam("for"))
-_READY: Final = sa.select(POOL).where(*_OF_SERVICE).order_by(POOL.c.entry).limit(sa.bindparam("most"))
+_READY: Final = Compiled(sa.select(POOL).where(*_OF_SERVICE).order_by(POOL.c.entry).limit(sa.bindparam("most")))
 _SIZE: Final = sa.select(sa.func.count().label("n")).select_from(POOL).where(*_OF_SERVICE)
 _SIZES: Final = sa.select(POOL.c.service, POOL.c.profile, sa.func.count().label("n")).group_by(
     POOL.c.service, POOL.c.profile
 )
-_TAKE: Final = sa.delete(POOL).where(POOL.c.entry == sa.bindparam("one"))
-_TAKE_UP_TO: Final = sa.delete(POOL).where(*_OF_SERVICE, POOL.c.entry <= sa.bindparam("last"))
+_TAKE: Final = Compiled(sa.delete(POOL).where(POOL.c.entry == sa.bindparam("one")))
+_TAKE_UP_TO: Final = Compiled(sa.delete(POOL).where(*_OF_SERVICE, POOL.c.entry <= sa.bindparam("last")))
 _ADD: Final = sa.insert(POOL)
 
 
@@ -60,18 +61,18 @@ def sizes(c: sa.Connection) -> dict[tuple[str, str], int]:
 
 def take_one(c: sa.Connection, service: str, profile: str) -> PoolEntry | None:
     """The oldest entry, gone from here; None from an empty pool."""
-    row = c.execute(_READY, {"of": service, "for": profile, "most": 1}).one_or_none()
+    row = _READY.one(c, {"of": service, "for": profile, "most": 1})
     if row is None:
         return None
-    c.execute(_TAKE, {"one": row.entry})
+    _TAKE.run(c, {"one": row.entry})
     return PoolEntry(public=row.public, wrapped=row.wrapped)
 
 
 def take_some(c: sa.Connection, service: str, profile: str, count: int) -> tuple[PoolEntry, ...]:
     """Up to `count` of the oldest entries, gone from here."""
-    rows = c.execute(_READY, {"of": service, "for": profile, "most": count}).all()
+    rows = _READY.all(c, {"of": service, "for": profile, "most": count})
     if rows:
-        c.execute(_TAKE_UP_TO, {"of": service, "for": profile, "last": rows[-1].entry})
+        _TAKE_UP_TO.run(c, {"of": service, "for": profile, "last": rows[-1].entry})
     return tuple(PoolEntry(public=row.public, wrapped=row.wrapped) for row in rows)
 
 

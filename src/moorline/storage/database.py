@@ -82,6 +82,11 @@ def code_of(error: DBAPIError) -> str:
     return _said_by_postgres(error).get("C", "")
 
 
+def is_gone(error: DBAPIError) -> bool:
+    """Whether this error of PostgreSQL ends its connection: the socket is gone, or the server shut down."""
+    return type(error.orig).__name__ == "InterfaceError" or code_of(error).startswith(("57P", "08"))
+
+
 # Engines ---------------------------------------------------------------------------------------------------------------
 
 
@@ -190,11 +195,8 @@ def _strict(connection: Any, _: object) -> None:  # noqa: ANN401 - as above
 def _disconnected(context: sqlalchemy.engine.ExceptionContext) -> None:
     """pg8000 does not say which of its errors end a connection."""
     error = context.sqlalchemy_exception
-    original = context.original_exception
-    if not isinstance(error, DBAPIError):
-        return
-    if type(original).__name__ == "InterfaceError" or code_of(error).startswith(("57P", "08")):
-        context.is_disconnect = True  # the socket is gone, or the server shut down: this connection serves nobody again
+    if isinstance(error, DBAPIError) and is_gone(error):
+        context.is_disconnect = True
 
 
 def _said_by_postgres(error: DBAPIError) -> dict[str, str]:
