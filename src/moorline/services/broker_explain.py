@@ -82,7 +82,7 @@ class Decisions:
     ) -> None:
         """Floor and policy must both allow. Raises the floor's refusal, or Refused("release.policy_denied")."""
         facts = facts_of(action, request, floor, record)
-        policy = self.policy.decide(facts)
+        policy = self.policy.decide_known(facts)
         refusal: MoorlineError | None = floor.refusal
         if refusal is None:
             try:
