@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 
-from moorline.channel import tls
 from moorline.channel.driver import new_kem
+from moorline.channel.identity import TlsIdentity, settings
 from moorline.channel.session import seal_to
 from moorline.cli.demo import attack_tools, drifting, federating, founding, hosting, operating
 from moorline.cli.demo.stage import Stage
@@ -164,8 +164,8 @@ def server_handshake_s(key, rounds):
     """The CPU of OpenSSL's server side alone, between a client and a server in memory."""
     validity = Validity(not_before=Instant(0), not_after=Instant(1 << 32))
     der = certificates.root_certificate(key, name="bare", validity=validity, serial=1).public_bytes(Encoding.DER)
-    server_context = tls._context(tls.TlsIdentity(key=key, chain=(der, der, der, der)))  # noqa: SLF001 - the very settings
-    client_context = tls._context(None)  # noqa: SLF001 - as above
+    server_context = settings(TlsIdentity(key=key, chain=(der, der, der, der)))
+    client_context = settings(None)
     spent = 0.0
     for _ in range(rounds):
         server, client = SSL.Connection(server_context, None), SSL.Connection(client_context, None)

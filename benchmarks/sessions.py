@@ -19,7 +19,7 @@ import broker as pools
 import live
 from OpenSSL import SSL
 
-from moorline.channel import tls
+from moorline.channel.identity import TlsIdentity, settings
 from moorline.cli.demo import hosting
 from moorline.cli.demo.stage import Stage
 from moorline.simulators.silicon import Silicon
@@ -48,8 +48,8 @@ def bare_kib():
     root = certificates.root_certificate(
         key, name="bare", validity=Validity(not_before=Instant(0), not_after=Instant(1 << 32)), serial=1
     )
-    identity = tls.TlsIdentity(key=key, chain=(root.public_bytes(Encoding.DER),))
-    server_context, client_context = tls._context(identity), tls._context(None)  # noqa: SLF001 - the very settings
+    identity = TlsIdentity(key=key, chain=(root.public_bytes(Encoding.DER),))
+    server_context, client_context = settings(identity), settings(None)
     kept = []
     for _ in range(600):
         server, client = SSL.Connection(server_context, None), SSL.Connection(client_context, None)

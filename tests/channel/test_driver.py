@@ -14,7 +14,6 @@ from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused, Una
 from moorline.services import launcher
 from moorline.verification.chains import verify_chain
 from moorline.wire import cbor, keys, schema
-from moorline.wire.frames import read_frame, write_frame
 from moorline.wire.launch import ChannelProfile
 from moorline.wire.session import Activation, EvidenceFormat, Hello, LauncherSecrets, SessionRole
 
@@ -138,8 +137,8 @@ async def test_a_relay_with_a_tls_end_of_its_own_is_refused(broker, consortium):
         async def relay(victim):
             onward = await tls.connect(server.address, identity=None, verify=lambda _: None)
             while True:
-                await write_frame(onward, await read_frame(victim, deadline_s=5), deadline_s=5)
-                await write_frame(victim, await read_frame(onward, deadline_s=5), deadline_s=5)
+                await onward.write_frame(await victim.read_frame(deadline_s=5), deadline_s=5)
+                await victim.write_frame(await onward.read_frame(deadline_s=5), deadline_s=5)
 
         identity = consortium.identity("hsm/hsm-1", issuer=consortium.hsm)
         async with await tls.listen("127.0.0.1:0", identity=lambda: identity, verify=None, accept=relay) as middle:
@@ -170,7 +169,7 @@ async def knock(server, *frames):
         for raw in frames:
             stream.write(raw)
         await stream.drain()
-        kind, message = cbor.decode(await read_frame(stream, deadline_s=5))
+        kind, message = cbor.decode(await stream.read_frame(deadline_s=5))
         assert kind == "problem"
         return reported(message["problem"]).code
     finally:
@@ -215,7 +214,7 @@ async def test_stalled_peers_are_dropped_while_others_are_served(broker):
         async with await open_session(server.address, **attester(broker)) as session:
             assert await session.call("time", b"") == b"time:"
             for stream in silent:
-                kind, message = cbor.decode(await read_frame(stream, deadline_s=10))
+                kind, message = cbor.decode(await stream.read_frame(deadline_s=10))
                 assert (kind, reported(message["problem"]).code) == ("problem", "peer.timeout")
                 await stream.aclose()
             assert await session.call("time", b"") == b"time:"  # an active session may be silent
@@ -242,7 +241,7 @@ async def test_the_most_silent_of_too_many_handshakes_makes_room(broker):
         silent = [await tls.connect(server.address, identity=None, verify=lambda _: None) for _ in range(8)]
         async with await open_session(server.address, **attester(broker)) as session:
             assert await session.call("time", b"") == b"time:"
-        kind, message = cbor.decode(await read_frame(silent[0], deadline_s=10))
+        kind, message = cbor.decode(await silent[0].read_frame(deadline_s=10))
         assert (kind, reported(message["problem"]).code) == ("problem", "session.busy")
         for stream in silent:
             await stream.aclose()
@@ -250,7 +249,7 @@ async def test_the_most_silent_of_too_many_handshakes_makes_room(broker):
 
 async def test_an_attester_refuses_an_oversized_broker(broker, consortium):
     async def accept(stream):
-        await read_frame(stream, deadline_s=5)
+        await stream.read_frame(deadline_s=5)
         stream.write((1 << 31).to_bytes(4, "big"))
         await stream.drain()
         await stream.linger()

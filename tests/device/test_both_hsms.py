@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from moorline.channel import device as channel
-from moorline.channel import tls
+from moorline.channel import identity
 from moorline.clock import Instant, SystemClock
 from moorline.device.home import HttpsHome, connection_of
 from moorline.errors import MoorlineError, Unavailable
@@ -136,14 +136,14 @@ async def test_conditions_ask_about_the_session_as_it_is(running, conditions, al
 
 async def test_a_session_without_the_hybrid_is_told_apart(running, monkeypatch):
     """verifies that: the same device, which will not do ML-KEM, is let in by a contract unless that asks for it."""
-    made = tls._context
+    made = identity.of_client
 
-    def classical(identity):
-        context = made(identity)
-        assert tls.SSL._lib.SSL_CTX_set1_curves_list(context._context, b"X25519") == 1
+    def classical(own):
+        context = made(own)
+        assert identity.SSL._lib.SSL_CTX_set1_curves_list(context._context, b"X25519") == 1
         return context
 
-    monkeypatch.setattr(tls, "_context", classical)
+    monkeypatch.setattr(identity, "of_client", classical)
     async with await running.connect(running.device()) as connection:
         assert connection._stream.group.upper() == "X25519"
     running.ledger.contract(conditions="permit(principal, action, resource) when { context.post_quantum };")

@@ -16,7 +16,7 @@ from moorline.verification.chains import verify_chain
 from moorline.wire import cbor
 from moorline.wire.access import AccessQuestion
 from moorline.wire.device import Request, Response, Status
-from moorline.wire.frames import frame, read_frame, write_frame
+from moorline.wire.frames import frame
 
 
 async def refusal(awaitable):
@@ -56,7 +56,7 @@ async def say(world, *raw):
             stream.write(one if isinstance(one, bytes) else await one(stream))
             await stream.drain()
         while True:
-            kind, item = cbor.decode(await read_frame(stream, deadline_s=15))
+            kind, item = cbor.decode(await stream.read_frame(deadline_s=15))
             if kind == "problem":
                 return reported(item["problem"]).code
     finally:
@@ -92,7 +92,7 @@ async def test_peers_that_stall_take_nothing_from_others(running):
 async def test_a_device_of_no_provider_learns_why(running, make_world):
     stranger = type(running.beta)(trust_domain="beta.test")
     stream = await tls.connect(running.inbound, identity=stranger.identity("device/d-1"), verify=lambda _: None)
-    kind, item = cbor.decode(await read_frame(stream, deadline_s=10))
+    kind, item = cbor.decode(await stream.read_frame(deadline_s=10))
     assert kind == "problem"
     assert reported(item["problem"]).code.startswith("chain.")
     await stream.aclose()
@@ -110,9 +110,9 @@ async def test_a_device_of_no_provider_learns_why(running, make_world):
 )
 async def test_a_device_does_not_take_a_hostile_functions_answer(world, answer, code):
     async def accept(stream):
-        await read_frame(stream, deadline_s=5)
-        await write_frame(stream, pack(Status(bundle=b"", access=b"")), deadline_s=5)
-        await read_frame(stream, deadline_s=5)
+        await stream.read_frame(deadline_s=5)
+        await stream.write_frame(pack(Status(bundle=b"", access=b"")), deadline_s=5)
+        await stream.read_frame(deadline_s=5)
         stream.write(answer(stream))
         await stream.drain()
         await stream.linger()

@@ -32,7 +32,6 @@ from moorline.verification.chains import VerifiedChain, verify_chain
 from moorline.wire import schema
 from moorline.wire.access import EXPORTER_LABEL
 from moorline.wire.device import Request, Response, Status
-from moorline.wire.frames import read_frame, write_frame
 from moorline.wire.session import Problem
 
 T = TypeVar("T")
@@ -108,7 +107,7 @@ class _FunctionStanding(_Standing):
         """Judge a device and send it our own status, whatever our HSM says; raises what refuses."""
         chain = self.chain(stream.peer_certificates)
         word = await _in_time(self.admit(chain, status, secured(stream)))
-        await write_frame(stream, await self.status(word.statement), deadline_s=_WRITE_DEADLINE_S)
+        await stream.write_frame(await self.status(word.statement), deadline_s=_WRITE_DEADLINE_S)
         if word.refusal is not None:
             raise word.refusal
         return chain
@@ -204,8 +203,8 @@ class DeviceConnection:
     async def _exchange(self, body: bytes) -> Response:
         request = Request(id=self._next, body=body)
         self._next += 1
-        await write_frame(self._stream, pack(request), deadline_s=_WRITE_DEADLINE_S)
-        frame = await read_frame(self._stream, cap=RECORD_CAP, deadline_s=ANSWER_DEADLINE_S)
+        await self._stream.write_frame(pack(request), deadline_s=_WRITE_DEADLINE_S)
+        frame = await self._stream.read_frame(cap=RECORD_CAP, deadline_s=ANSWER_DEADLINE_S)
         response = unpack(Response, frame, max_bytes=RECORD_CAP)
         if response.id != request.id:
             raise NotAuthentic("device.response_mismatch", "the answer is to another request", expected=request.id)
@@ -249,8 +248,8 @@ async def _statuses(stream: tls.TlsStream, standing: _DeviceStanding) -> Verifie
     """Standing for standing; the function's chain if it holds and both HSMs let the device in."""
     chain, made = standing.chain(stream.peer_certificates), secured(stream)
     access = await _in_time(standing.ask_home(chain, made))
-    await write_frame(stream, await standing.status(access), deadline_s=_WRITE_DEADLINE_S)
-    status = unpack(Status, await read_frame(stream, deadline_s=_JUDGE_DEADLINE_S))
+    await stream.write_frame(await standing.status(access), deadline_s=_WRITE_DEADLINE_S)
+    status = unpack(Status, await stream.read_frame(deadline_s=_JUDGE_DEADLINE_S))
     await _in_time(standing.judge(chain, status, made))
     return chain
 
@@ -324,7 +323,7 @@ async def serve(  # noqa: PLR0913 - one port, and everything a function decides 
 
 async def _serve_peer(stream: tls.TlsStream, standing: _FunctionStanding, answer: Answer) -> None:
     loop = asyncio.get_running_loop()
-    status = unpack(Status, await read_frame(stream, deadline_s=_WRITE_DEADLINE_S))
+    status = unpack(Status, await stream.read_frame(deadline_s=_WRITE_DEADLINE_S))
     peer = await standing.admitted(stream, status)
     judged_at = loop.time()
     while True:
@@ -338,7 +337,7 @@ async def _serve_peer(stream: tls.TlsStream, standing: _FunctionStanding, answer
             judged_at = loop.time()
         elif kind == "request":
             response = await respond(peer, schema.from_item(Request, item), answer)
-            await write_frame(stream, pack(response), deadline_s=_WRITE_DEADLINE_S)
+            await stream.write_frame(pack(response), deadline_s=_WRITE_DEADLINE_S)
         elif kind == "problem":
             raise reported(schema.from_item(Problem, item).problem)
         else:
@@ -350,7 +349,7 @@ async def _next_frame(stream: tls.TlsStream, left_s: float, max_age_s: int) -> b
     if left_s <= 0:
         raise _stale(max_age_s)
     try:
-        return await read_frame(stream, cap=RECORD_CAP, deadline_s=left_s)
+        return await stream.read_frame(cap=RECORD_CAP, deadline_s=left_s)
     except MoorlineError as error:
         if error.code == "frame.truncated":
             return None
@@ -370,5 +369,5 @@ def _stale(max_age_s: int) -> Refused:
 
 async def _tell(stream: tls.TlsStream, error: MoorlineError) -> None:
     with suppress(MoorlineError):
-        await write_frame(stream, problem_frame(error), deadline_s=1.0)
+        await stream.write_frame(problem_frame(error), deadline_s=1.0)
         await stream.linger()

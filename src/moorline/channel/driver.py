@@ -41,7 +41,6 @@ from moorline.channel.session import (
 )
 from moorline.clock import Clock, Instant, SystemClock
 from moorline.errors import MoorlineError, NotAuthentic, Refused, Unavailable
-from moorline.wire.frames import read_frame, write_frame
 from moorline.wire.keys import PublicKey
 from moorline.wire.launch import ChannelProfile
 from moorline.wire.session import Activation, Call, Challenge, EvidenceFormat, Hello, Reply, SessionRole
@@ -152,7 +151,7 @@ class ClientSession:
         why: MoorlineError = _closed()
         try:
             while True:
-                body = await read_frame(self._stream, cap=RECORD_CAP, deadline_s=_IDLE_DEADLINE_S)
+                body = await self._stream.read_frame(cap=RECORD_CAP, deadline_s=_IDLE_DEADLINE_S)
                 reply = self._machine.open(Reply, body)
                 assert isinstance(reply, Reply)
                 if reply.id == LAST_WORD and reply.problem is not None:
@@ -178,7 +177,7 @@ class ClientSession:
         awaited: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._awaited = awaited
         try:
-            await write_frame(self._stream, self._machine.seal(call), deadline_s=deadline_s)
+            await self._stream.write_frame(self._machine.seal(call), deadline_s=deadline_s)
             async with asyncio.timeout(deadline_s):
                 reply = await awaited
         except TimeoutError:
@@ -236,7 +235,7 @@ async def open_session(  # noqa: PLR0913 - a role is these things, and each must
         attester = _Attester(stream, machine, verify_broker, prove, collect, learned, deadline_s)
         await attester.run(machine.start())
         while machine.state is not State.ACTIVE:
-            body = await read_frame(stream, cap=HANDSHAKE_CAP, deadline_s=deadline_s)
+            body = await stream.read_frame(cap=HANDSHAKE_CAP, deadline_s=deadline_s)
             effects = machine.receive(body)
             attester.tell_learned()
             await attester.run(effects)
@@ -292,7 +291,7 @@ class _Attester:
     async def run(self, effects: list[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Send):
-                await write_frame(self.stream, effect.body, deadline_s=self.deadline_s)
+                await self.stream.write_frame(effect.body, deadline_s=self.deadline_s)
             elif isinstance(effect, JudgeBroker):
                 self.machine.judged(await self.verify_broker(effect.challenge, self.stream.peer_certificates))
                 proof = await self.prove(effect.challenge, effect.digest)
@@ -509,13 +508,13 @@ class _ServedSession:
 
     async def handshake(self) -> None:
         while self.machine.state is not State.ACTIVE:
-            body = await read_frame(self.stream, cap=HANDSHAKE_CAP, deadline_s=self.broker.step_deadline_s)
+            body = await self.stream.read_frame(cap=HANDSHAKE_CAP, deadline_s=self.broker.step_deadline_s)
             await self._run(self.machine.receive(body, self.broker.clock.now()))
 
     async def serve(self) -> None:
         while True:
             try:
-                body = await read_frame(self.stream, cap=RECORD_CAP, deadline_s=_IDLE_DEADLINE_S)
+                body = await self.stream.read_frame(cap=RECORD_CAP, deadline_s=_IDLE_DEADLINE_S)
             except MoorlineError as error:
                 if error.code == "frame.truncated":
                     return  # the peer went away between two records: the ordinary end
@@ -524,7 +523,7 @@ class _ServedSession:
             assert isinstance(call, Call)
             reply = await self._answer(call)
             sealed = self.machine.seal(reply)
-            await write_frame(self.stream, sealed, deadline_s=self.broker.step_deadline_s)
+            await self.stream.write_frame(sealed, deadline_s=self.broker.step_deadline_s)
 
     async def _answer(self, call: Call) -> Reply:
         assert self.machine.claim is not None
@@ -538,7 +537,7 @@ class _ServedSession:
         broker, machine = self.broker, self.machine
         for effect in effects:
             if isinstance(effect, Send):
-                await write_frame(self.stream, effect.body, deadline_s=broker.step_deadline_s)
+                await self.stream.write_frame(effect.body, deadline_s=broker.step_deadline_s)
             elif isinstance(effect, MakeChallenge):
                 proof = await _bounded(broker.bundle(), _CALL_DEADLINE_S)
                 expires = Instant(broker.clock.now() + broker.challenge_life_s)
@@ -571,12 +570,12 @@ async def _tell_sealed(stream: tls.TlsStream, machine: Responder, error: Moorlin
     """The last word of an HPKE-only session, as a record: a proxy must not be able to speak it."""
     with suppress(MoorlineError):
         last = Reply(id=LAST_WORD, body=b"", problem=encode_problem(error))
-        await write_frame(stream, machine.seal(last), deadline_s=_PROBLEM_DEADLINE_S)
+        await stream.write_frame(machine.seal(last), deadline_s=_PROBLEM_DEADLINE_S)
         await stream.linger()
 
 
 async def _tell(stream: tls.TlsStream, error: MoorlineError) -> None:
     """The peer learns why, if it still listens."""
     with suppress(MoorlineError):
-        await write_frame(stream, problem_frame(error), deadline_s=_PROBLEM_DEADLINE_S)
+        await stream.write_frame(problem_frame(error), deadline_s=_PROBLEM_DEADLINE_S)
         await stream.linger()

@@ -40,26 +40,29 @@ def frame(body: bytes) -> bytes:
     return len(body).to_bytes(HEADER, "big") + body
 
 
+def taken(received: bytearray, *, cap: int) -> bytes | None:
+    """The body of the first frame in `received`, taken out of it; None while it is not whole. Raises `frame.too_large`."""
+    if len(received) < HEADER:
+        return None
+    end = HEADER + _size(received[:HEADER], cap)
+    if len(received) < end:
+        return None
+    body = bytes(received[HEADER:end])
+    del received[:end]
+    return body
+
+
 async def read_frame(reader: Reader, *, cap: int = DEFAULT_CAP, deadline_s: float) -> bytes:
     """One frame's body. Raises Malformed("frame.too_large" | "frame.truncated") or Unavailable("peer.timeout")."""
     try:
         async with asyncio.timeout(deadline_s):
-            size = int.from_bytes(await reader.readexactly(HEADER), "big")
-            if size > cap:
-                raise Malformed(
-                    "frame.too_large",
-                    "the peer announced a frame larger than allowed here",
-                    expected=f"<= {cap} bytes",
-                    got=size,
-                    remedy="send less in one message",
-                )
-            return await reader.readexactly(size)
+            return await reader.readexactly(_size(await reader.readexactly(HEADER), cap))
     except asyncio.IncompleteReadError:
-        raise Malformed("frame.truncated", "the peer closed the connection inside or before a frame") from None
+        raise truncated() from None
     except TimeoutError:
-        raise Unavailable("peer.timeout", "the peer sent nothing in time", expected=f"within {deadline_s} s") from None
+        raise silent(deadline_s) from None
     except ConnectionError as error:
-        raise Unavailable("peer.gone", "the connection broke", got=type(error).__name__) from None
+        raise broken(error) from None
 
 
 async def write_frame(writer: Writer, body: bytes, *, deadline_s: float) -> None:
@@ -69,6 +72,39 @@ async def write_frame(writer: Writer, body: bytes, *, deadline_s: float) -> None
             writer.write(frame(body))
             await writer.drain()
     except TimeoutError:
-        raise Unavailable("peer.timeout", "the peer takes nothing", expected=f"within {deadline_s} s") from None
+        raise blocked(deadline_s) from None
     except ConnectionError as error:
-        raise Unavailable("peer.gone", "the connection broke", got=type(error).__name__) from None
+        raise broken(error) from None
+
+
+def truncated() -> Malformed:
+    """A frame that never became whole."""
+    return Malformed("frame.truncated", "the peer closed the connection inside or before a frame")
+
+
+def silent(deadline_s: float) -> Unavailable:
+    """A peer that owes a frame."""
+    return Unavailable("peer.timeout", "the peer sent nothing in time", expected=f"within {deadline_s} s")
+
+
+def blocked(deadline_s: float) -> Unavailable:
+    """A peer that does not read."""
+    return Unavailable("peer.timeout", "the peer takes nothing", expected=f"within {deadline_s} s")
+
+
+def broken(error: ConnectionError) -> Unavailable:
+    """A connection that failed."""
+    return Unavailable("peer.gone", "the connection broke", got=type(error).__name__)
+
+
+def _size(header: bytes | bytearray, cap: int) -> int:
+    size = int.from_bytes(header, "big")
+    if size > cap:
+        raise Malformed(
+            "frame.too_large",
+            "the peer announced a frame larger than allowed here",
+            expected=f"<= {cap} bytes",
+            got=size,
+            remedy="send less in one message",
+        )
+    return size
