@@ -135,6 +135,8 @@ COMETBFT = {"comet.block.finalized", "comet.block.committed", "comet.signature.i
 """Killed in tests/cometbft/test_failures.py, where that engine runs."""
 PROMOTION = {"authority.word.given", "sequencer.block.taken_over", "authority.term.certified"}
 """Killed in tests/ledger_failures."""
+FILES = {"file.beside"}
+"""Killed in tests/hsm/test_backup.py."""
 PUSHED = {"verifier.event.accepted", "verifier.host.asked"}
 """Killed in tests/hosts/test_push.py and test_asking.py."""
 
@@ -143,6 +145,7 @@ async def test_every_step_is_killed_here():
     covered = {
         *PROMOTION,
         *PUSHED,
+        *FILES,
         *COMETBFT,
         *LAUNCH,
         *LEDGER,

@@ -278,7 +278,7 @@ def share_files(directory: Path, locked, *names: str) -> list[Path]:
     return written
 
 
-@pytest.mark.parametrize("step", ["hsm.backup.wrapped", "hsm.file.beside", "hsm.backup.written"])
+@pytest.mark.parametrize("step", ["hsm.backup.wrapped", "file.beside", "hsm.backup.written"])
 def test_a_backup_that_is_killed(saved, tmp_path, step):
     """verifies that: kill -9 at any step leaves no backup or a whole one, and the token as it was."""
     _, made, _, _ = saved
@@ -295,7 +295,7 @@ def test_a_backup_that_is_killed(saved, tmp_path, step):
     assert len(again.keys) == 5
 
 
-@pytest.mark.parametrize("step", ["hsm.file.beside", "hsm.restore.token", "hsm.restore.keys", "hsm.restore.proven"])
+@pytest.mark.parametrize("step", ["file.beside", "hsm.restore.token", "hsm.restore.keys", "hsm.restore.proven"])
 def test_a_restore_that_is_killed(saved, tmp_path, step):
     """verifies that: kill -9 at any step leaves nothing that looks like a token, and the next attempt succeeds."""
     directory, made, sealed, written = saved

@@ -72,6 +72,14 @@ def expecting(bench: Bench, what: str):
     return pytest.raises(Unavailable) if bench.lacks(what) else contextlib.nullcontext()
 
 
+def test_the_probe_leaves_nothing_behind(bench):
+    """verifies that: asking what a token can do leaves no object in it, and none that a later look would show."""
+    before = bench.token.inspect()
+    for _ in range(2):
+        probe(bench.local)
+        assert bench.token.inspect() == before
+
+
 def test_random_is_random(bench):
     """verifies that: the generator gives what is asked, and never the same."""
     found = {bench.token.random(32) for _ in range(20)}

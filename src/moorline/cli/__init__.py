@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from moorline import __version__
-from moorline.errors import EXIT_UNDECIDED, EXIT_USAGE, EXIT_YES, Malformed, MoorlineError
+from moorline.errors import EXIT_UNDECIDED, EXIT_USAGE, EXIT_YES, Malformed, MoorlineError, Unavailable
 
 NOUNS: Final = {
     "demo": "Tell the whole story on this machine: two providers, one function, one device, and an attacker who fails",
@@ -120,13 +120,25 @@ def run(arguments: list[str]) -> int:
     except _UsageError as error:
         error.show()  # type: ignore[attr-defined]
         return EXIT_USAGE
-    except MoorlineError as error:
-        _say(error, as_json="--json" in arguments)
-        return error.exit_code
+    except (MoorlineError, OSError) as error:
+        said = error if isinstance(error, MoorlineError) else _of_machine(error)
+        _say(said, as_json="--json" in arguments)
+        return said.exit_code
     except ModuleNotFoundError as error:
         typer.echo(f"this command needs {error.name}; next: pip install 'moorline[all]'", err=True)
         return EXIT_UNDECIDED
     return result if isinstance(result, int) else EXIT_YES
+
+
+def _of_machine(error: OSError) -> MoorlineError:
+    """What the machine refused: a folder that cannot be made, a disk that is full, a descriptor too many."""
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return Unavailable(
+        "cli.machine",
+        "this machine did not do it",
+        got=f"{where}{error.strerror or type(error).__name__}",
+        remedy="check the path, who may write there, and the space that is left; then repeat the command",
+    )
 
 
 def _say(error: MoorlineError, *, as_json: bool) -> None:

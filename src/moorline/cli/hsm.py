@@ -113,12 +113,12 @@ def svid(
 ) -> None:
     """Issue an identity to a service or person. It lives an hour at most: run this again before it is over."""
     import base64
-    import os
 
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
     from moorline.nfv import SpiffeId
+    from moorline.storage import whole_files
     from moorline.wire import keys
 
     domain = acting.broker_facts(broker).trust_domain
@@ -130,10 +130,7 @@ def svid(
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     for file, data in (("key.pem", pem), ("chain.pem", answer["chain"].encode("ascii"))):
-        beside = directory / f".{file}.new"
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
-            out.write(data)
-        beside.replace(directory / file)
+        whole_files.replace(directory / file, data, mode=whole_files.PRIVATE)
     render.facts(
         {"spiffe_id": str(spiffe_id), "directory": str(directory), "not_after": answer["not_after"]}, as_json=as_json
     )

@@ -34,8 +34,7 @@ def share(
 
     name = hsm_custody.read_public(custodian / hsm_custody.PUBLIC).name
     taken = take_share(_locked(file), name, hsm_custody.sealing(custodian))
-    written = render.new_file(output, schema.encode(taken))
-    written.chmod(0o600)
+    written = render.new_file(output, schema.encode(taken), mode=0o600)
     render.files([written], as_json=as_json, then=["bring it to the HSM, and destroy it afterwards"])
 
 

@@ -49,8 +49,10 @@ def new(
 
     signing, sealing = ec.generate_private_key(ec.SECP256R1()), x25519.X25519PrivateKey.generate()
     public = public_of(name, signing.public_key(), sealing.public_key())
-    for file, key in ((_SIGNING, signing), (_SEALING, sealing)):
-        _write_private(directory / file, key)
+    for file in (_SIGNING, _SEALING, PUBLIC):
+        render.require_free(directory / file)  # all or nothing: half a custodian's keys are nobody's
+    for file, pem in ((_SIGNING, _pem(signing)), (_SEALING, _pem(sealing))):
+        render.new_file(directory / file, pem, mode=0o600)
     written = render.new_file(directory / PUBLIC, schema.encode(public))
     then = [f"give {written} to whoever sets the HSM up: moor hsm init --custodian FILE ... --quorum N"]
     render.files([written, directory / _SIGNING, directory / _SEALING], as_json=as_json, then=then)
@@ -142,21 +144,10 @@ def _private(path: Path) -> object:
         ) from None
 
 
-def _write_private(path: Path, key: Any) -> None:  # noqa: ANN401 - two kinds of private keys
-    import os
-
+def _pem(key: ec.EllipticCurvePrivateKey | x25519.X25519PrivateKey) -> bytes:
     from cryptography.hazmat.primitives import serialization
 
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        raise Misconfigured(
-            "cli.file_exists", "there is such a file already", got=path, remedy="choose another --dir"
-        ) from None
-    with os.fdopen(descriptor, "wb") as out:
-        out.write(pem)
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
 def _listed(broker: Path) -> list[dict[str, Any]]:

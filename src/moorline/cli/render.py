@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -91,17 +92,36 @@ def read(path: Path) -> bytes:
         ) from None
 
 
-def new_file(path: Path, data: bytes) -> Path:
-    """A file that was not there before; a directory that is missing is made. Raises Misconfigured("cli.file_exists")."""
+def new_file(path: Path, data: bytes, *, mode: int = 0o666) -> Path:
+    """A file that was not there before; a directory that is missing is made. Raises Misconfigured("cli.file_exists").
+
+    A secret is written with mode 0600 from its first byte on. One that could not be written whole is not left behind.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    require_free(path)
     try:
-        with path.open("xb") as file:
-            file.write(data)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     except FileExistsError:
-        raise Misconfigured(
-            "cli.file_exists", "there is such a file already", got=path, remedy="move it away, or choose another name"
-        ) from None
+        raise _taken(path) from None
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
     return path
+
+
+def require_free(path: Path) -> None:
+    """Raises Misconfigured("cli.file_exists"); for before an effect whose outcome is to be written there."""
+    if path.exists():
+        raise _taken(path)
+
+
+def _taken(path: Path) -> Misconfigured:
+    return Misconfigured(
+        "cli.file_exists", "there is such a file already", got=path, remedy="move it away, or choose another name"
+    )
 
 
 def _said(value: object, name: str = "") -> str:

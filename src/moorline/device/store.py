@@ -13,7 +13,6 @@ highest.cbor   the highest checkpoint seen; the device never goes back behind it
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,6 +27,7 @@ from moorline.errors import Malformed, Misconfigured
 from moorline.ledger.checkpoint import Checkpoint
 from moorline.ledger.client import Endpoint
 from moorline.ledger.light_client import LedgerTrust
+from moorline.storage import whole_files
 from moorline.wire import schema
 
 KEY_FILE: Final = "key.pem"
@@ -170,13 +170,7 @@ class DeviceStore:
             ) from None
 
     def _write(self, name: str, data: bytes) -> None:
-        beside = self.directory / f".{name}.new"
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(self.directory / name)
+        whole_files.replace(self.directory / name, data, mode=whole_files.PRIVATE)
 
 
 def _private(pem: bytes, name: str) -> ec.EllipticCurvePrivateKey:

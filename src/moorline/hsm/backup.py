@@ -42,7 +42,8 @@ from moorline.hsm.launch_keys import COUNTER
 from moorline.hsm.token import LocalToken, TokenLocation, initialise_softhsm, open_token
 from moorline.hsm.token.officer import Wrapping, trusted_wrapping
 from moorline.hsm.token.port import KeyFacts
-from moorline.hsm.token.softhsm import configuration_text
+from moorline.hsm.token.softhsm import configuration_text, require_label, require_unused
+from moorline.storage import whole_files
 from moorline.storage.steps import reached
 from moorline.wire import cose, keys, schema
 from moorline.wire.schema import Size
@@ -127,7 +128,7 @@ def create(
     )
     with open_token(location) as token:
         signed = cose.sign(PURPOSE, schema.encode(made), keys.KeySigner(TokenEcKey(token, label)))
-    write_whole(output, signed)
+    whole_files.replace(output, signed, mode=whole_files.PRIVATE)
     reached("hsm.backup.written")
     return made
 
@@ -190,11 +191,13 @@ def new_token(
     directory: Path, label: str, circle: Circle, *, random: Callable[[int], bytes] = os.urandom
 ) -> tuple[TokenLocation, str]:
     """A new SoftHSM token whose officer's PIN is in custody; the PIN too, for who goes on setting it up."""
+    require_label(label)
+    require_unused(directory)  # before its custody is replaced: the officer's PIN of a token that works would be lost
     officer = random(16).hex()
     locked = custody.lock(officer.encode("ascii"), circle, purpose=OFFICER_PURPOSE, random=random)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Before the token: a token whose officer's PIN nobody can find again would be one that cannot be backed up.
-    write_whole(directory / CUSTODY_FILE, schema.encode(locked))
+    whole_files.replace(directory / CUSTODY_FILE, schema.encode(locked), mode=whole_files.PRIVATE)
     return initialise_softhsm(directory, label=label, so_pin=officer), officer
 
 
@@ -212,22 +215,6 @@ def load_custody(location: TokenLocation) -> Locked:
             remedy="set a token up with custodians: moor hsm init --custodian FILE --custodian FILE --quorum N",
         ) from None
     return schema.decode(Locked, data, max_bytes=FILE_CAP)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """A file that is there as a whole or not at all, whatever dies in between; mode 0600."""
-    beside = path.with_name(f".{path.name}.new")
-    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    reached("hsm.file.beside")
-    beside.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _identity_label(points: dict[str, bytes], identity: keys.PublicKey | None) -> str:

@@ -11,6 +11,7 @@ from typing import Final
 from moorline.errors import Misconfigured, MoorlineError
 from moorline.evidence.azure_vtpm import parse_envelope, parse_hcl_report
 from moorline.evidence.ratls import parse_oe_report, parse_ratls_certificate
+from moorline.storage import whole_files
 from moorline.verification.collateral import Need, missing, needs_of
 
 _MAX_FILE: Final = 16 * 1024 * 1024
@@ -125,6 +126,4 @@ def raise_marks(path: Path, seen: Mapping[str, int]) -> None:
     """Keep the highest of what was held and `seen`; the file is replaced as a whole."""
     held = marks(path)
     raised = held | {name: max(serial, held.get(name, 0)) for name, serial in seen.items()}
-    waiting = path.with_name(path.name + ".new")
-    waiting.write_text(json.dumps(raised, sort_keys=True) + "\n")
-    waiting.replace(path)
+    whole_files.replace(path, (json.dumps(raised, sort_keys=True) + "\n").encode())

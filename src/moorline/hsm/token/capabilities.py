@@ -114,10 +114,14 @@ def _present(token: LocalToken, name: str, listed: dict[Any, Any]) -> bool:
     attempt = _ATTEMPTS[name]
 
     def tried(lane: Lane) -> bool:
+        del lane  # it is logged in, which a session of the probe's own needs: what is made in that one ends with it
+        session = token.module.find(token.location).open(rw=True)
         try:
-            attempt(lane.session)
+            attempt(session)
         except (PKCS11Error, ValueError):
             return False
+        finally:
+            session.close()
         return True
 
     try:
@@ -185,9 +189,10 @@ def _hmac(session: Any) -> None:  # noqa: ANN401 - as above
 def _counter(session: Any) -> None:  # noqa: ANN401 - as above
     template = {Attribute.CLASS: ObjectClass.DATA, Attribute.PRIVATE: True, Attribute.LABEL: "probe", Attribute.VALUE: b"1"}
     try:
-        session.create_object({**template, Attribute.TOKEN: False})
-    except PKCS11Error:  # no session objects at all: one in the token, destroyed at once
-        session.create_object({**template, Attribute.TOKEN: True}).destroy()
+        made = session.create_object({**template, Attribute.TOKEN: False})
+    except PKCS11Error:  # no session objects at all
+        made = session.create_object({**template, Attribute.TOKEN: True})
+    made.destroy()  # tpm2-pkcs11 keeps session objects for good
 
 
 def _wrap(session: Any) -> None:  # noqa: ANN401 - as above

@@ -7,6 +7,7 @@ in this process's memory, since a token that went away and came back wants the P
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import hashlib
 import hmac
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from moorline.errors import Misconfigured
+from moorline.storage import whole_files
 
 _KEPT: Final[dict[str, str]] = {}
 _KEEPING: Final = threading.Lock()
@@ -149,13 +151,8 @@ def remember_refused(location: TokenLocation, pin: str) -> None:
         return
     salt = secrets.token_bytes(16)
     text = json.dumps({"salt": salt.hex(), "digest": _pin_digest(location, pin, salt).hex()})
-    beside = mark.with_suffix(".new")
-    try:
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-            out.write(text)
-        beside.replace(mark)
-    except OSError:
-        return  # a read-only directory: the refusal itself is raised by the caller
+    with contextlib.suppress(OSError):  # a read-only directory: the refusal itself is raised by the caller
+        whole_files.replace(mark, text.encode(), mode=whole_files.PRIVATE)
 
 
 def forget_refused(location: TokenLocation) -> None:

@@ -17,7 +17,7 @@ from moorline.errors import Misconfigured, Unavailable
 
 _OS_LOCKING_OK: Final = 2
 _ALREADY_INITIALIZED: Final = 0x191
-_LABEL_BYTES: Final = 32
+LABEL_BYTES: Final = 32
 _POINTER: Final = ctypes.sizeof(ctypes.c_void_p)
 # Positions in CK_FUNCTION_LIST (PKCS#11 3.0, pkcs11t.h): behind the version come the functions, in this order since 2.0.
 _INITIALIZE: Final = 0
@@ -83,11 +83,12 @@ class NativeModule:
             raise Unavailable("token.failed", "the token does not log out", got=hex(outcome))
 
     def init_token(self, slot: int, so_pin: str, label: str) -> None:
-        """C_InitToken: make (or wipe) the token in a slot. Raises Unavailable("token.initialise")."""
+        """C_InitToken: make (or wipe) the token in a slot; `label` is LABEL_BYTES at most.
+
+        Raises Unavailable("token.initialise").
+        """
         pin = so_pin.encode("utf-8")
-        padded = label.encode("utf-8").ljust(_LABEL_BYTES)
-        if len(padded) != _LABEL_BYTES:
-            raise Misconfigured("token.label_long", "a token's label has at most 32 bytes", got=label)
+        padded = label.encode("utf-8").ljust(LABEL_BYTES)
         signature = ctypes.CFUNCTYPE(ctypes.c_ulong, ctypes.c_ulong, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
         outcome = self._call(_INIT_TOKEN, signature, slot, pin, len(pin), padded)
         if outcome != 0:

@@ -17,6 +17,7 @@ from moorline.errors import Misconfigured, Unavailable
 from moorline.hsm.token.local import open_token
 from moorline.hsm.token.location import TokenLocation
 from moorline.hsm.token.module import Module
+from moorline.hsm.token.native import LABEL_BYTES
 from moorline.storage.steps import reached
 
 SOFTHSM_MODULES: Final = (
@@ -26,6 +27,8 @@ SOFTHSM_MODULES: Final = (
 )
 _PIN_BYTES: Final = 16
 _LABEL_FILE: Final = "label"
+_CONFIGURATION: Final = "softhsm2.conf"
+_PIN_FILE: Final = "pin"
 
 
 def softhsm_module() -> str:
@@ -42,21 +45,48 @@ def initialise_softhsm(directory: Path, *, label: str, so_pin: str | None = None
     Without `so_pin` the security officer's PIN is not kept: nobody resets this token, one makes another.
     """
     module = softhsm_module()
+    require_label(label)
     directory = directory.resolve()
+    require_unused(directory)
     tokens = directory / "tokens"
     for folder in (directory, tokens):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    configuration = directory / "softhsm2.conf"
+    configuration = directory / _CONFIGURATION
     configuration.write_text(configuration_text(tokens))
     (directory / _LABEL_FILE).write_text(label, "utf-8")
     location = TokenLocation(
         module=module,
         label=label,
-        pin_file=directory / "pin",
+        pin_file=directory / _PIN_FILE,
         environment={"SOFTHSM2_CONF": str(configuration)},
     )
     initialise_token(location, so_pin=so_pin)
     return location
+
+
+def require_unused(directory: Path) -> None:
+    """Raises Misconfigured("token.directory_used") where a token was made, or begun: nothing of it is to be written over."""
+    used = [name for name in (_LABEL_FILE, _CONFIGURATION, _PIN_FILE) if (directory / name).exists()]
+    if used:
+        raise Misconfigured(
+            "token.directory_used",
+            "a token was made or begun in this directory; it is left as it is",
+            expected="a directory without a token",
+            got=f"{directory} with {', '.join(used)}",
+            remedy="choose another directory; moor hsm inspect --dir shows what is in this one",
+        )
+
+
+def require_label(label: str) -> None:
+    """Raises Misconfigured("token.label") unless a token can be called this, and be told apart by it (CK_TOKEN_INFO)."""
+    if not label.strip() or label != label.strip() or len(label.encode("utf-8")) > LABEL_BYTES:
+        raise Misconfigured(
+            "token.label",
+            "a token's label is 1 to 32 bytes, without blanks around it",
+            expected=f"1 to {LABEL_BYTES} bytes of UTF-8",
+            got=repr(label),
+            remedy="choose another label",
+        )
 
 
 def configuration_text(tokens: Path) -> str:
@@ -67,7 +97,7 @@ def configuration_text(tokens: Path) -> str:
 def location_in(directory: Path) -> TokenLocation:
     """The one token of a directory that `initialise_softhsm` made. Raises Misconfigured("token.no_directory")."""
     directory = directory.resolve()
-    configuration, pin_file = directory / "softhsm2.conf", directory / "pin"
+    configuration, pin_file = directory / _CONFIGURATION, directory / _PIN_FILE
     if not configuration.exists() or not pin_file.exists():
         raise Misconfigured(
             "token.no_directory",
@@ -96,6 +126,7 @@ def initialise_token(location: TokenLocation, *, so_pin: str | None = None) -> s
     """
     assert location.label is not None
     assert location.pin_file is not None
+    require_label(location.label)
     officer = so_pin or secrets.token_hex(_PIN_BYTES)
     pin = new_pin_file(location.pin_file)
     module = Module.enter(location)

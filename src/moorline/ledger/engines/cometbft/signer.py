@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from moorline.ledger.engines.cometbft import canonical
 from moorline.ledger.engines.cometbft.abci import framed, messages
 from moorline.ledger.engines.cometbft.proto import privval_types_pb2 as pv
 from moorline.ledger.engines.cometbft.proto import types_types_pb2 as tm
+from moorline.storage import whole_files
 from moorline.storage.steps import reached
 
 MAX_REQUEST_BYTES: Final = 1 << 20
@@ -74,19 +74,7 @@ class SignedFile:
     def put(self, signed: Signed) -> None:
         """Durable when it returns."""
         data = json.dumps({name: getattr(signed, name) for name in Signed.__slots__}).encode()
-        aside = self._path.with_suffix(".new")
-        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            os.write(descriptor, data)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        aside.replace(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        whole_files.replace(self._path, data, mode=whole_files.PRIVATE)
         self.last = signed
 
     def _read(self) -> Signed:
