@@ -117,6 +117,37 @@ async def test_a_closed_stream_says_so_and_touches_no_descriptor(consortium):
                 os.close(number)
 
 
+async def test_a_stream_that_is_closed_while_it_lingers_leaves_its_number_to_others(consortium):
+    """verifies that: who is hung up on while its last words are read is not looked for under a number that others get."""
+    async with await listening(consortium) as server:
+        stream = await connected(consortium, server)
+        lingering = asyncio.create_task(stream.linger())
+        await asyncio.sleep(0)
+        watched = asyncio.get_running_loop()._selector.get_map()
+        assert stream._number in watched
+        stream.close()
+        assert stream._number not in watched
+        await lingering
+
+
+async def test_whoever_never_stops_talking_is_not_listened_to_for_ever(consortium):
+    async def accept(stream):
+        await stream.linger()
+        lingered.set()
+
+    async def talk(stream):
+        while True:
+            await stream.write_frame(bytes(1 << 20), deadline_s=5)
+
+    lingered = asyncio.Event()
+    async with await listening(consortium, accept=accept) as server:
+        stream = await connected(consortium, server)
+        with pytest.raises(Unavailable, match="peer.gone"):
+            await talk(stream)
+        assert lingered.is_set()
+        stream.close()
+
+
 async def test_a_wait_that_ended_leaves_nothing_that_ends_the_next(consortium):
     """verifies that: one timer serves all waits, and each wait has its own deadline, longer or shorter than the last."""
     async with await listening(consortium) as server:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Final, TypeVar, cast
@@ -138,10 +138,7 @@ class TlsStream:
                 await self.drain()
                 self._connection.shutdown()
                 self._carrier.shutdown(socket.SHUT_WR)
-                self._deafen()
-                for _ in range(_LINGER_READS):
-                    if not await self._loop.sock_recv(self._carrier, _CHUNK):
-                        return
+                await self._until(partial(self._unheard, iter(range(_LINGER_READS))), _CLOSE_DEADLINE_S)
 
     def forget_unread(self) -> None:
         """As `linger` of a peer with whom there is no TLS to end, without waiting: what has come is read and thrown away."""
@@ -246,6 +243,12 @@ class TlsStream:
     def _peek(self) -> bytes | None:
         with suppress(BlockingIOError):
             return self._carrier.recv(1, socket.MSG_PEEK)
+        return None
+
+    def _unheard(self, reads: Iterator[int]) -> bool | None:
+        """True at the end of what the peer sends, or of our patience; until then it is thrown away as it comes."""
+        with suppress(BlockingIOError):
+            return not self._carrier.recv(_CHUNK) or next(reads, None) is None or None
         return None
 
     def _shake(self) -> bool | None:
