@@ -46,6 +46,24 @@ def tagged_hash(purpose: str, *fields: bytes) -> Digest256:
     return Digest256(hashlib.sha256(_prefix(purpose) + b"".join(parts)).digest())
 
 
+class RunningHash:
+    """`tagged_hash` over fields that come one after the other, of which none is kept."""
+
+    __slots__ = ("_hash",)
+
+    def __init__(self, purpose: str) -> None:
+        self._hash = hashlib.sha256(_prefix(purpose))
+
+    def add(self, field: bytes) -> None:
+        """One more field."""
+        self._hash.update(len(field).to_bytes(8, "big"))
+        self._hash.update(field)
+
+    def digest(self) -> Digest256:
+        """`tagged_hash(purpose, *fields)` over all fields so far; 32 bytes."""
+        return Digest256(self._hash.copy().digest())
+
+
 def tagged_hash512(purpose: str, *fields: bytes) -> Digest512:
     """SHA-512 over `tagged(purpose, *fields)`; 64 bytes, as report data of an enclave needs."""
     return Digest512(hashlib.sha512(tagged(purpose, *fields)).digest())

@@ -59,7 +59,7 @@ class Appraise:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Activate:
-    """Broker: the attester confirmed. Make what it gets; then `activated()`."""
+    """Broker: the attester confirmed. Make what it gets; then `activated()`. The claim is `judged()`."""
 
     claim: Claim
 

@@ -12,12 +12,12 @@ from moorline.channel.transcripts import (
     ATTESTER,
     BROKER,
     Exporter,
+    begun,
     binding,
     confirm_mac,
     exporter_label,
     message_digest,
     no_exporter,
-    transcript,
 )
 from moorline.digest import Digest256
 from moorline.errors import MoorlineError, NotAuthentic, Refused
@@ -40,7 +40,10 @@ class Initiator(End):
         self._hpke_only = hello.profile is ChannelProfile.HPKE_ONLY
         self._shown: SignedMessage | None = None
         self._hsm_key: PublicKey | None = None
-        self._challenge = self._evidence = self._answer = b""
+        self._heard = begun()
+        self._heard.add(self._hello)
+        self._greeting = message_digest(self._hello)
+        self._challenged_by = self._so_far = Digest256(b"")  # not known yet
         self._proof: bytes | None = None
         self._key = b""
         self.secrets = b""
@@ -88,7 +91,7 @@ class Initiator(End):
         try:
             if hsm_key is None:
                 raise NotAuthentic("session.not_signed_by_hsm", "nothing says which key the broker signs with")
-            self._shown.require_signed(hsm_key, message_digest(self._hello))
+            self._shown.require_signed(hsm_key, self._greeting)
         except MoorlineError:
             self.end()
             raise
@@ -101,17 +104,18 @@ class Initiator(End):
             self.end()
             raise Refused("session.proof_missing", "the proof does not fit the role", got=self._role.value)
         self._proof = proof
-        exporter = self._export(exporter_label(self._role), message_digest(self._challenge))
+        exporter = self._export(exporter_label(self._role), self._challenged_by)
         self.state = State.COLLECT
-        return [Collect(binding=binding(self._role, exporter, self._hello, self._challenge, proof))]
+        return [Collect(binding=binding(self._role, exporter, self._greeting, self._challenged_by, proof))]
 
     def collected(self, form: EvidenceFormat, evidence: bytes, endorsements: bytes) -> list[Effect]:
         """Message 3."""
         self._go(State.COLLECT)
         message = Evidence(format=form, evidence=evidence, endorsements=endorsements, proof=self._proof)
-        self._evidence = pack(message)
+        body = pack(message)
+        self._heard.add(body)
         self.state = State.ANSWER
-        return [Send(body=self._evidence)]
+        return [Send(body=body)]
 
     def _challenged(self, body: bytes) -> list[Effect]:
         if self._hpke_only:
@@ -119,12 +123,12 @@ class Initiator(End):
             self.challenge = self._shown.challenge()
         else:
             self.challenge = unpack(Challenge, body)
-        self._challenge = body
-        self.state = State.JUDGE_BROKER
-        return [JudgeBroker(challenge=self.challenge, digest=message_digest(body))]
+        self._heard.add(body)
+        self._challenged_by, self.state = message_digest(body), State.JUDGE_BROKER
+        return [JudgeBroker(challenge=self.challenge, digest=self._challenged_by)]
 
     def _answered(self, body: bytes) -> list[Effect]:
-        info = transcript(self._hello, self._challenge, self._evidence)
+        info = self._heard.digest()
         answer = self._signed_answer(body, info) if self._hpke_only else unpack(Answer, body)
         suite, _ = suite_of(self._kem.public)
         try:
@@ -132,10 +136,11 @@ class Initiator(End):
         except Exception:  # HPKE raises InvalidTag and, on short input, ValueError: neither is this session's answer
             raise NotAuthentic("session.answer_not_authentic", "the answer was not sealed for this session") from None
         sealed = schema.decode(Sealed, plaintext)
-        self._answer = body
+        self._heard.add(body)
+        self._so_far = self._heard.digest()
         self._key, self.secrets = sealed.key, sealed.secrets
         self.state = State.ACTIVATION
-        return [Send(body=pack(Confirm(mac=confirm_mac(self._key, self._so_far()))))]
+        return [Send(body=pack(Confirm(mac=confirm_mac(self._key, self._so_far))))]
 
     def _signed_answer(self, body: bytes, info: Digest256) -> Answer:
         assert self._hsm_key is not None
@@ -144,13 +149,10 @@ class Initiator(End):
         return shown.answer()
 
     def _activated(self, body: bytes) -> list[Effect]:
-        self._keys(self._key, self._so_far(), ATTESTER, BROKER)
+        self._keys(self._key, self._so_far, ATTESTER, BROKER)
         assert self._receiving is not None
         # Without TLS the activation (time, above all) is only as good as what K protects: it is the broker's record 0.
         self.activation = unpack(Activation, self._receiving.open(body) if self._hpke_only else body)
         self._key = b""
         self.state = State.ACTIVE
         return [Active()]
-
-    def _so_far(self) -> Digest256:
-        return transcript(self._hello, self._challenge, self._evidence, self._answer)

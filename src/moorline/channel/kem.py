@@ -32,7 +32,12 @@ class KemKey:
         return cls(private=hpke.MLKEM768X25519PrivateKey(mlkem, x25519), public=public)
 
 
-def suite_of(kem_public: bytes) -> tuple[hpke.Suite, hpke.MLKEM768X25519PublicKey | ec.EllipticCurvePublicKey]:
+KemPublic = hpke.MLKEM768X25519PublicKey | ec.EllipticCurvePublicKey
+_HYBRID_SUITE: Final = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
+_P256_SUITE: Final = hpke.Suite(hpke.KEM.P256, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
+
+
+def suite_of(kem_public: bytes) -> tuple[hpke.Suite, KemPublic]:
     """The suite that goes with a KEM public key as `Hello` carries it, and the key. Raises Malformed("session.kem")."""
     try:
         if len(kem_public) == _HYBRID_PUBLIC:
@@ -40,10 +45,10 @@ def suite_of(kem_public: bytes) -> tuple[hpke.Suite, hpke.MLKEM768X25519PublicKe
                 MLKEM768PublicKey.from_public_bytes(kem_public[:_MLKEM_PUBLIC]),
                 X25519PublicKey.from_public_bytes(kem_public[_MLKEM_PUBLIC:]),
             )
-            return hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM), hybrid
+            return _HYBRID_SUITE, hybrid
         if len(kem_public) == _P256_POINT:
             point = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), kem_public)
-            return hpke.Suite(hpke.KEM.P256, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM), point
+            return _P256_SUITE, point
     except Exception as error:  # the key loaders raise several kinds on bytes that are not a key
         raise Malformed("session.kem", "the KEM public key is not one", got=type(error).__name__) from None
     raise Malformed("session.kem", "no KEM has public keys of this length", expected=f"{_HYBRID_PUBLIC} or {_P256_POINT}")

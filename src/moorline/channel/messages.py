@@ -22,7 +22,15 @@ _PARTS: Final = 2
 
 def pack(message: object) -> bytes:
     """The frame body of a message dataclass; its kind is the class name in lower case."""
-    return cbor.encode([type(message).__name__.lower(), schema.to_item(message)])
+    return _head(type(message)) + schema.encode(message)
+
+
+def _head(kind: type) -> bytes:
+    """What the body of every message of this kind begins with: a list of two, of which the first is the name."""
+    return _HEADS.get(kind) or _HEADS.setdefault(kind, b"\x82" + cbor.encode(kind.__name__.lower()))
+
+
+_HEADS: Final[dict[type, bytes]] = {}  # one entry a kind of message, of which the code has so many
 
 
 def unpack(kind: type[T], body: bytes, *, max_bytes: int = cbor.MAX_BYTES) -> T:
@@ -31,6 +39,12 @@ def unpack(kind: type[T], body: bytes, *, max_bytes: int = cbor.MAX_BYTES) -> T:
     Raises Malformed (`cbor.*`, `message.*`, `session.malformed`, `session.unexpected_message`), or whatever error the
     peer reported in a `Problem`.
     """
+    # First as what it almost always is. Whatever is odd about it is read again, slowly, and judged there.
+    head = _head(kind)
+    if body.startswith(head) and len(body) <= max_bytes:
+        found = schema.usual(kind, body[len(head) :], max_bytes=max_bytes)
+        if found is not None:
+            return found
     name, item = unpack_any(body, max_bytes=max_bytes)
     if name == kind.__name__.lower():
         return schema.from_item(kind, item)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cryptography.hazmat.primitives import hpke
+
 from moorline.channel import signed
 from moorline.channel.effects import (
     Activate,
@@ -15,19 +17,19 @@ from moorline.channel.effects import (
     Sign,
     State,
 )
-from moorline.channel.kem import suite_of
+from moorline.channel.kem import KemPublic, suite_of
 from moorline.channel.machine import PROOF_ROLES, VERSION, End, require_offered
 from moorline.channel.messages import pack, unpack
 from moorline.channel.transcripts import (
     ATTESTER,
     BROKER,
     Exporter,
+    begun,
     binding,
     confirm_mac,
     exporter_label,
     message_digest,
     no_exporter,
-    transcript,
 )
 from moorline.clock import Instant
 from moorline.digest import Digest256, same
@@ -59,8 +61,11 @@ class Responder(End):
         self._facts = facts
         self._export = export
         self._peer_address = peer_address
-        self._hello = self._challenge = self._evidence = self._answer = self._confirm = self._activation = b""
+        self._heard = begun()
+        self._greeting = self._challenge = self._so_far = Digest256(b"")  # not known yet
+        self._confirm = self._activation = b""
         self._said: Hello | None = None
+        self._sealing: tuple[hpke.Suite, KemPublic] | None = None
         self._asked: Challenge | None = None
         self._key = b""
         self._touched = False
@@ -101,48 +106,41 @@ class Responder(End):
         )
         if self.hpke_only:
             self.state = State.SIGN_CHALLENGE
-            return [
-                Sign(purpose=signed.CHALLENGE, payload=signed.payload(message_digest(self._hello), self._asked)),
-            ]
-        self._challenge = pack(self._asked)
-        self.state = State.EVIDENCE
-        return [Send(body=self._challenge)]
+            return [Sign(purpose=signed.CHALLENGE, payload=signed.payload(self._greeting, self._asked))]
+        return self._challenging(pack(self._asked))
 
     def signed(self, signature: bytes) -> list[Effect]:
         """Message 2 or 4 of the HPKE-only profile, from its COSE_Sign1."""
         body = signed.framed(signature)
         if self.state is State.SIGN_CHALLENGE:
-            self._challenge, self.state = body, State.EVIDENCE
-        elif self.state is State.SIGN_ANSWER:
-            self._answer, self.state = body, State.CONFIRM
-        else:
-            raise self._out_of_turn()
-        return [Send(body=body)]
+            return self._challenging(body)
+        if self.state is State.SIGN_ANSWER:
+            return self._answering(body)
+        raise self._out_of_turn()
 
     def accepted(self, *, key: bytes, secrets: bytes) -> list[Effect]:
         """Message 4, or what to sign for it. `key` is K: 32 bytes drawn for this session alone."""
         self._go(State.APPRAISE)
-        assert self._said is not None
-        suite, public = suite_of(self._said.kem_public)
+        assert self.claim is not None
+        assert self._sealing is not None
+        self.claim = self.claim.judged()
+        suite, public = self._sealing
         plaintext = schema.encode(Sealed(key=key, secrets=secrets))
-        info = transcript(self._hello, self._challenge, self._evidence)
-        self._key = key
+        info = self._heard.digest()
+        self._key, self._sealing = key, None
         answer = Answer(sealed=suite.encrypt(plaintext, public, info=info))
         if self.hpke_only:
             self.state = State.SIGN_ANSWER
             return [Sign(purpose=signed.ANSWER, payload=signed.payload(info, answer))]
-        self._answer = pack(answer)
-        self.state = State.CONFIRM
-        return [Send(body=self._answer)]
+        return self._answering(pack(answer))
 
     def activated(self, activation: Activation) -> list[Effect]:
         """Message 6."""
         self._go(State.ACTIVATE)
-        self._keys(self._key, self._so_far(), BROKER, ATTESTER)
+        self._keys(self._key, self._so_far, BROKER, ATTESTER)
         assert self._sending is not None
         self._activation = self._sending.seal(pack(activation)) if self.hpke_only else pack(activation)
-        self._key = self._hello = self._challenge = self._evidence = self._answer = b""
-        self.claim, self._asked = (None if self.claim is None else self.claim.judged()), None
+        self._key, self._asked = b"", None
         self.state = State.ACTIVE
         return [Send(body=self._activation), Active()]
 
@@ -160,9 +158,10 @@ class Responder(End):
         require_offered(hello)
         if not hello.formats:
             raise Refused("session.format", "the hello offers no evidence format")
-        suite_of(hello.kem_public)
+        self._sealing = suite_of(hello.kem_public)
         parse_public(hello.signing_public)
-        self._said, self._hello = hello, body
+        self._said, self._greeting = hello, message_digest(body)
+        self._heard.add(body)
         self.state = State.MAKE_CHALLENGE
         return [MakeChallenge(role=hello.role)]
 
@@ -175,10 +174,9 @@ class Responder(End):
                 "session.challenge_expired", "the evidence came too late", expected=f"by {self._asked.expires}", got=now
             )
         self._fits(shown, self._said)
-        self._evidence = body
-        digest = message_digest(self._challenge)
+        self._heard.add(body)
         export = no_exporter if self.hpke_only else self._export
-        exporter = export(exporter_label(self._said.role), digest)
+        exporter = export(exporter_label(self._said.role), self._challenge)
         self.claim = Claim(
             role=self._said.role,
             profile=self._said.profile,
@@ -189,9 +187,9 @@ class Responder(End):
             evidence=shown.evidence,
             endorsements=shown.endorsements,
             proof=shown.proof,
-            binding=binding(self._said.role, exporter, self._hello, self._challenge, shown.proof),
+            binding=binding(self._said.role, exporter, self._greeting, self._challenge, shown.proof),
             nonce=self._asked.nonce,
-            challenge_digest=digest,
+            challenge_digest=self._challenge,
             peer_address=self._peer_address,
         )
         self.state = State.APPRAISE
@@ -215,11 +213,18 @@ class Responder(End):
 
     def _confirmed(self, body: bytes) -> list[Effect]:
         assert self.claim is not None
-        if not same(unpack(Confirm, body).mac, confirm_mac(self._key, self._so_far())):
+        if not same(unpack(Confirm, body).mac, confirm_mac(self._key, self._so_far)):
             raise NotAuthentic("session.confirm_invalid", "the confirmation is not over this session")
         self._confirm = body
         self.state = State.ACTIVATE
         return [Activate(claim=self.claim)]
 
-    def _so_far(self) -> Digest256:
-        return transcript(self._hello, self._challenge, self._evidence, self._answer)
+    def _challenging(self, body: bytes) -> list[Effect]:
+        self._challenge, self.state = message_digest(body), State.EVIDENCE
+        self._heard.add(body)
+        return [Send(body=body)]
+
+    def _answering(self, body: bytes) -> list[Effect]:
+        self._heard.add(body)
+        self._so_far, self.state = self._heard.digest(), State.CONFIRM
+        return [Send(body=body)]

@@ -8,7 +8,7 @@ from typing import Final
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from moorline.digest import Digest256, Digest512, tagged, tagged_hash, tagged_hash512, tagged_mac
+from moorline.digest import Digest256, Digest512, RunningHash, tagged, tagged_hash, tagged_hash512, tagged_mac
 from moorline.wire.session import SessionRole
 
 ATTESTER: Final = b"attester"
@@ -25,14 +25,20 @@ def message_digest(body: bytes) -> Digest256:
 
 def transcript(*bodies: bytes) -> Digest256:
     """H(messages 1..n)."""
-    return tagged_hash("session-transcript", *bodies)
+    so_far = begun()
+    for body in bodies:
+        so_far.add(body)
+    return so_far.digest()
 
 
-def binding(role: SessionRole, exporter: bytes, hello: bytes, challenge: bytes, proof: bytes | None) -> Digest512:
-    """What evidence must carry as its report data: this connection, these messages, this proof. 64 bytes."""
-    return tagged_hash512(
-        "session", role.value.encode(), exporter, message_digest(hello), message_digest(challenge), proof or b""
-    )
+def begun() -> RunningHash:
+    """H(messages 1..n) to be, before message 1."""
+    return RunningHash("session-transcript")
+
+
+def binding(role: SessionRole, exporter: bytes, hello: Digest256, challenge: Digest256, proof: bytes | None) -> Digest512:
+    """What evidence must carry as its report data: this connection, H(message 1), H(message 2), this proof. 64 bytes."""
+    return tagged_hash512("session", role.value.encode(), exporter, hello, challenge, proof or b"")
 
 
 def exporter_label(role: SessionRole) -> str:

@@ -128,9 +128,7 @@ class FunctionSession:
 
     async def activate(self) -> Activation:
         """5. The certificate of the pool key."""
-        made = await self.broker.steps.confirm(Step(self._certified, self._activated))
-        self.claim = self.claim.judged()
-        return made
+        return await self.broker.steps.confirm(Step(self._certified, self._activated))
 
     async def call(self, operation: str, body: bytes) -> bytes:
         """`device.authorise` and `device.key` for its own service, what _RENEWING names, `entropy` and `log`."""
@@ -436,9 +434,7 @@ class ResumedSession(FunctionSession):
 
     async def activate(self) -> Activation:
         """A fresh certificate for the same key."""
-        made = await asyncio.to_thread(self._renewed, *self._held(), "function-resumed")
-        self.claim = self.claim.judged()
-        return made
+        return await asyncio.to_thread(self._renewed, *self._held(), "function-resumed")
 
 
 def _named(claim: Claim) -> LaunchFields:

@@ -24,6 +24,8 @@ Revocable = tuple[RevocationKind, str, str]
 class SessionOfRole(Protocol):
     """One session, from its claim to its end."""
 
+    claim: Claim
+
     async def appraise(self) -> bytes:
         """Decide; the secrets of message 4. Raises to refuse."""
         ...

@@ -69,8 +69,10 @@ class Sessions:
 
     async def activate(self, claim: Claim) -> Activation:
         """Message 6."""
+        session = self._of(claim)
+        session.claim = claim  # what was only there to be appraised is not in it any more
         with self._working():
-            return await self._of(claim).activate()
+            return await session.activate()
 
     async def call(self, claim: Claim, operation: str, body: bytes) -> bytes:
         """`time` and `ledger.prove` for everybody, the rest by role."""

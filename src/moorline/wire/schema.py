@@ -38,16 +38,20 @@ def encode(message: object) -> bytes:
 
 def decode(kind: type[T], data: bytes, *, max_bytes: int = cbor.MAX_BYTES) -> T:
     """The message of type `kind` that `data` encodes; raises Malformed (`cbor.*`, `message.*`) on anything else."""
-    # First as what it almost always is. Whatever is odd about it is read again, slowly, and judged there.
+    found = usual(kind, data, max_bytes=max_bytes)
+    return from_item(kind, cbor.decode(data, max_bytes=max_bytes)) if found is None else found
+
+
+def usual(kind: type[T], data: bytes, *, max_bytes: int = cbor.MAX_BYTES) -> T | None:
+    """The message of type `kind` that `data` encodes, as it almost always does; else None, for `decode` to judge."""
     read = ordered.reader(kind)
-    if read is not None:
-        try:
-            found: T = read(cbor.decode_unordered(data, max_bytes=max_bytes))
-        except ordered.OddError:
-            pass
-        else:
-            return found
-    return from_item(kind, cbor.decode(data, max_bytes=max_bytes))
+    if read is None:
+        return None
+    try:
+        found: T = read(cbor.decode_unordered(data, max_bytes=max_bytes))
+    except ordered.OddError:
+        return None
+    return found
 
 
 def to_item(message: object) -> object:
