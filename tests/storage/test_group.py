@@ -251,3 +251,51 @@ def test_many_at_once_are_each_done_once_beside_others(database_url):
     log.verify(store.audit(), domain=AUDIT_DOMAIN)
     assert store._group.together_all(kind, []) == []
     store.close()
+
+
+def test_a_connection_that_is_kept_is_as_good_as_a_new_one(database_url):
+    """verifies that: a refusal, a broken rule and a failing database leave nothing to whoever comes next."""
+    store = BrokerStore.open(database_url)
+
+    def half(error):
+        def work(c):
+            store.set_fact_in(c, "half", 1)
+            raise error
+
+        return work
+
+    def breaks(c):
+        store.set_fact_in(c, "half", 1)
+        c.exec_driver_sql("INSERT INTO facts (name, value) VALUES ('half', 2)")
+
+    def fails(c):
+        store.set_fact_in(c, "half", 1)
+        c.exec_driver_sql("INSERT INTO no_such_table VALUES (1)")
+
+    trials = [(half(Refused("test.no", "no")), Refused), (half(KeyError()), KeyError), (breaks, sa.exc.IntegrityError)]
+    for work, error in [*trials, (fails, Unavailable)]:
+        store.write(lambda c: store.set_fact_in(c, "whole", 1))
+        with pytest.raises(error):
+            store.write(work)
+        with pytest.raises(error):
+            store._kept.read(work)
+        cursor, _, _ = store.launch_facts("half", b"l", 1)
+        assert (cursor, store.fact("half"), store.launch_facts("whole", b"l", 1)[0]) == (0, 0, 1)
+    store.close()
+    assert store._engine.pool.checkedout() == 0
+
+
+def test_what_is_kept_reads_what_was_committed_since(database_url):
+    """verifies that: no snapshot is kept along with a connection; several at once have one each."""
+    store, other = BrokerStore.open(database_url), BrokerStore.open(database_url)
+    for number in range(5):
+        other.write(lambda c, number=number: store.set_fact_in(c, "n", number))
+        assert store.launch_facts("n", b"l", 1)[0] == number
+
+    def deeper(depth):
+        return store._kept.read(lambda c: store.fact_in(c, "n") if depth == 0 else deeper(depth - 1))
+
+    assert deeper(4) == 4
+    for each in (store, other):
+        each.close()
+        assert each._engine.pool.checkedout() == 0

@@ -9,7 +9,7 @@ before the ledger was looked at, nor when the last look is older than `Looks.las
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -27,15 +27,14 @@ from moorline.wire.certificates import Issuer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldCa:
-    """An issuing CA whose key is in the token under `label`."""
+    """An issuing CA whose key is in the token under `label`; `der` is its certificate in DER."""
 
     label: str
     certificate: x509.Certificate
+    der: bytes = field(init=False, repr=False)
 
-    @property
-    def der(self) -> bytes:
-        """Its certificate in DER."""
-        return self.certificate.public_bytes(serialization.Encoding.DER)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "der", self.certificate.public_bytes(serialization.Encoding.DER))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ with its own refusal.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 from moorline.channel.driver import Claim
@@ -13,7 +14,7 @@ from moorline.errors import Misconfigured, Refused
 from moorline.evidence.snp import Product, TcbVersion, parse_report
 from moorline.ledger.records import CONSORTIUM, RevocationKind
 from moorline.policy.match import AtLeast, NotRequired, OneOf
-from moorline.policy.snp import appraise_snp, require_snp, strict_policy
+from moorline.policy.snp import SnpPolicy, appraise_snp, require_snp, strict_policy
 from moorline.services.broker import Broker
 from moorline.services.broker_role import Revocable
 from moorline.verification.snp import SnpClaims, endorsements_from_table, verify_snp
@@ -35,15 +36,20 @@ def appraise_enclave(broker: Broker, claim: Claim) -> Verified[SnpClaims]:
         anchors=broker.anchors,
         now=broker.clock.now(),
     )
-    policy = strict_policy(
+    policy = _policy(broker.settings.snp_minimum_tcb)
+    require_snp(appraise_snp(verified, policy, simulated_allowed=broker.trust.simulated_allowed))
+    return verified
+
+
+@lru_cache(maxsize=4)
+def _policy(minimum_tcb: tuple[int, ...]) -> SnpPolicy:
+    return strict_policy(
         measurement=_JUDGED_NEXT,
         host_data=_JUDGED_NEXT,
         chip_id=_JUDGED_NEXT,
         product=OneOf(frozenset(Product)),
-        minimum_tcb=AtLeast(_minimum_tcb(broker.settings.snp_minimum_tcb)),
+        minimum_tcb=AtLeast(_minimum_tcb(minimum_tcb)),
     )
-    require_snp(appraise_snp(verified, policy, simulated_allowed=broker.trust.simulated_allowed))
-    return verified
 
 
 def revocable_enclave(measurement: bytes, chip: bytes) -> tuple[Revocable, ...]:

@@ -18,8 +18,8 @@ POOL: Final = sa.table("pool", *(sa.column(name) for name in ("entry", "service"
 _OF_SERVICE: Final = (POOL.c.service == sa.bindparam("of"), POOL.c.profile == sa.bindparam("for"))
 _READY: Final = Compiled(sa.select(POOL).where(*_OF_SERVICE).order_by(POOL.c.entry).limit(sa.bindparam("most")))
 _SIZE: Final = sa.select(sa.func.count().label("n")).select_from(POOL).where(*_OF_SERVICE)
-_SIZES: Final = sa.select(POOL.c.service, POOL.c.profile, sa.func.count().label("n")).group_by(
-    POOL.c.service, POOL.c.profile
+_SIZES: Final = Compiled(
+    sa.select(POOL.c.service, POOL.c.profile, sa.func.count().label("n")).group_by(POOL.c.service, POOL.c.profile)
 )
 _TAKE: Final = Compiled(sa.delete(POOL).where(POOL.c.entry == sa.bindparam("one")))
 _TAKE_UP_TO: Final = Compiled(sa.delete(POOL).where(*_OF_SERVICE, POOL.c.entry <= sa.bindparam("last")))
@@ -56,7 +56,7 @@ def size(c: sa.Connection, service: str, profile: str) -> int:
 
 def sizes(c: sa.Connection) -> dict[tuple[str, str], int]:
     """The fill of every pool that is not empty."""
-    return {(row.service, row.profile): int(row.n) for row in c.execute(_SIZES)}
+    return {(row.service, row.profile): int(row.n) for row in _SIZES.all(c, {})}
 
 
 def take_one(c: sa.Connection, service: str, profile: str) -> PoolEntry | None:

@@ -41,7 +41,7 @@ from moorline.storage.checkpoint_store import SignedCheckpoint
 from moorline.storage.database import open_database
 from moorline.storage.group import GroupCommit, Together
 from moorline.storage.steps import reached
-from moorline.storage.transactions import reading, retried, writing
+from moorline.storage.transactions import Kept, reading, retried, writing
 
 T = TypeVar("T")
 
@@ -66,7 +66,8 @@ class BrokerStore:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
-        self._group = GroupCommit(engine)
+        self._kept = Kept(engine)
+        self._group = GroupCommit(self._kept)
         self._consuming = Together(one=consumption.consume, many=consumption.consume_plain)
         self._confirming = Together(one=consumption.confirm, many=consumption.confirm_plain)
 
@@ -77,6 +78,7 @@ class BrokerStore:
 
     def close(self) -> None:
         """Give the connections back."""
+        self._kept.close()
         self._engine.dispose()
 
     # -- transactions, also for the stores beside this one -----------------------------------------------------------
@@ -244,8 +246,7 @@ class BrokerStore:
 
     def pools(self) -> dict[tuple[str, str], int]:
         """The fill of every pool."""
-        with self.reading() as c:
-            return pool.sizes(c)
+        return self._kept.read(pool.sizes)
 
     def consume(  # noqa: PLR0913 - a consumption is these things, and each must be said
         self,
@@ -317,8 +318,7 @@ class BrokerStore:
 
     def launch_facts(self, cursor: str, launcher: bytes, epoch: int) -> tuple[int, Epoch | None, tuple[Lease, ...]]:
         """A stored number, an epoch, and all leases of a launcher in it, as of one moment."""
-        with self.reading() as c:
-            return facts.fact(c, cursor), epochs.find(c, epoch), epochs.leases(c, launcher, epoch)
+        return self._kept.read(lambda c: (facts.fact(c, cursor), epochs.find(c, epoch), epochs.leases(c, launcher, epoch)))
 
     def launches(self, *, limit: int = 1000) -> tuple[LaunchRow, ...]:
         """The latest launches."""

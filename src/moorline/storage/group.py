@@ -20,7 +20,7 @@ from typing import Any, Final, Generic, TypeVar, cast
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from moorline.storage.transactions import again, writing
+from moorline.storage.transactions import Kept, again
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -68,10 +68,10 @@ class _Piece(Generic[T]):
 
 
 class GroupCommit:
-    """The writers of one engine in one process."""
+    """The writers of one database in one process."""
 
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
+    def __init__(self, connections: Kept) -> None:
+        self._connections = connections
         self._turn = threading.Lock()
         self._waiting: list[_Piece[Any]] = []
         self._busy = False
@@ -115,7 +115,7 @@ class GroupCommit:
         with self._turn:
             group, self._waiting = self._waiting[:GROUP_MAX], self._waiting[GROUP_MAX:]
         try:
-            again(lambda: self._commit(group))
+            again(lambda: self._connections.write(partial(_written, group)))
         except BaseException as error:
             for piece in group:
                 piece.error = error
@@ -128,13 +128,13 @@ class GroupCommit:
             else:
                 self._busy = False
 
-    def _commit(self, group: list[_Piece[Any]]) -> None:
-        with writing(self._engine) as connection:
-            if len(group) == 1:
-                group[0].run(connection)
-                return
-            for piece in _left(group, connection):
-                _in_savepoint(piece, connection)
+
+def _written(group: list[_Piece[Any]], connection: sa.Connection) -> None:
+    if len(group) == 1:
+        group[0].run(connection)
+        return
+    for piece in _left(group, connection):
+        _in_savepoint(piece, connection)
 
 
 def _one(kind: Together[A, T], item: A, connection: sa.Connection) -> T:

@@ -34,6 +34,8 @@ Transaction = sa.Connection
 _UNDONE: Final = frozenset({"40001", "40P01"})
 TRIES: Final = 5
 _PAUSE_S: Final = 0.01
+_KEPT_MAX: Final = 2
+"""One that writes (others wait for it) and one that reads; more come from the pool."""
 
 
 class Undone(Unavailable):
@@ -50,12 +52,7 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     with _typed(), engine.connect() as connection:
         begin(connection)
         yield connection
-        try:
-            connection.commit()
-        except BaseException:
-            # SQLite may still be in the transaction (no room), and SQLAlchemy would give such a connection back as it is.
-            connection.invalidate()
-            raise
+        _commit(connection)
 
 
 @contextlib.contextmanager
@@ -74,9 +71,13 @@ def durably(engine: sa.Engine) -> Iterator[sa.Connection]:
 def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
     """A connection to read with, on one snapshot. Raises as `writing`."""
     with _typed(), engine.connect() as connection:
-        if connection.dialect.name == "sqlite":
-            connection.exec_driver_sql("BEGIN")  # Python's driver would read each statement's own snapshot
+        _begin_reading(connection)
         yield connection
+
+
+def _begin_reading(connection: sa.Connection) -> None:
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN")  # Python's driver would read each statement's own snapshot
 
 
 def begin(connection: sa.Connection) -> None:
@@ -87,6 +88,78 @@ def begin(connection: sa.Connection) -> None:
         # LOCK takes no snapshot: what is read afterwards is what the writer before us left (PostgreSQL, "LOCK", Notes).
         store = connection.get_execution_options()[STORE_OPTION]
         connection.exec_driver_sql(f"LOCK TABLE {store}_version IN SHARE ROW EXCLUSIVE MODE")
+
+
+def _commit(connection: sa.Connection) -> None:
+    try:
+        connection.commit()
+    except BaseException:
+        # SQLite may still be in the transaction (no room), and SQLAlchemy would give such a connection back as it is.
+        connection.invalidate()
+        raise
+
+
+class Kept:
+    """Transactions on connections that stay out of their pool in between, for who runs hundreds of them a second.
+
+    On SQLite the pool's own work is half of what a small transaction costs, and one that went well leaves nothing to be put
+    right: its connection serves the next. After a failure it goes back to the pool. On PostgreSQL each is the pool's, which
+    finds out whether it still lives. Safe for threads.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._keeps = engine.dialect.name == "sqlite"
+        self._idle: list[sa.Connection] = []
+
+    def write(self, work: Callable[[sa.Connection], T]) -> T:
+        """What `work` returns, in a transaction as that of `writing`. Raises as `writing`."""
+        if not self._keeps:
+            with writing(self._engine) as connection:
+                return work(connection)
+        return self._on_kept(begin, work, _commit)
+
+    def read(self, work: Callable[[sa.Connection], T]) -> T:
+        """What `work` returns, on a snapshot as that of `reading`. Raises as `reading`."""
+        if not self._keeps:
+            with reading(self._engine) as connection:
+                return work(connection)
+        return self._on_kept(_begin_reading, work, sa.Connection.rollback)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def _on_kept(
+        self,
+        start: Callable[[sa.Connection], None],
+        work: Callable[[sa.Connection], T],
+        end: Callable[[sa.Connection], None],
+    ) -> T:
+        with _typed():
+            connection = self._taken()
+            try:
+                start(connection)
+                result = work(connection)
+                end(connection)
+            except BaseException:
+                connection.close()
+                raise
+            self._put_back(connection)
+        return result
+
+    def _taken(self) -> sa.Connection:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._engine.connect()
+
+    def _put_back(self, connection: sa.Connection) -> None:
+        if len(self._idle) < _KEPT_MAX:
+            self._idle.append(connection)
+        else:
+            connection.close()
 
 
 @contextlib.contextmanager

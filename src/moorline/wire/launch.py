@@ -11,6 +11,7 @@ import hmac
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated, Final
 
 from moorline.digest import Digest256, tagged_hash
@@ -65,6 +66,7 @@ def parse_fields(data: bytes) -> LaunchFields:
     return schema.decode(LaunchFields, data, max_bytes=4096)
 
 
+@lru_cache(maxsize=64)  # of one launch it is needed several times in a row
 def commitment(fields: LaunchFields) -> Digest256:
     """What the evidence carries (SNP HOST_DATA); 32 bytes."""
     return tagged_hash("launch", encode_fields(fields))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from datetime import datetime
+from functools import lru_cache
 from typing import Final, cast
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
@@ -106,6 +107,7 @@ def _subject(common_name: str) -> bytes:
     return sequence(set_of(sequence(_COMMON_NAME, tlv(UTF8, common_name.encode("ascii")))))
 
 
+@lru_cache(maxsize=16)  # those who are certified in one second begin and end alike
 def _time(at: Instant) -> bytes:
     when: datetime = to_datetime(at)
     if when.year < _GENERALIZED_FROM:
