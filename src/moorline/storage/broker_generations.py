@@ -18,6 +18,7 @@ import sqlalchemy as sa
 
 from moorline.clock import Instant
 from moorline.errors import Refused
+from moorline.storage.compiled import Compiled
 from moorline.wire.launch import identity_name
 
 LIVE: Final = "live"
@@ -50,7 +51,7 @@ _WITH_NEWEST: Final = sa.select(
     .scalar_subquery()
     .label("newest"),
 )
-_FIND_AND_NEWEST: Final = _WITH_NEWEST.where(*_ONE)
+_FIND_AND_NEWEST: Final = Compiled(_WITH_NEWEST.where(*_ONE))
 _THESE_AND_NEWEST: Final = _WITH_NEWEST.where(
     GENERATIONS.c.instance.in_(sa.bindparam("these", expanding=True)),
     GENERATIONS.c.generation.in_(sa.bindparam("numbers", expanding=True)),
@@ -234,46 +235,43 @@ def lost_since(c: sa.Connection, host: str, cursor: int) -> bool:
 
 def require_live(c: sa.Connection, instance: str, generation: int) -> Generation:
     """The generation, live and the newest. Raises Refused (`renewal.*`), which is what a function is told."""
-    row = c.execute(_FIND_AND_NEWEST, {"of": instance, "number": generation}).mappings().one_or_none()
-    return _live(row, instance, generation)
+    row = _FIND_AND_NEWEST.one(c, {"of": instance, "number": generation})
+    why = _why_ended(row, instance, generation)
+    if why is not None:
+        raise why
+    return Generation(**{name: getattr(row, name) for name in Generation.__dataclass_fields__})
 
 
 def ended(c: sa.Connection, names: Sequence[tuple[str, int]]) -> list[Refused | None]:
     """As `require_live` about many (instance, generation) at once: for each why not, or None."""
     if not names:
         return []
-    asked = {"these": sorted({instance for instance, _ in names}), "numbers": sorted({number for _, number in names})}
-    rows = {(row["instance"], row["generation"]): row for row in c.execute(_THESE_AND_NEWEST, asked).mappings()}
-    return [_why_ended(rows.get((instance, number)), instance, number) for instance, number in names]
+    if c.dialect.name == "sqlite" or len(names) == 1:
+        found = [_FIND_AND_NEWEST.one(c, {"of": instance, "number": number}) for instance, number in names]
+    else:
+        asked = {"these": sorted({instance for instance, _ in names}), "numbers": sorted({number for _, number in names})}
+        rows = {(row.instance, row.generation): row for row in c.execute(_THESE_AND_NEWEST, asked)}
+        found = [rows.get(name) for name in names]
+    return [_why_ended(row, *name) for row, name in zip(found, names, strict=True)]
 
 
-def _why_ended(row: sa.RowMapping | None, instance: str, generation: int) -> Refused | None:
-    try:
-        _live(row, instance, generation)
-    except Refused as why:
-        return why
-    return None
-
-
-def _live(row: sa.RowMapping | None, instance: str, generation: int) -> Generation:
+def _why_ended(row: Any, instance: str, generation: int) -> Refused | None:  # noqa: ANN401 - a row, or None
     if row is None:
-        raise Refused("renewal.not_known", "this broker launched no such generation", got=f"{instance} {generation}")
-    known = Generation(**{name: row[name] for name in Generation.__dataclass_fields__})
-    if known.state == HOST_LOST:
-        raise Refused(
+        return Refused("renewal.not_known", "this broker launched no such generation", got=f"{instance} {generation}")
+    if row.state == HOST_LOST:
+        return Refused(
             "renewal.host_not_standing",
             "the host lost its standing; the identity is revoked and not renewed",
-            got=known.code,
+            got=row.code,
             remedy="the orchestrator launches the function again on another host",
         )
-    if known.state == RETIRED:
-        raise Refused("renewal.instance_revoked", "this generation was retired and its identity revoked", got=known.code)
-    latest = row["newest"]
-    if known.state != LIVE or latest != generation:
-        raise Refused(
+    if row.state == RETIRED:
+        return Refused("renewal.instance_revoked", "this generation was retired and its identity revoked", got=row.code)
+    if row.state != LIVE or row.newest != generation:
+        return Refused(
             "renewal.generation_behind",
             "a later generation of this instance was launched",
-            expected=latest,
+            expected=row.newest,
             got=generation,
         )
-    return known
+    return None
