@@ -11,7 +11,7 @@ from moorline.cli import acting, hsm_key, render
 
 app = typer.Typer(no_args_is_help=True, help="Tenants of the HSM, each with a token, door, quota and log of its own.")
 Name = Annotated[str, typer.Argument(help="The tenant.")]
-_COLUMNS = ("name", "state", "uid", "weight", "keys", "operations", "at", "socket")
+_COLUMNS = ("name", "state", "served", "uid", "weight", "keys", "operations", "at", "socket")
 
 
 @app.command("list")
@@ -71,6 +71,8 @@ def destroy(
     as_json: render.AsJson = False,
 ) -> None:
     """Destroy a tenant and its keys. Takes a quorum of custodians: ask first, then again with the approved request."""
+    if proof is not None:
+        render.require_free(proof)  # before the tenant is gone
     answer = _post(broker, "destroy", {"name": name, "request": request})
     if proof is not None and "proof" in answer:
         import base64

@@ -89,12 +89,17 @@ def add_routes(app: FastAPI, broker: Broker, tenants: OpenTenants | None) -> Non
 
     @app.post("/v1/hsm/tenants/destroy")
     async def destroy(asked: TenantDestructionRequest) -> dict[str, object]:
-        """Destroy a tenant that a quorum approved; without a request, make one for them to approve."""
+        """Destroy a tenant that a quorum approved; without a request, make one for them to approve.
+
+        A destruction that began and could not end goes on without another request.
+        """
         virtual = require(tenants)
-        if asked.request is None:
-            return described(await asyncio.to_thread(broker_keys.ask, broker, Operation.TENANT_DESTROY, asked.name))
-        identifier = request_id(asked.request)
-        await asyncio.to_thread(broker_keys.use, broker, identifier, Operation.TENANT_DESTROY, asked.name)
+        began = await asyncio.to_thread(virtual.destruction_began, asked.name)  # before a request is made, or used up
+        if not began:
+            if asked.request is None:
+                return described(await asyncio.to_thread(broker_keys.ask, broker, Operation.TENANT_DESTROY, asked.name))
+            identifier = request_id(asked.request)
+            await asyncio.to_thread(broker_keys.use, broker, identifier, Operation.TENANT_DESTROY, asked.name)
         proof = await asyncio.to_thread(virtual.destroy, asked.name)
         await asyncio.to_thread(_log, broker, "tenant-destroyed", asked.name)
         return {"name": asked.name, "state": "destroyed", "proof": base64.b64encode(proof).decode("ascii")}
@@ -108,6 +113,7 @@ def _shown(row: TenantRow, tenants: OpenTenants | None) -> dict[str, object]:
         "weight": row.weight,
         "keys": row.keys,
         "operations": row.operations,
+        "served": require(tenants).is_open(row.name),
         "at": row.changed,
         "socket": str(require(tenants).door_of(row.name)),
         "proof": None if row.proof is None else base64.b64encode(row.proof).decode("ascii"),
