@@ -422,7 +422,18 @@ def hsm_tokens(base):
         module.leave()
 
 
-@pytest.mark.parametrize("wrong", [{"weight": 0}, {"weight": 101}, {"keys": 0}, {"operations": 0}])
+@pytest.mark.parametrize("wrong", [{"uid": -1}, {"uid": 2**32 - 1}, {"uid": 10**20}])
+def test_a_tenant_is_a_user_that_there_can_be(hosting, wrong):
+    """verifies that: no number makes a door whose owner is whoever runs the HSM (chown(2) takes -1 for "leave it")."""
+    with pytest.raises(Misconfigured) as caught:
+        hosting[0].create("odd", **wrong)
+    assert caught.value.code == "tenant.uid"
+    assert "odd" not in [each.name for each in hosting[0].rows()]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"weight": 0}, {"weight": 101}, {"keys": 0}, {"operations": 0}, {"keys": 10**20}, {"operations": 10**20}]
+)
 def test_quotas_are_never_unlimited(hosting, wrong):
     """verifies that: a quota of nothing is refused, and nothing is left of the attempt."""
     with pytest.raises(Misconfigured) as caught:

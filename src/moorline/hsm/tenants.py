@@ -40,6 +40,10 @@ from moorline.wire import cose, keys, schema
 from moorline.wire.schema import Size
 
 PROOF_PURPOSE: Final = "tenant-destroyed"
+MOST_UID: Final = 2**32 - 2
+"""The last number that is a user's: the one behind it tells chown(2) to leave the owner as it is."""
+MOST_KEYS: Final = 1_000_000
+MOST_OPERATIONS: Final = 10**9
 _LANES: Final = 2
 _LABEL_BYTES: Final = 8
 
@@ -138,9 +142,17 @@ class VirtualHsm:
             created=now,
             changed=now,
         )
-        if not 1 <= weight <= 100 or keys < 1 or operations < 1:
+        if not (1 <= weight <= 100 and 1 <= keys <= MOST_KEYS and 1 <= operations <= MOST_OPERATIONS):
             raise Misconfigured(
-                "tenant.quota", "weight is 1 to 100, and quotas are at least 1", got=f"{weight}, {keys}, {operations}"
+                "tenant.quota",
+                "weight and quotas have bounds",
+                expected=f"weight 1 to 100, 1 to {MOST_KEYS} keys, 1 to {MOST_OPERATIONS} operations a minute",
+                got=f"{weight}, {keys}, {operations}",
+                remedy="choose other numbers",
+            )
+        if not 0 <= uid <= MOST_UID:
+            raise Misconfigured(
+                "tenant.uid", "this is no user's number", expected=f"0 to {MOST_UID}", got=uid, remedy="see id -u USER"
             )
         with self._turn:
             self._store.add_tenant(row)

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
 from moorline.hsm.approvals import Operation
+from moorline.hsm.tenants import MOST_KEYS, MOST_OPERATIONS, MOST_UID
 from moorline.services import broker_keys
 from moorline.services.broker import Broker
 from moorline.services.broker_admin_keys import described, request_id
@@ -24,10 +25,10 @@ class NewTenantRequest(_Asked):
     """A tenant, whose processes run as user `uid`, with its share of the token and its quotas."""
 
     name: str
-    uid: int = Field(ge=0)
+    uid: int = Field(ge=0, le=MOST_UID)
     weight: int = Field(default=1, ge=1, le=100)
-    keys: int = Field(default=64, ge=1)
-    operations: int = Field(default=60_000, ge=1)
+    keys: int = Field(default=64, ge=1, le=MOST_KEYS)
+    operations: int = Field(default=60_000, ge=1, le=MOST_OPERATIONS)
 
 
 class TenantRequest(_Asked):
