@@ -213,11 +213,12 @@ def test_a_spoilt_ledger_file_is_malformed(store, body):
 async def test_the_command_line_enrols(server, world, tmp_path):
     from moorline.cli.device import app
 
-    trust = tmp_path / "trust.cbor"
+    trust, code = tmp_path / "trust.cbor", tmp_path / "code"
     trust.write_bytes(world.ledger.trust.encode())
+    code.write_text("one-time\n")
     async with server.running() as url:
         words = ["enrol", "--dir", str(tmp_path / "d"), "--url", url, "--server-name", NAME, "--trust", str(trust)]
-        words += ["--name", "d-1", "--code", "one-time", "--ledger", "https://127.0.0.1:1=a", "--json"]
+        words += ["--name", "d-1", "--code-file", str(code), "--ledger", "https://127.0.0.1:1=a", "--json"]
         result = await asyncio.to_thread(typer.testing.CliRunner().invoke, app, words)
     assert result.exit_code == 0, result.output
     assert json.loads(result.output)["spiffe_id"] == "spiffe://beta.test/device/d-1"

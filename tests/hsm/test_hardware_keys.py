@@ -172,7 +172,8 @@ class Owner:
     async def enrol(self, name, *where, expect=0):
         ledger = self.beta.settings.ledger_trust
         (url, _, authority) = self.beta.settings.ledger_urls[0].partition("|")
-        given = ("--code", await code(self.beta, name), "--ledger", f"{url}={authority}", "--trust", ledger)
+        given = ("--ledger", f"{url}={authority}", "--trust", ledger)
+        os.environ["MOOR_ENROLMENT_CODE"] = await code(self.beta, name)
         return await self.moor("enrol", "--name", name, *self.home, *given, *where, expect=expect)
 
     @property

@@ -29,6 +29,7 @@ from moorline.wire.orchestration import LaunchIntent, LaunchReply, LaunchRequest
 from moorline.wire.session import LauncherTicket
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "hsm"))
+from canaries import command_lines, dumps_core, family, forms, runs
 from consortium import Consortium, Process
 
 pytestmark = [
@@ -200,6 +201,23 @@ async def test_an_admitted_enclave_grants_what_the_ledger_permits(alpha):
     await refused_to_run(again, "ticket")
     intent, request = await alpha.request(instance="records-2")
     assert alpha.verify(await link.exchange(schema.encode(request)), request, intent).fields.sequence == 1
+
+
+async def test_the_enclave_keeps_its_secrets_from_whoever_started_it(alpha):
+    """Verifies that: the token of a launch is in no file that the guest, its parent, the broker or the silicon wrote, and in
+    no command line; and the kernel would write no core of the guest's processes, nor of its parent."""
+    link = LauncherLink(alpha.launchers[0].said["address"])
+    intent, request = await alpha.request(instance="records-7")
+    reply = await link.exchange(schema.encode(request))
+    token = alpha.verify(reply, request, intent).token
+    files = [path for path in alpha.directory.rglob("*") if path.is_file() and path.stat().st_size < 4 << 20]
+    held = {str(path): path.read_bytes() for path in files} | {"ps": command_lines(), "reply": reply}
+    assert any("status.jsonl" in place and b"active" in content for place, content in held.items())
+    leaks = [(place, form) for form, sought in forms(token).items() for place, content in held.items() if sought in content]
+    assert leaks == []
+    started = family(alpha.silicon.running.pid)
+    assert any(runs(pid, ENTRY) for pid in started)
+    assert [pid for pid in (*started, alpha.launchers[0].running.pid) if dumps_core(pid)] == []
 
 
 async def test_a_ticket_for_other_code_admits_nobody(alpha):

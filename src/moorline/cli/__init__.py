@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from moorline import __version__
 from moorline.errors import EXIT_UNDECIDED, EXIT_USAGE, EXIT_YES, Malformed, MoorlineError, Unavailable
+from moorline.secrecy import keep_secrets
 
 NOUNS: Final = {
     "demo": "Tell the whole story on this machine: two providers, one function, one device, and an attacker who fails",
@@ -104,7 +105,15 @@ def moor(
 
 
 def main() -> None:
-    """Entry point of `moor`: runs a command and turns errors into words and exit codes."""
+    """Entry point of `moor`: runs a command and turns errors into words and exit codes.
+
+    Services start here too. Each of them, and many a command, holds a key, a PIN or a code.
+    """
+    try:
+        keep_secrets()
+    except MoorlineError as error:
+        _say(error, as_json="--json" in sys.argv)
+        sys.exit(error.exit_code)
     sys.exit(run(sys.argv[1:]))
 
 

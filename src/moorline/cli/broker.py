@@ -25,9 +25,8 @@ def run(config: running.Config, *, background: running.Background = False) -> No
     """Serve attested sessions, enrolment and the admin socket until stopped."""
 
     def serve() -> int:
-        from moorline.services import broker_run, process, secrecy
+        from moorline.services import broker_run, process
 
-        secrecy.keep_secrets()
         loaded = _settings(config)
 
         async def main(_: object) -> None:

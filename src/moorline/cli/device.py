@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -45,23 +46,27 @@ def enrol_command(  # noqa: PLR0913 - one option each
     server_name: ServerName,
     trust: Annotated[Path, typer.Option(help="The consortium's trust file (LedgerTrust)")],
     name: Annotated[str, typer.Option(help="The device's name at its provider")],
-    code: Annotated[str, typer.Option(help="The one-time enrolment code", envvar="MOOR_ENROLMENT_CODE")],
     ledger: Annotated[list[str], typer.Option(help="URL=SERVER_NAME of an authority; may be repeated")],
     *,
+    code_file: Annotated[Path | None, typer.Option(help="File with the one-time enrolment code")] = None,
     token_module: Annotated[Path | None, typer.Option(help="PKCS#11 module: make the key in a token of it")] = None,
     token_label: Annotated[str | None, typer.Option(help="The token's label; with --token-module")] = None,
     pin_file: Annotated[Path | None, typer.Option(help="File with its PIN, mode 0600; with --token-module")] = None,
     tpm: Annotated[str | None, typer.Option(help="TCTI of a TPM to make the key in: device:/dev/tpmrm0")] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a key, in a file, a PKCS#11 token or a TPM, enrol at the provider over EST, keep the certificate."""
+    """Make a key, in a file, a PKCS#11 token or a TPM, enrol at the provider over EST, keep the certificate.
+
+    Without --code-file the enrolment code is taken from MOOR_ENROLMENT_CODE, or asked for. No option takes it: every user of
+    the machine may read command lines.
+    """
     from moorline.clock import SystemClock
     from moorline.device.enrolment import enrol
     from moorline.device.store import DeviceStore
     from moorline.ledger.light_client import LedgerTrust
 
     store = DeviceStore(directory=directory)
-    where = _where(name, token_module, token_label, pin_file, tpm)
+    where, code = _where(name, token_module, token_label, pin_file, tpm), _code(code_file)
     store.provision(LedgerTrust.parse(_read(trust)), tuple(_endpoint(text) for text in ledger))
     if where is not None:
         store.hold_key(where)
@@ -225,6 +230,11 @@ def _endpoint(text: str) -> Endpoint:
     if not separator or not name:
         raise Misconfigured("device.endpoint", "not an authority", expected="URL=SERVER_NAME", got=text)
     return Endpoint(url=url, server_name=name)
+
+
+def _code(file: Path | None) -> str:
+    given = os.environ.get("MOOR_ENROLMENT_CODE", "") if file is None else _read(file).decode("ascii", errors="replace")
+    return given.strip() or str(typer.prompt("Enrolment code", hide_input=True))
 
 
 def _read(path: Path) -> bytes:

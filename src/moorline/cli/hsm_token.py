@@ -24,9 +24,8 @@ def register(app: typer.Typer) -> None:
         """Own a token, and serve broker processes of this machine at a unix socket, until stopped."""
 
         def served() -> int:
-            from moorline.services import process, secrecy, settings, token_owner
+            from moorline.services import process, settings, token_owner
 
-            secrecy.keep_secrets()
             loaded = settings.load(token_owner.TokenOwnerSettings, config, service="token")
 
             async def main(_: object) -> None:

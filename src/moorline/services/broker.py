@@ -46,6 +46,7 @@ from moorline.services.broker_settings import BrokerSettings, require_sane, toke
 from moorline.services.broker_tls import TlsKeys
 from moorline.services.key_maker import KeyMaker
 from moorline.services.ledger_view import LedgerView
+from moorline.services.waking import Wake
 from moorline.storage.broker_decisions import DecisionStore
 from moorline.storage.broker_enrolments import EnrolmentStore
 from moorline.storage.broker_instances import InstanceStore
@@ -98,14 +99,14 @@ class Broker:
     verifier: VerifierKeys
     followed: Followed
     """How far this process has followed what other processes did to the keys."""
-    refill: asyncio.Event
+    refill: Wake
     rekeying: Batches[Rekey, RekeyReply]
     steps: FunctionSteps
-    judged: asyncio.Event
+    judged: Wake
     instances: InstanceStore
     open: OpenFunctions
-    revoking: asyncio.Event
-    revoked: asyncio.Event
+    revoking: Wake
+    revoked: Wake
     anchoring: asyncio.Lock
     decisions: Decisions
     access_log: AccessLog
@@ -119,7 +120,7 @@ class Broker:
     hsm: HsmStore
     pairs: PairStore
     pair_keys: PairKeys
-    pairing: asyncio.Event
+    pairing: Wake
 
     def require_hosts(self) -> HostAuthority:
         """The attestation authority; raises Misconfigured("broker.no_verifier") if there is none."""
@@ -198,14 +199,14 @@ def _assembled(
         tls=tls,
         verifier=verifier,
         followed=Followed(changes),
-        refill=asyncio.Event(),
+        refill=Wake(),
         rekeying=Batches(),
         steps=FunctionSteps(store),
-        judged=asyncio.Event(),
+        judged=Wake(),
         instances=InstanceStore(store),
         open=OpenFunctions(),
-        revoking=asyncio.Event(),
-        revoked=asyncio.Event(),
+        revoking=Wake(),
+        revoked=Wake(),
         anchoring=asyncio.Lock(),
         revocations=revocations,
         enrolments=EnrolmentStore(store, revocations, quota=settings.device_certificates),
@@ -218,7 +219,7 @@ def _assembled(
         effects={},
         pairs=pairs,
         pair_keys=PairKeys(token, pairs, lambda: identity.signer),
-        pairing=asyncio.Event(),
+        pairing=Wake(),
     )
 
 

@@ -26,6 +26,7 @@ import structlog
 from moorline.errors import Malformed
 from moorline.hsm import key_pairs
 from moorline.hsm.key_pairs import KeyPair
+from moorline.secrecy import keep_secrets
 from moorline.wire import cbor
 from moorline.wire.frames import HEADER, frame
 
@@ -121,8 +122,6 @@ def _read(stream: IO[bytes]) -> bytes | None:
 
 def main() -> None:
     """The child: answer until the input ends."""
-    from moorline.services.secrecy import keep_secrets
-
     keep_secrets()
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     while (asked := _read(sys.stdin.buffer)) is not None:

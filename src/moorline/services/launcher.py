@@ -29,6 +29,7 @@ from moorline.errors import EXIT_UNDECIDED, EXIT_YES, Malformed, MoorlineError, 
 from moorline.ledger.light_client import LedgerTrust
 from moorline.orchestration.broker import judge_broker
 from moorline.orchestration.launcher import Launcher, SessionClock, problem_bytes
+from moorline.secrecy import keep_secrets
 from moorline.wire import keys, schema
 from moorline.wire.frames import read_frame, write_frame
 from moorline.wire.guest import BROKER_SOCKET, INBOUND_SOCKET, LAUNCH_FILE, SHARED_DIRECTORY, STATUS_FILE, LauncherLaunch
@@ -229,4 +230,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    keep_secrets()
     sys.exit(main())

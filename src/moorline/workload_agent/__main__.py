@@ -15,6 +15,7 @@ from pathlib import Path
 
 from moorline.attesters.reports import ReportSource, report_source
 from moorline.errors import EXIT_REFUSED, EXIT_YES, MoorlineError
+from moorline.secrecy import keep_secrets
 from moorline.wire import guest
 from moorline.workload_agent.agent import StatusFile, run
 
@@ -51,4 +52,5 @@ def _reports() -> ReportSource:
 
 
 if __name__ == "__main__":
+    keep_secrets()
     sys.exit(main(Path(guest.SHARED_DIRECTORY)))

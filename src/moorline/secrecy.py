@@ -2,7 +2,8 @@
 
 RLIMIT_CORE 0 keeps the kernel from writing a core file. PR_SET_DUMPABLE 0 (prctl(2)) does so too where core_pattern pipes
 to a program, and gives /proc/PID/mem, environ and maps to root alone, so that another process of the same user cannot read
-them. Neither helps against root on this host, who is in the provider's trusted base (docs/limitations.md).
+them. Neither helps against root on this host, who is in the provider's trusted base (docs/limitations.md). An execve(2)
+undoes the latter: whoever starts a program that holds secrets has it begin with `keep_secrets`, too.
 """
 
 from __future__ import annotations
