@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -120,3 +123,76 @@ def test_inspect_shows_the_token_and_nothing_of_its_own(tmp_path, capsys):
         token.import_mac_key("launch-key-1", bytes(32))
         token.destroy_key("verifier")
     assert keys_shown() == sorted({*made, ("launch-key-1", "secret")} - {("verifier", "private"), ("verifier", "public")})
+
+
+def test_a_token_of_any_module_is_named_by_path_slot_and_pin_source(tmp_path, capsys, monkeypatch):
+    """verifies that: module, slot and PIN source are enough to look at a token; what is wrong about them is named."""
+    location = ceremony.initialise(tmp_path / "t", label="alpha").location
+    with open_token(location) as token:
+        slot = token.module.find(location).slot.slot_id
+    monkeypatch.setenv("SOFTHSM2_CONF", str(tmp_path / "t" / "softhsm2.conf"))
+    monkeypatch.setenv("MOOR_TEST_PIN_OF_ALPHA", (tmp_path / "t" / "pin").read_text())
+    capsys.readouterr()
+    here = ["hsm", "inspect", "--json", "--module", location.module]
+    by_file = ["--pin-file", str(tmp_path / "t" / "pin")]
+    for named in (
+        ["--slot", str(slot), *by_file],
+        ["--label", "alpha", *by_file],
+        ["--slot", str(slot), "--pin-environment", "MOOR_TEST_PIN_OF_ALPHA"],
+    ):
+        assert run([*here, *named]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["token"]["health"] == "good"
+        assert "issuing-ca" in {each["label"] for each in found["keys"]}
+    (tmp_path / "junk.so").write_bytes(b"no library")
+    libc = "libc.so.6"
+    refused = [
+        ([*here, "--slot", str(slot + 1), *by_file], "token.login"),
+        ([*here, *by_file], "token.location"),
+        ([*here, "--slot", str(slot), "--pin-environment", "MOOR_NO_SUCH"], "token.pin_environment"),
+        ([*here[:-1], str(tmp_path / "junk.so"), "--slot", "0", *by_file], "token.module"),
+        ([*here[:-1], str(tmp_path / "none.so"), "--slot", "0", *by_file], "token.module"),
+        ([*here[:-1], libc, "--slot", "0", *by_file], "token.module"),
+    ]
+    for words, code in refused:
+        assert run(words) == 2
+        said = json.loads(capsys.readouterr().out)["error"]
+        assert said["code"] == code
+        assert said["remedy"]
+    assert run([*here, "--dir", str(tmp_path / "t")]) == 64
+    assert run(["hsm", "inspect", "--dir", str(tmp_path / "t"), "--slot", "0"]) == 64
+
+
+def test_a_directory_that_the_environment_names_has_one_owner_too(tmp_path, monkeypatch):
+    """verifies that: SoftHSM's own variable is no way around the rule that one process has a token's directory open."""
+    location = ceremony.initialise(tmp_path / "t", label="alpha").location
+    monkeypatch.setenv("SOFTHSM2_CONF", str(tmp_path / "t" / "softhsm2.conf"))
+    command = [sys.executable, "-m", "moorline.cli", "hsm", "inspect", "--json"]
+    by_module = ["--module", location.module, "--label", "alpha", "--pin-file", str(tmp_path / "t" / "pin")]
+    with open_token(location):
+        done = subprocess.run([*command, *by_module], capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, json.loads(done.stdout)["error"]["code"]) == (2, "token.owned")
+    with open_token(replace(location, environment={})):
+        by_directory = ["--dir", str(tmp_path / "t")]
+        done = subprocess.run([*command, *by_directory], capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, json.loads(done.stdout)["error"]["code"]) == (2, "token.owned")
+
+
+def test_a_pin_is_typed_at_a_terminal_or_not_at_all(tmp_path):
+    """verifies that: without a terminal no PIN is read from what happens to be standard input, and none is shown."""
+    location = ceremony.initialise(tmp_path / "t", label="alpha").location
+    command = [sys.executable, "-m", "moorline.cli", "hsm", "inspect", "--module", location.module, "--label", "alpha"]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "SOFTHSM2_CONF": str(tmp_path / "t" / "softhsm2.conf")},
+        input=(tmp_path / "t" / "pin").read_text() + "\n",
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "[token.pin_prompt]" in done.stderr
+    assert "Warning" not in done.stderr
+    assert done.stdout == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -35,32 +36,43 @@ def register(app: typer.Typer) -> None:
 
         running.start(config, background=background, serve=served, words=["hsm", "serve", "--config", str(config)])
 
-    @app.command()
-    def inspect(
-        broker: Annotated[
-            Path | None, typer.Option("--broker", envvar="MOOR_BROKER", help="Ask the broker that has the token open.")
-        ] = None,
-        directory: Annotated[
-            Path | None, typer.Option("--dir", help="Open the SoftHSM token here; nothing may run.")
-        ] = None,
-        *,
-        as_json: render.AsJson = False,
-    ) -> None:
-        """Show a token: its health, what it lacks and what follows, its keys, and which key does what."""
-        if (broker is None) == (directory is None):
-            raise typer.BadParameter("give --broker or --dir")
-        found = _asked(broker) if broker is not None else _opened(directory or Path())
-        if as_json:
-            import json
+    app.command()(inspect)
 
-            typer.echo(json.dumps(found))
-            return
-        render.table(found["keys"], _COLUMNS, key="keys", as_json=False, empty="no keys; next: moor hsm init")
-        typer.echo("")
-        render.table(found["capabilities"], ("name", "present", "needs", "consequence"), key="c", as_json=False, empty="-")
-        typer.echo("")
-        names = [each["name"] for each in found["mechanisms"]]
-        render.facts({**found["token"], "mechanisms": names}, as_json=False)
+
+def inspect(
+    broker: Annotated[
+        Path | None, typer.Option("--broker", envvar="MOOR_BROKER", help="Ask the broker that has the token open.")
+    ] = None,
+    directory: Annotated[Path | None, typer.Option("--dir", help="Open the SoftHSM token here; nothing may run.")] = None,
+    module: Annotated[str | None, typer.Option(help="Open a token of this PKCS#11 module, a path; nothing may run.")] = None,
+    *,
+    slot: Annotated[int | None, typer.Option(help="With --module: the token in this slot.")] = None,
+    label: Annotated[str | None, typer.Option(help="With --module: the token of this label.")] = None,
+    pin_file: Annotated[Path | None, typer.Option(help="With --module: where the PIN is (mode 0600).")] = None,
+    pin_environment: Annotated[
+        str | None, typer.Option(help="With --module: the variable that holds the PIN. Without either it is asked for.")
+    ] = None,
+    as_json: render.AsJson = False,
+) -> None:
+    """Show a token: its health, what it lacks and what follows, its keys, and which key does what."""
+    if [broker, directory, module].count(None) != 2:
+        raise typer.BadParameter("give one of --broker, --dir and --module")
+    named = {"slot": slot, "label": label, "pin_file": pin_file, "pin_environment": pin_environment}
+    if module is None and any(value is not None for value in named.values()):
+        raise typer.BadParameter("name a token of a module: --module PATH")
+    if broker is not None:
+        found = _asked(broker)
+    else:
+        found = _opened(_in_module(module, **named) if module is not None else _in_directory(directory or Path()))
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    render.table(found["keys"], _COLUMNS, key="keys", as_json=False, empty="no keys; next: moor hsm init")
+    typer.echo("")
+    render.table(found["capabilities"], ("name", "present", "needs", "consequence"), key="c", as_json=False, empty="-")
+    typer.echo("")
+    names = [each["name"] for each in found["mechanisms"]]
+    render.facts({**found["token"], "mechanisms": names}, as_json=False)
 
 
 def _asked(broker: Path) -> dict[str, Any]:
@@ -71,15 +83,22 @@ def _asked(broker: Path) -> dict[str, Any]:
     return found
 
 
-def _opened(directory: Path) -> dict[str, Any]:
+def _opened(location: TokenLocation) -> dict[str, Any]:
     from moorline.hsm.token import open_token
     from moorline.hsm.token.inspection import report
 
-    with render.progress("looking at the token"), open_token(_location(directory)) as token:
+    with render.progress("looking at the token"), open_token(location) as token:
         return asdict(report(token))
 
 
-def _location(directory: Path) -> TokenLocation:
+def _in_directory(directory: Path) -> TokenLocation:
     from moorline.hsm.token.softhsm import location_in
 
     return location_in(directory)
+
+
+def _in_module(path: str, **named: Any) -> TokenLocation:  # noqa: ANN401 - the fields of a TokenLocation
+    from moorline.hsm.token import TokenLocation
+
+    asked = named["pin_file"] is None and named["pin_environment"] is None
+    return TokenLocation(module=path, pin_prompt=asked, **named)

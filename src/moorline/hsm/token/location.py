@@ -15,6 +15,7 @@ import json
 import os
 import secrets
 import threading
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,8 +105,10 @@ def _typed(name: str) -> str:
         kept = _KEPT.get(_PROMPT + name)
         if kept is None:
             try:
-                kept = getpass.getpass(f"PIN of {name}: ")
-            except (EOFError, OSError):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error", getpass.GetPassWarning)  # no terminal: a PIN would be read from anywhere
+                    kept = getpass.getpass(f"PIN of {name}: ")
+            except (EOFError, OSError, getpass.GetPassWarning):
                 kept = ""
             if not kept:
                 raise Misconfigured(

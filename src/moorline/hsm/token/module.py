@@ -69,7 +69,7 @@ class Module:
                 )
             if module is None or module.users == 0:
                 native = NativeModule(location.module)
-                lock = _own(wanted)
+                lock = _own(location.module, wanted)
                 try:
                     os.environ.update(wanted)
                     module = cls._initialised(location.module, module, native)
@@ -217,9 +217,10 @@ class Module:
         )
 
 
-def _own(environment: Mapping[str, str]) -> int | None:
+def _own(module: str, environment: Mapping[str, str]) -> int | None:
     """Take a SoftHSM directory for this process. Raises Misconfigured("token.owned"); the kernel frees it when we die."""
-    configuration = environment.get(_SOFTHSM_CONF)
+    inherited = os.environ.get(_SOFTHSM_CONF) if "softhsm" in Path(module).name else None
+    configuration = environment.get(_SOFTHSM_CONF, inherited)
     if configuration is None or not Path(configuration).exists():
         return None
     path = Path(configuration).with_name("owner.lock")

@@ -56,7 +56,13 @@ class NativeModule:
                 remedy="install softhsm2, or name your HSM's module in token_module",
             ) from None
         if outcome != 0 or not listed.value:
-            raise Misconfigured("token.module", "this library is no PKCS#11 module", expected=path, got=hex(outcome))
+            raise Misconfigured(
+                "token.module",
+                "this library is no PKCS#11 module",
+                expected=path,
+                got=hex(outcome),
+                remedy="name your HSM's module, a .so file of its vendor",
+            )
         self._functions = listed.value + _POINTER  # CK_VERSION is two bytes, padded to a pointer
 
     def _call(self, position: int, signature: Callable[[int], Callable[..., int]], *arguments: object) -> int:
