@@ -215,8 +215,20 @@ async def test_the_issuing_ca_is_rotated_with_an_overlap(world):
     """verifies that: nothing is signed by the new CA before the ledger has it; afterwards both chains are served."""
     before = await svid(world)
     folder = world.directory / "ca-2"
-    label = (await world.hsm("key", "rotate", "issuing-ca", "--issuing-ca", "ca-2", "--output", folder))["label"]
+    rotate = ("key", "rotate", "issuing-ca", "--issuing-ca", "ca-2", "--broker", world.alpha.directory, "--output")
+    other = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "moorline.cli", "hsm", *map(str, rotate), str(world.directory / "ca-2-too")
+    )
+    label = (await world.hsm(*rotate[:5], "--output", folder))["label"]
+    assert await other.wait() == 0  # two who begin at once begin one key
     assert label == "issuing-ca@3"  # a destroyed key's name is not used again
+    assert (await world.hsm(*rotate[:5], "--output", folder, expect=2))["error"]["code"] == "cli.file_exists"
+    again = await world.hsm(*rotate[:5], "--output", world.directory / "ca-2-again")
+    assert again["label"] == label  # whoever was interrupted asks once more
+    requests = [(world.directory / name / "request.json").read_bytes() for name in ("ca-2", "ca-2-too", "ca-2-again")]
+    assert len(set(requests)) == 1
+    assert (await world.hsm("key", "destroy", "issuing-ca", expect=1))["error"]["code"] == "key.state"
+    assert (await world.hsm("key", "destroy", "issuing-ca@9", expect=1))["error"]["code"] == "key.unknown"
     signed = certified(world, folder / "request.json")
     certificate = pem(folder / "issuing-ca.pem", signed.issuing_ca)
     activate = ("key", "activate", label, "--certificate", certificate)
@@ -306,7 +318,10 @@ async def test_a_tenant_from_its_making_to_its_end(world):
         assert len(clinic.ec_point("signer")) == 65
         world.tenant_pin = text_of(Path(made["socket"]).parents[1] / "pin")
         assert world.tenant_pin
+    assert (await world.hsm("tenant", "destroy", "nobody", expect=1))["error"]["code"] == "tenant.unknown"
     request = (await world.hsm("tenant", "destroy", "clinic"))["request"]
+    taken = ("tenant", "destroy", "clinic", "--request", request, "--proof", world.directory / "ada" / "custodian.cbor")
+    assert (await world.hsm(*taken, expect=2))["error"]["code"] == "cli.file_exists"  # before anything is gone
     destroy = ("tenant", "destroy", "clinic", "--request", request, "--proof", world.directory / "proof")
     assert (await world.hsm(*destroy, expect=1))["error"]["code"] == "approval.missing"
     await world.approved(request, "bo", "cy")

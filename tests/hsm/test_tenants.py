@@ -369,6 +369,49 @@ def test_destroyed_with_proof(hosting):
     assert row.token not in [each.label for each in hsm_tokens(base)]
 
 
+def test_a_destruction_that_could_not_look_proves_nothing_and_goes_on_later(hosting):
+    """verifies that: without the PIN no record says that keys are gone; with it again the same destruction is ended.
+
+    Attack: whoever takes the PIN file away would have a signed record of an empty token that nobody looked into.
+    """
+    hsm, _, base, _ = hosting
+    row = hsm.create("veiled", uid=ME)
+    with RemoteToken(hsm.door_of("veiled")) as tenant:
+        tenant.generate_ec_key("signer")
+    pin = hsm.door_of("veiled").parents[1] / "pin"
+    aside = pin.rename(pin.with_name("aside"))
+    for _ in range(2):
+        with pytest.raises(Unavailable) as caught:
+            hsm.destroy("veiled")
+        assert caught.value.code == "tenant.unseen"
+        assert hsm.destruction_began("veiled")
+        assert not hsm.is_open("veiled")
+        assert row.token in [each.label for each in hsm_tokens(base)]
+    aside.rename(pin)
+    record = verify_destroyed(hsm.destroy("veiled"), IDENTITY.public_key())
+    assert (record.objects_destroyed, record.objects_seen_afterwards, record.token_listed_afterwards) == (2, 0, False)
+    assert record.serial
+    with pytest.raises(Conflict):
+        hsm.destruction_began("veiled")
+
+
+def test_a_tenant_that_cannot_be_served_keeps_nobody_else_from_it(hosting):
+    """verifies that: at a start, a tenant whose PIN is lost is named and stays shut; the others' doors open."""
+    hsm, _, _, _ = hosting
+    hsm.create("lost", uid=ME)
+    pin = hsm.door_of("lost").parents[1] / "pin"
+    hsm.close()
+    aside = pin.rename(pin.with_name("aside"))
+    assert [(name, error.code) for name, error in hsm.recover()] == [("lost", "token.pin_file")]
+    assert [hsm.is_open(name) for name in ("lost", "clinic", "bank")] == [False, True, True]
+    with RemoteToken(hsm.door_of("clinic")) as clinic:
+        assert len(clinic.random(4)) == 4
+    aside.rename(pin)
+    hsm.suspend("lost")
+    hsm.resume("lost")
+    assert hsm.is_open("lost")
+
+
 def hsm_tokens(base):
     from moorline.hsm.token.module import Module
 
@@ -379,7 +422,18 @@ def hsm_tokens(base):
         module.leave()
 
 
-@pytest.mark.parametrize("wrong", [{"weight": 0}, {"weight": 101}, {"keys": 0}, {"operations": 0}])
+@pytest.mark.parametrize("wrong", [{"uid": -1}, {"uid": 2**32 - 1}, {"uid": 10**20}])
+def test_a_tenant_is_a_user_that_there_can_be(hosting, wrong):
+    """verifies that: no number makes a door whose owner is whoever runs the HSM (chown(2) takes -1 for "leave it")."""
+    with pytest.raises(Misconfigured) as caught:
+        hosting[0].create("odd", **wrong)
+    assert caught.value.code == "tenant.uid"
+    assert "odd" not in [each.name for each in hosting[0].rows()]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"weight": 0}, {"weight": 101}, {"keys": 0}, {"operations": 0}, {"keys": 10**20}, {"operations": 10**20}]
+)
 def test_quotas_are_never_unlimited(hosting, wrong):
     """verifies that: a quota of nothing is refused, and nothing is left of the attempt."""
     with pytest.raises(Misconfigured) as caught:

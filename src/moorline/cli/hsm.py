@@ -86,6 +86,8 @@ def certify(
         serials=(secrets.randbits(120), secrets.randbits(120)),
     )
     chains = {"hsm.pem": (made.hsm,), "issuing-ca.pem": (made.issuing_ca,), "chain.pem": (own, *above)}
+    for name in chains:
+        render.require_free(request.parent / name)
     written = [
         render.new_file(
             request.parent / name, b"".join(one.public_bytes(serialization.Encoding.PEM) for one in certificates)

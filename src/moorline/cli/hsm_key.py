@@ -41,12 +41,15 @@ def rotate(
     output: Annotated[Path | None, typer.Option(help="Directory for what others need of the new key.")] = None,
     as_json: render.AsJson = False,
 ) -> None:
-    """Begin a new key. A wrapping key is used at once; of others somebody must know first: ledger or relying parties."""
+    """Begin a new key. A wrapping key is used at once; of others somebody must know first: ledger or relying parties.
+
+    Asked again while a begun key waits, it is that key's files that are written.
+    """
     if role != "wrapping" and output is None:
         raise typer.BadParameter("say where what others need goes: --output DIR")
     if role == "issuing-ca" and issuing_ca is None:
         raise typer.BadParameter("name the new issuing CA: --issuing-ca ID")
-    before = None if output is None else hsm_request.read(broker / hsm_request.FILE)  # before anything is made
+    before = None if output is None else _prepared(broker, output)  # before anything is made
     answer: Any = acting.at_broker(broker, lambda client: client.post_json("/v1/hsm/keys/rotate", {"role": role}))
     if output is None or before is None:
         render.facts(_dated(answer), as_json=as_json, then="moor hsm key rewrap, then retire the old one")
@@ -55,6 +58,12 @@ def rotate(
     begun = _Begun(label=str(answer["label"]), public=answer["public_key"], found=found, output=output, broker=broker)
     files, then = _told(role, begun, before, issuing_ca)
     render.files(files, as_json=as_json, then=then, label=begun.label)
+
+
+def _prepared(broker: Path, output: Path) -> hsm_request.HsmRequest:
+    for name in (hsm_request.FILE, "hsm.pem", "issuing-ca.pem", "verifier.pem"):
+        render.require_free(output / name)
+    return hsm_request.read(broker / hsm_request.FILE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,8 @@ from moorline.cli import acting, hsm_key, render
 
 app = typer.Typer(no_args_is_help=True, help="Tenants of the HSM, each with a token, door, quota and log of its own.")
 Name = Annotated[str, typer.Argument(help="The tenant.")]
-_COLUMNS = ("name", "state", "uid", "weight", "keys", "operations", "at", "socket")
+_MOST_UID = 2**32 - 2
+_COLUMNS = ("name", "state", "served", "uid", "weight", "keys", "operations", "at", "socket")
 
 
 @app.command("list")
@@ -29,11 +30,11 @@ def list_tenants(broker: acting.Broker, *, as_json: render.AsJson = False) -> No
 def create(
     name: Name,
     broker: acting.Broker,
-    uid: Annotated[int, typer.Option(min=0, help="The user (number) whose processes are the tenant.")],
+    uid: Annotated[int, typer.Option(min=0, max=_MOST_UID, help="The user (number) whose processes are the tenant.")],
     *,
     weight: Annotated[int, typer.Option(min=1, max=100, help="Share of the token when others want it too.")] = 1,
-    keys: Annotated[int, typer.Option(min=1, help="How many keys it may have.")] = 64,
-    operations: Annotated[int, typer.Option(min=1, help="How many operations a minute it may ask for.")] = 60_000,
+    keys: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many keys it may have.")] = 64,
+    operations: Annotated[int, typer.Option(min=1, max=10**9, help="How many operations a minute it may ask for.")] = 60_000,
     as_json: render.AsJson = False,
 ) -> None:
     """Make a tenant with a token of its own, and open its socket."""
@@ -71,6 +72,8 @@ def destroy(
     as_json: render.AsJson = False,
 ) -> None:
     """Destroy a tenant and its keys. Takes a quorum of custodians: ask first, then again with the approved request."""
+    if proof is not None:
+        render.require_free(proof)  # before the tenant is gone
     answer = _post(broker, "destroy", {"name": name, "request": request})
     if proof is not None and "proof" in answer:
         import base64

@@ -69,6 +69,7 @@ class Circle:
                 "custodians are named once, each with keys of their own, and no single one is enough",
                 expected=f"2 <= quorum <= custodians <= {MOST_CUSTODIANS}",
                 got=f"quorum {self.quorum} of {count}",
+                remedy="give each person's custodian.cbor once, and a quorum that they can reach",
             )
 
     def find(self, name: str) -> tuple[int, Custodian]:
@@ -76,7 +77,13 @@ class Circle:
         for place, each in enumerate(self.custodians):
             if each.name == name:
                 return place, each
-        raise Refused("custody.stranger", "this person is no custodian here", got=name)
+        raise Refused(
+            "custody.stranger",
+            "this person is no custodian here",
+            expected=", ".join(each.name for each in self.custodians),
+            got=name,
+            remedy="bring a custodian of this token's own circle",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +185,12 @@ def unlock(locked: Locked, shares: Sequence[Share]) -> bytes:
             )
         place, _ = locked.circle.find(share.custodian)
         if place in brought:
-            raise Conflict("custody.share_twice", "one custodian counts once", got=share.custodian)
+            raise Conflict(
+                "custody.share_twice",
+                "one custodian counts once",
+                got=share.custodian,
+                remedy="bring the share of another custodian",
+            )
         _require_genuine(locked, share)
         brought[place] = share.value
     if len(brought) < locked.circle.quorum:
@@ -187,6 +199,7 @@ def unlock(locked: Locked, shares: Sequence[Share]) -> bytes:
             "there are not enough shares",
             expected=f"{locked.circle.quorum} of {', '.join(each.name for each in locked.circle.custodians)}",
             got=len(brought),
+            remedy="another custodian: moor hsm backup share FILE --custodian DIR --output SHARE, then give its --share too",
         )
     places = tuple(sorted(brought))[: locked.circle.quorum]
     sealed = next(each.sealed for each in locked.locks if each.places == places)
@@ -194,7 +207,11 @@ def unlock(locked: Locked, shares: Sequence[Share]) -> bytes:
     try:
         return AESGCM(key).decrypt(_NONCE, sealed, None)
     except InvalidTag:
-        raise NotAuthentic("custody.lock_damaged", "genuine shares do not open this lock: the file was changed") from None
+        raise NotAuthentic(
+            "custody.lock_damaged",
+            "genuine shares do not open this lock: the file was changed",
+            remedy="take another copy of the file, or bring another quorum",
+        ) from None
 
 
 def require_whole(locked: Locked) -> None:
@@ -206,7 +223,12 @@ def require_whole(locked: Locked) -> None:
         each.places == places for each, places in zip(locked.locks, wanted, strict=True)
     )
     if not whole or len(locked.shares) != count or len(locked.digests) != count:
-        raise Malformed("custody.incomplete", "the file has not one lock for every quorum")
+        raise Malformed(
+            "custody.incomplete",
+            "the file has not one lock for every quorum",
+            expected=f"{math.comb(count, quorum)} locks, {count} shares",
+            got=f"{len(locked.locks)} locks, {len(locked.shares)} shares",
+        )
 
 
 def parse_share(data: bytes) -> Share:
@@ -224,7 +246,10 @@ def _require_genuine(locked: Locked, share: Share) -> None:
     place, _ = locked.circle.find(share.custodian)
     if not same(locked.digests[place], _share_digest(locked.id, share.custodian, share.value)):
         raise NotAuthentic(
-            "custody.share_forged", "this is not the share that was given to this custodian", got=share.custodian
+            "custody.share_forged",
+            "this is not the share that was given to this custodian",
+            got=share.custodian,
+            remedy="have the custodian open the share again: moor hsm backup share",
         )
 
 

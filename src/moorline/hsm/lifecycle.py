@@ -121,4 +121,10 @@ def _of(rows: Sequence[KeyRow], label: str) -> KeyRow:
 
 def _require(row: KeyRow, *states: State) -> None:
     if row.state not in states:
-        raise Conflict("key.state", "the key is not in a state for this", expected=", ".join(states), got=row.state)
+        raise Conflict(
+            "key.state",
+            "the key is not in a state for this",
+            expected=", ".join(states),
+            got=row.state,
+            remedy="moor hsm key list shows the states",
+        )

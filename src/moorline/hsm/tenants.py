@@ -32,7 +32,7 @@ from moorline.hsm.fairness import Quota
 from moorline.hsm.token import LocalToken, TokenLocation, initialise_token, open_token
 from moorline.hsm.token.calls import MAKES_KEYS, TENANT_ROLES, Call
 from moorline.hsm.token.owner import Door, Owner, Peer
-from moorline.hsm.token.softhsm import finish_pin, remove_token, set_pin
+from moorline.hsm.token.softhsm import finish_pin, is_listed, remove_token, set_pin
 from moorline.nfv import parse_name
 from moorline.storage.hsm_store import HsmStore, TenantRow
 from moorline.storage.steps import reached
@@ -40,6 +40,10 @@ from moorline.wire import cose, keys, schema
 from moorline.wire.schema import Size
 
 PROOF_PURPOSE: Final = "tenant-destroyed"
+MOST_UID: Final = 2**32 - 2
+"""The last number that is a user's: the one behind it tells chown(2) to leave the owner as it is."""
+MOST_KEYS: Final = 1_000_000
+MOST_OPERATIONS: Final = 10**9
 _LANES: Final = 2
 _LABEL_BYTES: Final = 8
 
@@ -58,9 +62,9 @@ class State(StrEnum):
 class DestructionRecord:
     """What was seen when a tenant was destroyed; signed by the HSM identity.
 
-    It establishes that the module showed no object of the token to a fresh login, and then no such token. It does not
-    establish that the medium below forgot: SoftHSM's files are overwritten once and unlinked, what the disk keeps of them
-    is its own.
+    It establishes that the module showed no object of the token to a fresh login, and then no such token; where `serial` is
+    empty, that there was no such token any more when it was looked for. It does not establish that the medium below forgot:
+    SoftHSM's files are overwritten once and unlinked, what the disk keeps of them is its own.
     """
 
     tenant: str
@@ -92,18 +96,29 @@ class VirtualHsm:
 
     # -- the process's life -------------------------------------------------------------------------------------------------
 
-    def recover(self) -> None:
-        """Finish or take back what a dead process left, and open the doors of active tenants."""
+    def recover(self) -> tuple[tuple[str, MoorlineError], ...]:
+        """Finish or take back what a dead process left, and open the doors of active tenants; what failed, by tenant.
+
+        A tenant that cannot be served (its PIN is lost, its partition away) keeps its state and stays shut; others open.
+        """
+        failed: list[tuple[str, MoorlineError]] = []
         with self._turn:
             for row in self._store.tenants():
-                if row.state == State.CREATING:
-                    self._take_back(row)
-                elif row.state == State.DESTROYING:
-                    self._destroy(row)
-                elif row.state in (State.ACTIVE, State.SUSPENDED):
-                    self._finish_pin(row)
-                    if row.state == State.ACTIVE:
-                        self._open_door(row)
+                try:
+                    self._go_on(row)
+                except MoorlineError as error:
+                    failed.append((row.name, error))
+        return tuple(failed)
+
+    def _go_on(self, row: TenantRow) -> None:
+        if row.state == State.CREATING:
+            self._take_back(row)
+        elif row.state == State.DESTROYING:
+            self._destroy(row)
+        elif row.state in (State.ACTIVE, State.SUSPENDED):
+            self._finish_pin(row)
+            if row.state == State.ACTIVE:
+                self._open_door(row)
 
     def close(self) -> None:
         """Shut the doors and close the tokens; tenants stay what they are."""
@@ -127,9 +142,17 @@ class VirtualHsm:
             created=now,
             changed=now,
         )
-        if not 1 <= weight <= 100 or keys < 1 or operations < 1:
+        if not (1 <= weight <= 100 and 1 <= keys <= MOST_KEYS and 1 <= operations <= MOST_OPERATIONS):
             raise Misconfigured(
-                "tenant.quota", "weight is 1 to 100, and quotas are at least 1", got=f"{weight}, {keys}, {operations}"
+                "tenant.quota",
+                "weight and quotas have bounds",
+                expected=f"weight 1 to 100, 1 to {MOST_KEYS} keys, 1 to {MOST_OPERATIONS} operations a minute",
+                got=f"{weight}, {keys}, {operations}",
+                remedy="choose other numbers",
+            )
+        if not 0 <= uid <= MOST_UID:
+            raise Misconfigured(
+                "tenant.uid", "this is no user's number", expected=f"0 to {MOST_UID}", got=uid, remedy="see id -u USER"
             )
         with self._turn:
             self._store.add_tenant(row)
@@ -172,11 +195,23 @@ class VirtualHsm:
             self._store.log(name, at=self._clock.now(), event="tenant-pin-rotated", body={"tenant": name})
 
     def destroy(self, name: str) -> bytes:
-        """Destroy a tenant with its keys; the signed DestructionRecord. That a quorum approved is the caller's to know."""
+        """Destroy a tenant with its keys; the signed DestructionRecord. That a quorum approved is the caller's to know.
+
+        One whose destruction began and could not end is gone on with.
+        """
         with self._turn:
-            row = self._require(name, State.ACTIVE, State.SUSPENDED)
-            self._store.move_tenant(name, State.DESTROYING, self._clock.now())
+            row = self._require(name, State.ACTIVE, State.SUSPENDED, State.DESTROYING)
+            if row.state != State.DESTROYING:
+                self._store.move_tenant(name, State.DESTROYING, self._clock.now())
             return self._destroy(row)
+
+    def destruction_began(self, name: str) -> bool:
+        """Whether a destruction that a quorum approved waits to be ended. Raises Refused or Conflict (`tenant.*`)."""
+        return self._require(name, State.ACTIVE, State.SUSPENDED, State.DESTROYING).state == State.DESTROYING
+
+    def is_open(self, name: str) -> bool:
+        """Whether the tenant is served now."""
+        return name in self._open
 
     def rows(self) -> tuple[TenantRow, ...]:
         """All tenants, for the provider's people."""
@@ -192,7 +227,11 @@ class VirtualHsm:
         row = self._find(name)
         if row.state not in states:
             raise Conflict(
-                "tenant.state", "the tenant is not in a state for this", expected=", ".join(states), got=row.state
+                "tenant.state",
+                "the tenant is not in a state for this",
+                expected=", ".join(states),
+                got=row.state,
+                remedy="moor hsm tenant list shows the states",
             )
         return row
 
@@ -230,11 +269,11 @@ class VirtualHsm:
         self._shut_door(row.name)
         location = self._location(row)
         destroyed, serial, left = 0, "", 0
-        with contextlib.suppress(_Absent), _token_if_there(location) as token:
+        with contextlib.suppress(_Absent), _token_if_there(self._base, location) as token:
             serial = token.serial()
             destroyed = token.destroy_everything()
         reached("hsm.tenant.objects_destroyed")
-        with contextlib.suppress(_Absent), _token_if_there(location) as token:
+        with contextlib.suppress(_Absent), _token_if_there(self._base, location) as token:
             left = len(token.inspect())
         if left:
             raise Unavailable(
@@ -314,17 +353,21 @@ class _Absent(Exception):
 
 
 @contextlib.contextmanager
-def _token_if_there(location: TokenLocation) -> Iterator[LocalToken]:
+def _token_if_there(base: TokenLocation, location: TokenLocation) -> Iterator[LocalToken]:
+    """The token. Raises _Absent only where the module lists none: a PIN that is missing says nothing about the keys."""
+    assert location.label is not None
     assert location.pin_file is not None
-    if not location.pin_file.exists():
+    if not is_listed(base, location.label):
         raise _Absent
-    try:
-        token = open_token(location, lanes=1)
-    except Misconfigured as error:
-        if error.code == "token.login":
-            raise _Absent from None
-        raise
-    with token:
+    if not location.pin_file.exists():
+        raise Unavailable(
+            "tenant.unseen",
+            "the tenant's token is there and cannot be looked into: its PIN file is gone",
+            expected=location.pin_file,
+            got=location.label,
+            remedy="put the PIN file back, or remove the token with the module's own tool; then destroy the tenant again",
+        )
+    with open_token(location, lanes=1) as token:
         yield token
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from moorline.clock import Instant
 from moorline.errors import Malformed
-from moorline.hsm.approvals import Operation, Request, digest
+from moorline.hsm.approvals import Request, digest
 from moorline.hsm.calendar import due_at, waits_for_the_provider
 from moorline.hsm.lifecycle import State
 from moorline.services import broker_keys
@@ -102,8 +102,7 @@ def _key_routes(app: FastAPI, broker: Broker) -> None:
     async def destroy(asked: DestructionRequest) -> dict[str, object]:
         """Destroy a key that a quorum approved; without a request, make one for them to approve."""
         if asked.request is None:
-            made = await asyncio.to_thread(broker_keys.ask, broker, Operation.KEY_DESTROY, asked.label)
-            return described(made)
+            return described(await asyncio.to_thread(broker_keys.ask_to_destroy, broker, asked.label))
         return shown(await asyncio.to_thread(broker_keys.destroy, broker, asked.label, request_id(asked.request)))
 
 

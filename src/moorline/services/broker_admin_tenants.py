@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
 from moorline.hsm.approvals import Operation
+from moorline.hsm.tenants import MOST_KEYS, MOST_OPERATIONS, MOST_UID
 from moorline.services import broker_keys
 from moorline.services.broker import Broker
 from moorline.services.broker_admin_keys import described, request_id
@@ -24,10 +25,10 @@ class NewTenantRequest(_Asked):
     """A tenant, whose processes run as user `uid`, with its share of the token and its quotas."""
 
     name: str
-    uid: int = Field(ge=0)
+    uid: int = Field(ge=0, le=MOST_UID)
     weight: int = Field(default=1, ge=1, le=100)
-    keys: int = Field(default=64, ge=1)
-    operations: int = Field(default=60_000, ge=1)
+    keys: int = Field(default=64, ge=1, le=MOST_KEYS)
+    operations: int = Field(default=60_000, ge=1, le=MOST_OPERATIONS)
 
 
 class TenantRequest(_Asked):
@@ -89,12 +90,17 @@ def add_routes(app: FastAPI, broker: Broker, tenants: OpenTenants | None) -> Non
 
     @app.post("/v1/hsm/tenants/destroy")
     async def destroy(asked: TenantDestructionRequest) -> dict[str, object]:
-        """Destroy a tenant that a quorum approved; without a request, make one for them to approve."""
+        """Destroy a tenant that a quorum approved; without a request, make one for them to approve.
+
+        A destruction that began and could not end goes on without another request.
+        """
         virtual = require(tenants)
-        if asked.request is None:
-            return described(await asyncio.to_thread(broker_keys.ask, broker, Operation.TENANT_DESTROY, asked.name))
-        identifier = request_id(asked.request)
-        await asyncio.to_thread(broker_keys.use, broker, identifier, Operation.TENANT_DESTROY, asked.name)
+        began = await asyncio.to_thread(virtual.destruction_began, asked.name)  # before a request is made, or used up
+        if not began:
+            if asked.request is None:
+                return described(await asyncio.to_thread(broker_keys.ask, broker, Operation.TENANT_DESTROY, asked.name))
+            identifier = request_id(asked.request)
+            await asyncio.to_thread(broker_keys.use, broker, identifier, Operation.TENANT_DESTROY, asked.name)
         proof = await asyncio.to_thread(virtual.destroy, asked.name)
         await asyncio.to_thread(_log, broker, "tenant-destroyed", asked.name)
         return {"name": asked.name, "state": "destroyed", "proof": base64.b64encode(proof).decode("ascii")}
@@ -108,6 +114,7 @@ def _shown(row: TenantRow, tenants: OpenTenants | None) -> dict[str, object]:
         "weight": row.weight,
         "keys": row.keys,
         "operations": row.operations,
+        "served": require(tenants).is_open(row.name),
         "at": row.changed,
         "socket": str(require(tenants).door_of(row.name)),
         "proof": None if row.proof is None else base64.b64encode(row.proof).decode("ascii"),

@@ -59,29 +59,40 @@ def adopt_keys(broker: Broker) -> None:
 def begin(broker: Broker, role: str) -> tuple[KeyRow, bytes]:
     """A new pre-active key of a role, in the token; and its public half (DER), empty for a wrapping key.
 
-    A wrapping key is activated at once. Raises Malformed("key.role") or Conflict("key.rotation_under_way").
+    One that was begun before and waits is given again: who was interrupted asks once more, and two who ask at once get the
+    same key. A wrapping key is activated at once. Raises Malformed("key.role").
     """
     if role not in ROTATABLE:
         raise Malformed("key.role", "keys of this role are not rotated here", expected=", ".join(ROTATABLE), got=role)
     now = broker.clock.now()
-    row = _interrupted(broker, role) or lifecycle.begun(broker.hsm.key_rows(), role, now)
-    recoverable = any(each.label == _active(broker, role) and each.trust_needed for each in broker.token.inspect())
+    row = _waiting(broker, role) or lifecycle.begun(broker.hsm.key_rows(), role, now)
     # Intent before effect: who died behind this line finds the row, and goes on from it.
     broker.hsm.put_keys((row,))
+    _make(broker, row)
+    reached("hsm.key.made")
     if role == WRAPPING:
-        if not broker.token.has_secret(row.label):
-            broker.token.generate_wrapping_key(row.label, recoverable=recoverable)
-        reached("hsm.key.made")
         changed = lifecycle.activated(broker.hsm.key_rows(), row.label, now, overlap_s=OVERLAP_S)
         broker.hsm.put_keys(changed)
         follow(broker)
         _log(broker, "key-activated", row.label, now)
         return changed[-1], b""
-    point = broker.token.generate_ec_key(row.label, derive=role == KEM, recoverable=recoverable)
-    reached("hsm.key.made")
+    point = broker.token.ec_point(row.label)
     broker.verifier.follow(broker.hsm.key_rows())
     _log(broker, "key-begun", row.label, now)
     return row, point if role == KEM else keys.public_bytes(point_key(point))
+
+
+def _make(broker: Broker, row: KeyRow) -> None:
+    """Make a row's key in the token, recoverable as the active one is; it may be there already."""
+    recoverable = any(each.label == _active(broker, row.role) and each.trust_needed for each in broker.token.inspect())
+    try:
+        if row.role == WRAPPING:
+            broker.token.generate_wrapping_key(row.label, recoverable=recoverable)
+        else:
+            broker.token.generate_ec_key(row.label, derive=row.role == KEM, recoverable=recoverable)
+    except Misconfigured as error:
+        if error.code != "token.key_exists":
+            raise
 
 
 async def activate(broker: Broker, label: str, pem: str | None = None) -> KeyRow:
@@ -222,6 +233,12 @@ def ask(broker: Broker, operation: Operation, target: str) -> Request:
     return asked
 
 
+def ask_to_destroy(broker: Broker, label: str) -> Request:
+    """A new request about a key. Raises `key.*` for one that could not be destroyed: custodians are not asked in vain."""
+    lifecycle.destroyed(broker.hsm.key_rows(), label, broker.clock.now())
+    return ask(broker, Operation.KEY_DESTROY, label)
+
+
 def take_approval(broker: Broker, identifier: bytes, signed: bytes) -> tuple[Request, int]:
     """Keep a custodian's approval; the request, and how many approved. Raises `approval.*`."""
     asked = request_of(broker, identifier)
@@ -246,12 +263,9 @@ def use(broker: Broker, identifier: bytes, operation: Operation, target: str) ->
     broker.hsm.use_request(identifier, now)
 
 
-def _interrupted(broker: Broker, role: str) -> KeyRow | None:
-    """A rotation that died: a wrapping key that was not activated, or a key that was recorded and never made."""
-    for row in broker.hsm.key_rows(role):
-        if row.state == State.PRE_ACTIVE and (role == WRAPPING or not broker.token.has_key(row.label)):
-            return row
-    return None
+def _waiting(broker: Broker, role: str) -> KeyRow | None:
+    """A rotation that was begun: by somebody who was interrupted, or by somebody else."""
+    return next((row for row in broker.hsm.key_rows(role) if row.state == State.PRE_ACTIVE), None)
 
 
 def _active(broker: Broker, role: str) -> str:

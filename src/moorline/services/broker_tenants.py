@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import structlog
+
 from moorline.errors import Misconfigured
 from moorline.hsm.tenants import VirtualHsm
 from moorline.hsm.token import LocalToken
@@ -39,7 +41,10 @@ def open_tenants(broker: Broker) -> OpenTenants | None:
     virtual = VirtualHsm(
         token.location, broker.settings.tenants, broker.hsm, owner, broker.clock, lambda: broker.identity.signer
     )
-    virtual.recover()
+    for name, error in virtual.recover():
+        structlog.get_logger().error(
+            "tenant_not_served", tenant=name, code=error.code, says=error.says, got=error.got, remedy=error.remedy
+        )
     return OpenTenants(virtual=virtual, owner=owner)
 
 

@@ -143,7 +143,7 @@ class HsmStore:
         with self._reading() as c:
             row = c.execute(sa.select(_REQUESTS).where(_REQUESTS.c.id == identifier)).one_or_none()
         if row is None:
-            raise Refused("approval.unknown", "there is no such request", got=identifier)
+            raise Refused("approval.unknown", "there is no such request", got=identifier, remedy="moor hsm requests")
         return bytes(row.data)
 
     def requests(self) -> tuple[tuple[bytes, int | None], ...]:

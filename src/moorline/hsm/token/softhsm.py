@@ -51,16 +51,21 @@ def initialise_softhsm(directory: Path, *, label: str, so_pin: str | None = None
     tokens = directory / "tokens"
     for folder in (directory, tokens):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    configuration = directory / _CONFIGURATION
+    configuration, named = directory / _CONFIGURATION, directory / _LABEL_FILE
     configuration.write_text(configuration_text(tokens))
-    (directory / _LABEL_FILE).write_text(label, "utf-8")
+    named.write_text(label, "utf-8")
     location = TokenLocation(
         module=module,
         label=label,
         pin_file=directory / _PIN_FILE,
         environment={"SOFTHSM2_CONF": str(configuration)},
     )
-    initialise_token(location, so_pin=so_pin)
+    try:
+        initialise_token(location, so_pin=so_pin)
+    except BaseException:
+        for made in (configuration, named):
+            made.unlink(missing_ok=True)
+        raise
     return location
 
 
@@ -249,6 +254,18 @@ def remove_token(base: TokenLocation, label: str) -> bool:
                         _shred(folder)
         with module.in_use():
             return any(each.label == label for each in module.tokens())
+    finally:
+        module.leave()
+
+
+def is_listed(base: TokenLocation, label: str) -> bool:
+    """Whether the module shows a token of this label."""
+    module = Module.enter(base)
+    try:
+        with module.in_use():
+            return any(each.label == label for each in module.tokens())
+    except PKCS11Error as error:
+        raise Unavailable("token.gone", "the module cannot see its tokens", got=type(error).__name__) from None
     finally:
         module.leave()
 
