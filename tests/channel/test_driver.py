@@ -6,9 +6,11 @@ import functools
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from moorline.channel import tls
-from moorline.channel.driver import Collected, SessionFacts, answered, new_kem, open_session, serve_sessions
+from moorline.channel import session_port, tls
+from moorline.channel.driver import Collected, answered, new_kem, open_session
 from moorline.channel.messages import pack, reported
+from moorline.channel.session import SessionFacts
+from moorline.channel.session_port import serve_sessions
 from moorline.clock import Instant
 from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused, Unavailable
 from moorline.services import launcher
@@ -160,6 +162,34 @@ async def test_a_fault_in_the_broker_is_not_told_and_not_contagious(broker):
             assert session.closed
         async with await open_session(server.address, **attester(broker)) as session:
             assert await session.call("time", b"") == b"time:"
+
+
+@pytest.mark.parametrize("step", ["bundle", "appraise", "activate"])
+async def test_a_broker_that_does_not_decide_says_so_in_time(broker, monkeypatch, step):
+    """verifies that: a step of the broker's own has a deadline, after which the attester is told and the session is gone."""
+    monkeypatch.setattr(session_port, "_CALL_DEADLINE_S", 0.2)
+
+    async def never(*_asked):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(broker, step, never)
+    async with await broker.serve() as server:
+        assert await refusal(open_session(server.address, **attester(broker))) == "session.timeout"
+
+
+async def test_a_call_that_is_not_answered_in_time_ends_no_session(broker, monkeypatch):
+    answer = broker.call
+
+    async def slow(claim, operation, body):
+        if operation == "never":
+            await asyncio.Event().wait()
+        return await answer(claim, operation, body)
+
+    monkeypatch.setattr(broker, "call", slow)
+    async with await broker.serve() as server, await open_session(server.address, **attester(broker)) as session:
+        monkeypatch.setattr(session_port, "_CALL_DEADLINE_S", 0.2)
+        assert await refusal(session.call("never", b"")) == "session.timeout"
+        assert await session.call("time", b"x") == b"time:x"
 
 
 async def knock(server, *frames):

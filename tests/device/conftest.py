@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from moorline.attesters.reports import Report
-from moorline.channel.driver import SessionFacts, serve_sessions
+from moorline.channel.session import SessionFacts
+from moorline.channel.session_port import serve_sessions
 from moorline.clock import Instant, SystemClock
 from moorline.device.connection import Wanted, connect
 from moorline.device.store import DeviceStore

@@ -25,7 +25,8 @@ from typing import Final, Self, TypeVar
 
 from moorline.channel import tls
 from moorline.channel.answers import ANSWER_DEADLINE_S, respond
-from moorline.channel.messages import RECORD_CAP, pack, problem_frame, reported, unpack, unpack_any
+from moorline.channel.messages import RECORD_CAP, pack, reported, unpack, unpack_any
+from moorline.channel.stream import tell
 from moorline.clock import Clock
 from moorline.errors import Malformed, MoorlineError, NotAuthentic, Refused, Unavailable
 from moorline.verification.chains import VerifiedChain, verify_chain
@@ -193,7 +194,7 @@ class DeviceConnection:
             return await work
         except MoorlineError as error:
             self._ended_by = error
-            await _tell(self._stream, error)
+            await tell(self._stream, error)
             await self.aclose()
             raise
         except BaseException:
@@ -235,7 +236,7 @@ async def connect(  # noqa: PLR0913 - one connection, and everything a device de
     try:
         peer = await _statuses(stream, standing)
     except MoorlineError as error:
-        await _tell(stream, error)
+        await tell(stream, error)
         await stream.aclose()
         raise
     except BaseException:
@@ -304,10 +305,10 @@ async def serve(  # noqa: PLR0913 - one port, and everything a function decides 
             await _serve_peer(stream, standing, answer)
         except MoorlineError as error:
             _LOG.info("device refused", extra={"code": error.code, "peer": stream.peer_address})
-            await _tell(stream, error)
+            await tell(stream, error)
         except Exception:  # the top of this connection: the peer learns that it failed, never why
             _LOG.exception("device connection failed")
-            await _tell(stream, Unavailable("device.internal", "the function could not go on"))
+            await tell(stream, Unavailable("device.internal", "the function could not go on"))
 
     server = await tls.listen(
         listen,
@@ -365,9 +366,3 @@ def _stale(max_age_s: int) -> Refused:
         expected=f"within {max_age_s} s",
         remedy="send a fresh status",
     )
-
-
-async def _tell(stream: tls.TlsStream, error: MoorlineError) -> None:
-    with suppress(MoorlineError):
-        await stream.write_frame(problem_frame(error), deadline_s=1.0)
-        await stream.linger()

@@ -17,6 +17,8 @@ T = TypeVar("T")
 
 PROBLEM_CAP: Final = 4096
 RECORD_CAP: Final = (1 << 20) + 1024
+LAST_WORD: Final = (1 << 32) - 1
+"""The id of the reply that ends an HPKE-only session; no call has it."""
 _PARTS: Final = 2
 
 

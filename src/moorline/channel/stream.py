@@ -38,7 +38,8 @@ class TlsStream:
     """One TLS connection of frames (wire.frames).
 
     `peer_certificates` are DER as the peer sent them, leaf first, empty if it sent none. Only the holder of the leaf's key
-    can have made the handshake; whether the leaf means anything is for the caller's `verify`. One task reads at a time.
+    can have made the handshake; whether the leaf means anything is for the caller's `verify`. One task reads at a time;
+    while it does not, `patience` is for what it does instead.
     """
 
     def __init__(self, context: SSL.Context, carrier: socket.socket, peer_address: str, *, client: bool = False) -> None:
@@ -53,7 +54,7 @@ class TlsStream:
             self._connection.set_accept_state()
         self.peer_address = peer_address
         self.peer_certificates: tuple[bytes, ...] = ()
-        self._patience = Patience(self._loop)
+        self.patience = Patience(self._loop)
         self._plain, self._unsent = bytearray(), bytearray()
         self._waiter: asyncio.Future[object] | None = None
         self._advance: Callable[[], object] = _nothing
@@ -163,7 +164,7 @@ class TlsStream:
         if self._closed:
             return
         self._closed = True
-        self._patience.close()
+        self.patience.close()
         self._loop.remove_writer(self._number)
         self._deafen()
         self._carrier.close()
@@ -186,14 +187,14 @@ class TlsStream:
             raise ConnectionResetError(message)
         waiter: asyncio.Future[object] = self._loop.create_future()
         self._waiter, self._advance = waiter, advance
-        self._patience.begin(deadline_s, self._too_late)
+        self.patience.begin(deadline_s, self._too_late)
         if not self._listening:
             self._listening = True
             self._loop.add_reader(self._number, self._readable)
         try:
             return cast("T", await waiter)  # from `advance`
         finally:
-            self._patience.end()
+            self.patience.end()
             self._waiter, self._advance = None, _nothing
 
     def _readable(self) -> None:
@@ -333,6 +334,13 @@ async def established(stream: TlsStream, verify: Verify | None, deadline_s: floa
         stream.close()  # cancelled or out of time: nothing more is said
         raise
     return stream
+
+
+async def tell(stream: TlsStream, error: MoorlineError) -> None:
+    """The peer learns why the connection ends, if it still listens."""
+    with suppress(MoorlineError):
+        await stream.write_frame(problem_frame(error), deadline_s=_CLOSE_DEADLINE_S)
+        await stream.linger()
 
 
 def _nothing() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Final
 
-from moorline.channel.driver import Claim
+from moorline.channel.session import Claim
 from moorline.errors import Misconfigured, Refused
 from moorline.evidence.snp import Product, TcbVersion, parse_report
 from moorline.ledger.records import CONSORTIUM, RevocationKind

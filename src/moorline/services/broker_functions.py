@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, TypeVar
 
-from moorline.channel.driver import Claim
+from moorline.channel.session import Claim
 from moorline.clock import Instant
 from moorline.digest import same
 from moorline.errors import Conflict, Malformed, MoorlineError, NotAuthentic, Refused, Unavailable

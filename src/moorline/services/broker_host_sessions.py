@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from moorline.channel.driver import Claim
+from moorline.channel.session import Claim
 from moorline.digest import same
 from moorline.errors import NotAuthentic, Refused
 from moorline.ledger import standing

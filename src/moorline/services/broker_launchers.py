@@ -16,7 +16,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Final
 
-from moorline.channel.driver import Claim
+from moorline.channel.session import Claim
 from moorline.digest import same, tagged_hash
 from moorline.errors import Refused
 from moorline.hsm.provider import verify_launcher_ticket

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from moorline.channel.driver import Claim, Collected, open_session
+from moorline.channel.driver import Collected, open_session
+from moorline.channel.session import Claim
 from moorline.clock import Instant
 from moorline.digest import same
 from moorline.errors import Conflict, NotAuthentic, Refused

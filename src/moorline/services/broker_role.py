@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Protocol
 
-from moorline.channel.driver import Claim
+from moorline.channel.session import Claim
 from moorline.errors import Refused
 from moorline.hsm.issuing import Leaf, key_digest
 from moorline.ledger import standing

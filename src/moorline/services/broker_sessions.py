@@ -9,7 +9,8 @@ from typing import Final
 
 import structlog
 
-from moorline.channel.driver import Claim, SessionFacts, SessionServer, serve_sessions
+from moorline.channel.session import Claim, SessionFacts
+from moorline.channel.session_port import SessionServer, serve_sessions
 from moorline.errors import Conflict, MoorlineError, Refused
 from moorline.ledger import standing
 from moorline.services.broker import Broker

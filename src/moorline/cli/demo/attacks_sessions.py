@@ -12,7 +12,9 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from moorline.attesters.tpm import Tpm
-from moorline.channel.driver import Claim, ClientSession, Collected, SessionFacts, open_session, serve_sessions
+from moorline.channel.driver import ClientSession, Collected, open_session
+from moorline.channel.session import Claim, SessionFacts
+from moorline.channel.session_port import serve_sessions
 from moorline.channel.tls import TlsIdentity
 from moorline.cli.demo import hardware, hosting, operating
 from moorline.cli.demo.attack_tools import Outcome, collect, once, refused_with, tried
