@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import os
-import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import pytest_asyncio
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from moorline.cli import run as moor
@@ -33,6 +33,7 @@ from moorline.wire.certificates import root_certificate, spiffe_id_of
 from moorline.wire.cmp import Body
 
 sys.path.insert(0, str(Path(__file__).parent))
+from cmp_client import Client, Device, cert_request, confirmation, posted, self_signed
 from cmp_samples import by_openssl, pbmac1, sample
 from consortium import Consortium, free_addresses
 from foreign import openssl
@@ -55,62 +56,9 @@ async def beta(tmp_path_factory):
         await consortium.close()
 
 
-class Client:
-    """`openssl cmp` of one device, in its folder."""
-
-    def __init__(self, folder, beta):
-        self.folder, self.beta = folder, beta
-        (folder / "root.pem").write_bytes(beta.roots_pem)
-
-    async def code(self, device):
-        async with self.beta.admin() as admin:
-            return (await admin.post_json("/v1/enrolment-codes", {"device": device}))["code"]
-
-    def key(self, name):
-        openssl(self.folder, *f"ecparam -name prime256v1 -genkey -noout -out {name}.pem".split(), check=True)
-
-    async def __call__(self, command, *words, ok=True):
-        """Runs it; what it said on standard error."""
-        server = ("-server", f"http://{self.beta.settings.listen_revocation}/.well-known/cmp", "-trusted", "root.pem")
-        done = await asyncio.to_thread(
-            openssl, self.folder, "cmp", "-cmd", command, *server, "-recipient", "/CN=ca-1", "-config", "", *words
-        )
-        said = done.stdout + done.stderr
-        assert (done.returncode == 0) is ok, said
-        return said
-
-    async def initial(self, device, *more, key="key", ok=True):
-        """ir with the device's code."""
-        given_code = await self.code(device)
-        self.key(key)
-        words = ("-ref", device, "-secret", f"pass:{given_code}", "-newkey", f"{key}.pem", "-subject", "/CN=x")
-        return await self("ir", *words, "-certout", "cert.pem", "-chainout", "chain.pem", *more, ok=ok)
-
-    def certificate(self, name="cert.pem"):
-        return x509.load_pem_x509_certificate((self.folder / name).read_bytes())
-
-    async def revoked(self):
-        async with self.beta.https() as client:
-            found = x509.load_der_x509_crl(await client.get_bytes("/crl/ca-1.crl"))
-        return {one.serial_number for one in found}
-
-
 @pytest.fixture
 def client(beta, tmp_path):
     return Client(tmp_path, beta)
-
-
-def self_signed(client, key, certificate):
-    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=x"
-    openssl(client.folder, *words.split(), "-keyout", key, "-out", certificate, check=True)
-
-
-def posted(client, body):
-    """What the server answers to a file of bytes."""
-    url = f"http://{client.beta.settings.listen_revocation}/.well-known/cmp"
-    words = ("curl", "-sS", "-H", "Content-Type: application/pkixcmp", "--data-binary", f"@{body}", "-o", "answer.der", url)
-    subprocess.run(words, cwd=client.folder, check=True, timeout=30)
-    return cmp.parse((client.folder / "answer.der").read_bytes())
 
 
 SIGNED = ("-cert", "cert.pem", "-key", "key.pem", "-untrusted", "chain.pem")
@@ -320,45 +268,6 @@ async def test_a_recorded_request_sent_again_gets_nothing_new(client):
     await client("kur", "-cert", "new.pem", "-key", "next.pem", "-untrusted", "chain.pem", *renewal, "-certout", "third.pem")
 
 
-@dataclass(frozen=True)
-class Device:
-    """A device that writes its messages itself, signed with the certificate that `openssl cmp` got."""
-
-    client: Client
-
-    @property
-    def leaf(self):
-        return self.client.certificate()
-
-    async def asks(self, body, content, *, transaction, recipient_nonce=None):
-        """The server's answer to a message that this device signed."""
-        key = serialization.load_pem_private_key((self.client.folder / "key.pem").read_bytes(), None)
-        made = cmp_reply.Reply(
-            sender=cmp_reply.directory_name(self.leaf.subject),
-            recipient=cmp_reply.directory_name(self.leaf.issuer),
-            time=datetime.now(UTC).strftime("%Y%m%d%H%M%SZ"),
-            algorithm=cmp.Algorithm(oid="1.2.840.10045.4.3.2", parameters=b""),
-            reference=None,
-            transaction=transaction,
-            sender_nonce=os.urandom(16),
-            recipient_nonce=recipient_nonce,
-            body=body,
-            content=content,
-        )
-        chain = x509.load_pem_x509_certificates((self.client.folder / "chain.pem").read_bytes())
-        shown = tuple(one.public_bytes(serialization.Encoding.DER) for one in (self.leaf, *chain))
-        signature = key.sign(cmp_reply.protected_part(made), ec.ECDSA(hashes.SHA256()))
-        (self.client.folder / "asked.der").write_bytes(cmp_reply.encode(made, signature, shown))
-        return await asyncio.to_thread(posted, self.client, "asked.der")
-
-
-def confirmation(certificate, *, status=0):
-    """CertConfirmContent about one certificate: 0 takes it, 2 rejects it."""
-    return der.sequence(
-        der.sequence(der.octets(hashlib.sha256(certificate).digest()), der.integer(-1), der.sequence(der.integer(status)))
-    )
-
-
 @story
 async def test_nobody_has_a_word_in_the_certificate_of_another_device(client, tmp_path_factory, beta):
     """verifies that: who reads the messages of a device can neither confirm nor reject its certificate."""
@@ -382,6 +291,65 @@ async def test_nobody_has_a_word_in_the_certificate_of_another_device(client, tm
     good = await mine.asks(Body.CERTCONF, confirmation(made), transaction=b"T" * 16, recipient_nonce=nonce)
     assert good.body is Body.PKICONF
     assert x509.load_der_x509_certificate(made).serial_number not in await client.revoked()
+
+
+@story
+async def test_a_proof_of_possession_by_another_key_is_none(client):
+    """verifies that: whoever asks for a certificate over somebody else's key, signed with another, gets none in any form."""
+    await client.initial("phone-16")
+    device, key, other = Device(client), *(ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    for body in (Body.CR, Body.KUR):
+        answer = await device.asks(body, cert_request(key, proven_by=other))
+        assert b"cmp.possession" in answer.content.der
+    request = bytearray(device_cmp.pkcs10(key, "phone-16"))
+    request[-1] ^= 1
+    answer = await device.asks(Body.P10CR, bytes(request))
+    assert b"est.possession" in answer.content.der
+    assert (await device.asks(Body.CR, cert_request(key, proven_by=key))).body is Body.CP
+
+
+@story
+async def test_a_confirmation_of_another_certificate_is_a_rejection(client):
+    """verifies that: what the client confirms is this certificate by its hash, or the certificate does not stay."""
+    await client.initial("phone-17")
+    device, transaction = Device(client), os.urandom(16)
+    wanted = device_cmp.pkcs10(ec.generate_private_key(ec.SECP256R1()), "phone-17")
+    answer = await device.asks(Body.P10CR, wanted, transaction=transaction)
+    nonce, made = answer.header.sender_nonce, cmp.issued_certificate(answer.content)
+    said = confirmation(b"another certificate")
+    answer = await device.asks(Body.CERTCONF, said, transaction=transaction, recipient_nonce=nonce)
+    assert answer.body is Body.PKICONF
+    assert x509.load_der_x509_certificate(made).serial_number in await client.revoked()
+
+
+@story
+async def test_a_request_at_another_time_or_in_the_wrong_place_is_refused(client):
+    """verifies that: a message of an hour ago or ahead is refused, and so is a first request by who has a certificate."""
+    await client.initial("phone-18")
+    device, key = Device(client), ec.generate_private_key(ec.SECP256R1())
+    wanted = cert_request(key, proven_by=key)
+    for late_s in (3600, -3600):
+        assert b"cmp.time" in (await device.asks(Body.CR, wanted, late_s=late_s)).content.der
+    assert b"cmp.template" in (await device.asks(Body.IR, wanted)).content.der
+    assert (await device.asks(Body.CR, wanted, late_s=30)).body is Body.CP
+
+
+@story
+async def test_who_is_no_device_gets_no_devices_certificate(client, beta):
+    """verifies that: a certificate of this very broker that names something else signs no request."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    public = base64.b64encode(keys.public_bytes(key.public_key())).decode()
+    async with beta.admin() as admin:
+        asked = {"public_key": public, "spiffe_id": "spiffe://beta.test/verifier/v1"}
+        chain = x509.load_pem_x509_certificates((await admin.post_json("/v1/svid", asked))["chain"].encode())
+    pem = serialization.Encoding.PEM
+    (client.folder / "cert.pem").write_bytes(chain[0].public_bytes(pem))
+    (client.folder / "chain.pem").write_bytes(b"".join(one.public_bytes(pem) for one in chain[1:]))
+    plain = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (client.folder / "key.pem").write_bytes(key.private_bytes(pem, *plain))
+    answer = await Device(client).asks(Body.KUR, cert_request(key, proven_by=key))
+    assert answer.body is Body.ERROR
+    assert b"cmp.signer" in answer.content.der
 
 
 @pytest.mark.parametrize("transaction", [b"", b"t" * 65])
