@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from moorline.channel.driver import new_kem
 from moorline.errors import MoorlineError
 from moorline.ledger import transactions as tx
 from moorline.ledger.records import PackageRule
@@ -155,7 +156,19 @@ async def test_the_last_word_of_the_broker_comes_through_as_a_record(world, prox
     await again.aclose()
 
 
-async def attest_again(world, proxy, link, held, chip):  # noqa: F811
+async def test_a_kem_key_serves_one_session_behind_a_proxy(world, proxy, monkeypatch):  # noqa: F811
+    """verifies that: without TLS of the broker the key of the launch opens no second session; a fresh one does."""
+    kem = new_kem()
+    monkeypatch.setattr("moorline.workload_agent.broker.new_kem", lambda: kem)
+    held, chip = launched(world)
+    link = await attest(proxy, held, chip)
+    refusal = await code_of(attest_again(world, proxy, link, held, chip, kem=kem))
+    assert refusal.code == "session.unsigned_problem"
+    assert refusal.got.startswith("session.kem_reused")
+    await (await attest_again(world, proxy, link, held, chip)).aclose()
+
+
+async def attest_again(world, proxy, link, held, chip, *, kem=None):  # noqa: F811
     """The same instance opens a newer session: the broker ends the older one and says why."""
     from moorline.channel.driver import open_session
     from moorline.wire import keys, schema
@@ -180,6 +193,7 @@ async def attest_again(world, proxy, link, held, chip):  # noqa: F811
         prove=prove,
         collect=_collector(chip),
         profile=ChannelProfile.HPKE_ONLY,
+        kem=kem,
     )
 
 

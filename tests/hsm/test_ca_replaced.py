@@ -100,7 +100,9 @@ class Two:
         above = tuple(der(one) for one in x509.load_pem_x509_certificates((self.folder / "chain.pem").read_bytes()))
         return issuing_ca(token, certificate, above, life_s=3000, label=label)  # a thief asks no ledger
 
-    def forged(self, ca: IssuingCa, name: str) -> ClientIdentity:
+    def forged(self, ca: IssuingCa, name: str, *, serial: int | None = None) -> ClientIdentity:
+        if serial is not None:
+            ca._serials._drawn = [serial]
         key = ec.generate_private_key(ec.SECP256R1())
         leaf = ca.issue(
             keys.public_bytes(key.public_key()), SpiffeId.parse(f"spiffe://alpha.test/{name}"), SystemClock().now()
@@ -260,7 +262,12 @@ async def test_a_stolen_ca_ends_everywhere(two):
 async def test_what_a_thief_makes_enrols_nowhere(two):
     """verifies that: a forged certificate of a device that exists, though it chains, gets none under the new CA."""
     thief = two.stolen("issuing-ca", two.first_ca)
-    forged = two.forged(thief, "device/phone-1")
+    genuine = x509.load_der_x509_certificate(two.phone.identity().chain[0])
+    await enrols_nowhere(two, two.forged(thief, "device/phone-1"))
+    await enrols_nowhere(two, two.forged(thief, "device/phone-1", serial=genuine.serial_number))
+
+
+async def enrols_nowhere(two, forged):
     mine = DeviceStore(directory=two.folder / "thief")
     trust = two.world.consortium.ceremony.trust
     mine.provision(trust, two.world.consortium.ceremony.endpoints)

@@ -15,6 +15,7 @@ import pytest_asyncio
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import ocsp
 
 from moorline.clock import SystemClock
 from moorline.errors import Refused, Unavailable
@@ -92,6 +93,15 @@ class Device:
         assert await done.wait() == 0
         words = "ocsp -issuer ca.pem -cert leaf.pem -respin answer.der -CAfile root.pem -verify_other between.pem -no_nonce"
         return (await self.run(*words.split())).stdout.partition("leaf.pem: ")[2].split("\n")[0]
+
+    async def ocsp_ends(self):
+        """When an answer given now ends to be one; None if there is no answer."""
+        await self.run(*["ocsp", "-issuer", "ca.pem", "-cert", "leaf.pem", "-reqout", "request.der", "-no_nonce"])
+        curl = ("curl", "-sS", "-o", "answer.der", "--data-binary", "@request.der", f"{self.base}/ocsp")
+        done = await asyncio.create_subprocess_exec(*curl, cwd=self.folder)
+        assert await done.wait() == 0
+        answer = ocsp.load_der_ocsp_response((self.folder / "answer.der").read_bytes())
+        return answer.next_update_utc if answer.response_status is ocsp.OCSPResponseStatus.SUCCESSFUL else None
 
     async def by_list(self):
         """What `openssl verify -crl_check` says with the list fetched now."""
@@ -185,6 +195,12 @@ async def test_without_the_ledger_nobody_is_called_good(alpha, tmp_path):
     await within(device.ocsp, 5, said="good")
     for authority in alpha.consortium.authorities:
         await authority.stop()
+    # Each answer is as old as the last look at the ledger, however late it is asked for.
+    seen = set()
+    while (ends := await device.ocsp_ends()) is not None:
+        seen.add(ends)
+        await asyncio.sleep(0.5)
+    assert len(seen) <= 2, seen  # a look may still have been on its way
     await within(device.ocsp, MAX_AGE_S, said="trylater")
     await within(device.by_list, MAX_AGE_S, said="no list")
 

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from moorline.audit.log import LogEntry
 from moorline.channel.driver import ClientSession, Collected, open_session
-from moorline.clock import Instant, SystemClock
+from moorline.clock import Instant, SystemClock, Validity
 from moorline.digest import tagged_hash
 from moorline.errors import MoorlineError, Refused, Unavailable
 from moorline.hsm import exchange
@@ -56,6 +56,7 @@ from moorline.wire.access import (
     statement_digest,
     verify_statement,
 )
+from moorline.wire.certificates import root_certificate
 from moorline.wire.guest import LauncherLaunch
 from moorline.wire.host import HostEvidence, PcrValue, session_qualifying_data
 from moorline.wire.http import ClientIdentity
@@ -822,6 +823,9 @@ async def test_revocation_reaches_the_broker(world):
         with pytest.raises(MoorlineError) as caught:
             await session.call("storage.key", b"")
         assert caught.value.code == "renewal.instance_revoked"
+    before = world.fields()
+    await world.alpha.submitter.send(tx.Revoke(kind=RevocationKind.INSTANCE, id=before.instance))
+    assert await world.refused(world.function(before)) == "ledger.revoked"  # of one that was never launched
     launcher = hashlib.sha256(world.launcher_key).hexdigest()
     async with world.alpha.admin() as admin:
         await admin.post_json("/v1/launchers/revoke", {"launcher": launcher})
@@ -834,23 +838,67 @@ async def test_revocation_reaches_the_broker(world):
     assert await world.refused(world.function(world.fields())) == "ledger.platform_not_active"
 
 
-async def test_an_hsm_that_is_revoked_agrees_on_nothing_over_the_session_it_kept(world):
-    """verifies that: a peer that met is asked about at each step; once revoked it gets neither an epoch nor a pair key."""
-    alpha, beta = Party(provider="alpha", hsm="hsm-1"), Party(provider="beta", hsm="hsm-1")
+def peer_bundle(world: World, signer, digest: bytes, **changes) -> bytes:
+    """Beta's trust bundle for alpha, with changes, signed by its HSM key."""
+    values = {
+        "expected": Expectation(
+            ledger_id=world.consortium.ceremony.trust.ledger_id,
+            sender=Party(provider="beta", hsm="hsm-1"),
+            receiver=Party(provider="alpha", hsm="hsm-1"),
+            challenge=digest,
+        ),
+        "trust_domain": "beta.test",
+        "sequence": 1,
+        "now": world.now,
+        "roots": (),
+        "issuing_cas": (),
+        "above": (),
+    }
+    return exchange.sign_bundle(exchange.our_bundle(**{**values, **changes}), signer)
+
+
+async def test_a_peer_tells_of_its_own_cas_only_and_nothing_before_it_was_met(world):
+    """verifies that: an HSM gets nowhere with another's trust domain, CA or bundle, nor by leaving steps out."""
+    beta = Party(provider="beta", hsm="hsm-1")
+    folder = world.consortium.providers["alpha"].directory
+    theirs = x509.load_pem_x509_certificates((folder / "issuing-ca.pem").read_bytes())
+    above = x509.load_pem_x509_certificates((folder / "chain.pem").read_bytes())
+    stranger = root_certificate(
+        ec.generate_private_key(ec.SECP256R1()),
+        name="stranger",
+        validity=Validity(not_before=Instant(world.now - 60), not_after=Instant(world.now + 3600)),
+        serial=7,
+    )
+    ders = [tuple(one.public_bytes(serialization.Encoding.DER) for one in some) for some in (theirs, above, [stranger])]
     with open_token(world.consortium.providers["beta"].hsm.location) as token:
         signer = keys.KeySigner(TokenEcKey(token, HSM_IDENTITY))
         async with peer_session(world, signer, beta) as (session, digest):
-            ledger = world.consortium.ceremony.trust.ledger_id
-            bundle = exchange.our_bundle(
-                expected=Expectation(ledger_id=ledger, sender=beta, receiver=alpha, challenge=digest),
-                trust_domain="beta.test",
-                sequence=1,
-                now=world.now,
-                roots=(),
-                issuing_cas=(),
-                above=(),
-            )
-            ours = exchange.sign_bundle(bundle, signer)
+
+            async def said(operation: str, body: bytes) -> str:
+                with pytest.raises(MoorlineError) as caught:
+                    await session.call(operation, body)
+                return caught.value.code
+
+            for operation in ("peer.pair_epoch", "peer.grants"):
+                assert await said(operation, b"") == "broker.no_such_operation"
+            assert await said("peer.confirm", b"") == "exchange.out_of_order"
+            for changes, code in (
+                ({"trust_domain": "alpha.test"}, "exchange.trust_domain"),
+                ({"issuing_cas": ders[0], "above": ders[1]}, "exchange.other_certificate"),
+                ({"issuing_cas": ders[2]}, "chain.untrusted"),
+            ):
+                assert await said("peer.exchange", peer_bundle(world, signer, digest, **changes)) == code
+            assert await said("peer.exchange", peer_bundle(world, signer, bytes(32))) == "exchange.not_for_us"
+            assert await said("peer.pair_epoch", b"") == "broker.no_such_operation"
+
+
+async def test_an_hsm_that_is_revoked_agrees_on_nothing_over_the_session_it_kept(world):
+    """verifies that: a peer that met is asked about at each step; once revoked it gets neither an epoch nor a pair key."""
+    beta = Party(provider="beta", hsm="hsm-1")
+    with open_token(world.consortium.providers["beta"].hsm.location) as token:
+        signer = keys.KeySigner(TokenEcKey(token, HSM_IDENTITY))
+        async with peer_session(world, signer, beta) as (session, digest):
+            ours = peer_bundle(world, signer, digest)
             reply = schema.decode(ExchangeReply, await session.call("peer.exchange", ours))
             agreed = exchange.transcript(digest, ours, reply.bundle)
             await session.call("peer.confirm", exchange.agree(signer, agreed))
