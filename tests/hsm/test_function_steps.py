@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from types import SimpleNamespace
 
 import pytest
 
-from moorline.errors import Refused
+from moorline.errors import Refused, Unavailable
 from moorline.services.broker_function_steps import FunctionSteps, Step
+from moorline.services.broker_functions import FunctionSession, ResumedSession
+from moorline.services.broker_launchers import LauncherSession
 
 
 class Rows:
@@ -75,3 +78,13 @@ async def test_who_is_gone_takes_nothing_along():
     assert await asyncio.gather(waits[0], *waits[2:]) == [0, 2, 3]
     with pytest.raises(asyncio.CancelledError):
         await waits[1]
+
+
+@pytest.mark.parametrize("role", [LauncherSession, FunctionSession, ResumedSession])
+async def test_nothing_is_launched_or_resumed_before_the_log_was_judged(role):
+    """verifies that: a broker that has not compared its log with the ledger looks at nothing, and says when to ask."""
+    broker = SimpleNamespace(judged=asyncio.Event(), settings=SimpleNamespace(provider="alpha"))
+    with pytest.raises(Unavailable) as caught:
+        await role(broker=broker, claim=SimpleNamespace(role="any")).appraise()
+    assert caught.value.code == "launch.log_not_judged"
+    assert caught.value.retry_after_s > 0
