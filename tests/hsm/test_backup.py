@@ -19,11 +19,11 @@ from moorline.clock import Instant
 from moorline.errors import Conflict, Malformed, Misconfigured, MoorlineError, NotAuthentic, Refused
 from moorline.hsm import backup, ceremony, custody
 from moorline.hsm.custody import Circle, Share
-from moorline.hsm.keys import ISSUING_CA, WRAPPING
+from moorline.hsm.keys import HSM_IDENTITY, ISSUING_CA, KEM, VERIFIER, WRAPPING, TokenEcKey
 from moorline.hsm.launch_keys import COUNTER
 from moorline.hsm.token import initialise_softhsm, open_token
 from moorline.nfv import Role, SpiffeId
-from moorline.wire import keys, schema
+from moorline.wire import cose, keys, schema
 
 sys.path.insert(0, str(Path(__file__).parent))
 from looking import issuing_ca
@@ -235,6 +235,21 @@ def test_a_backup_that_is_not_ours_or_changed(saved, tmp_path):
         backup.restore(data, made.keys.identity, both, tmp_path / "full")
     assert caught.value.code == "backup.not_empty"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
+
+
+@pytest.mark.parametrize(("one", "other"), [(ISSUING_CA, VERIFIER), (KEM, VERIFIER), (HSM_IDENTITY, ISSUING_CA)])
+def test_a_restored_key_does_what_its_public_half_says_or_there_is_no_token(saved, tmp_path, one, other):
+    """verifies that: a well signed backup in which two keys changed places is refused, and no key of it is left."""
+    _, made, _, written = saved
+    wrapped = {each.label: each.wrapped for each in written.keys}
+    moved = {one: wrapped[other], other: wrapped[one]}
+    lying = replace(written, keys=tuple(replace(each, wrapped=moved.get(each.label, each.wrapped)) for each in written.keys))
+    with open_token(made.location) as token:
+        data = cose.sign(backup.PURPOSE, schema.encode(lying), keys.KeySigner(TokenEcKey(token, HSM_IDENTITY)))
+    with pytest.raises(NotAuthentic) as caught:
+        backup.restore(data, made.keys.identity, shares(written.key, "ada", "bo"), tmp_path / "x")
+    assert caught.value.code == "backup.key_damaged"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_shares_of_another_token_open_no_officer(saved, tmp_path):

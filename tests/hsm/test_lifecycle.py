@@ -106,6 +106,18 @@ def test_labels_are_never_used_again():
     assert lifecycle.next_label([], ROLE) == "wrapping@2"
 
 
+@pytest.mark.parametrize("early", [100, 1])
+def test_a_key_retires_when_its_overlap_is_over_and_not_a_second_before(early):
+    """verifies that: what was begun under a key can end under it; its retirement is refused until then."""
+    first = lifecycle.adopted(ROLE, ROLE, NOW)
+    second = lifecycle.begun([first], ROLE, NOW)
+    first, second = lifecycle.activated([first, second], second.label, NOW, overlap_s=100)
+    with pytest.raises(Refused) as caught:
+        lifecycle.retired([first, second], ROLE, Instant(NOW + 100 - early))
+    assert caught.value.code == "key.overlap"
+    assert lifecycle.retired([first, second], ROLE, Instant(NOW + 100)).state == State.RETIRED
+
+
 # -- approvals --------------------------------------------------------------------------------------------------------------
 
 NAMES = ("ada", "bo", "cy")

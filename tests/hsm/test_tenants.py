@@ -369,6 +369,21 @@ def test_destroyed_with_proof(hosting):
     assert row.token not in [each.label for each in hsm_tokens(base)]
 
 
+def test_the_key_over_all_keys_of_a_destroyed_token_is_written_over(hosting):
+    """verifies that: who kept another name for a token's file finds zeros: objects are encrypted under what stood in it."""
+    hsm, _, _, directory = hosting
+    tokens = directory / "t" / "tokens"
+    before = set(tokens.iterdir())
+    hsm.create("shredded", uid=ME)
+    (folder,) = set(tokens.iterdir()) - before
+    aside = directory / "aside"
+    aside.hardlink_to(folder / "token.object")
+    assert set(aside.read_bytes()) - {0}
+    hsm.destroy("shredded")
+    assert aside.stat().st_nlink == 1
+    assert set(aside.read_bytes()) == {0}
+
+
 def test_a_destruction_that_could_not_look_proves_nothing_and_goes_on_later(hosting):
     """verifies that: without the PIN no record says that keys are gone; with it again the same destruction is ended.
 

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from moorline.errors import Misconfigured, Unavailable
 from moorline.hsm.token import LocalToken, TokenLocation, initialise_softhsm, open_token
@@ -171,7 +173,9 @@ def test_a_token_that_goes_and_comes_back(location):
             lambda: token.destroy_secret("wrapping"),
             lambda: token.ec_point("unknown"),
             token.inspect,
+            token.destroy_everything,
         ):
+            token.sessions._suspect = False  # each is the first to find it away
             with pytest.raises(Unavailable) as caught:
                 ask()
             assert caught.value.code in ("token.gone", "token.failed")
@@ -229,6 +233,43 @@ def test_two_tokens_of_one_module_survive_one_anothers_loss(location):
         assert not wrong
         for token, point in zip((first, second), points, strict=True):
             assert eager(token).ec_point("signer") == point
+
+
+def test_a_restart_at_the_last_moment_gives_nobody_another_tokens_key(location, monkeypatch):
+    """verifies that: who looked before a restart and enters behind it signs with the own key."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
+
+    from moorline.hsm.keys import point_key
+    from moorline.hsm.token import initialise_token
+    from moorline.hsm.token.module import Module
+
+    other = replace(location, label="other", pin_file=location.pin_file.with_name("pin-other"))
+    initialise_token(other)
+    with open_token(location) as first, open_token(other) as second:
+        points = [token.generate_ec_key("signer") for token in (first, second)]
+    entered, armed = Module.in_use, []
+
+    def restarted_meanwhile(module):
+        if armed:
+            armed.clear()
+            module.restart(module.incarnation)
+            eager(second).ecdsa("signer", bytes(32))  # takes the numbers of sessions and keys that the first had
+        return entered(module)
+
+    monkeypatch.setattr(Module, "in_use", restarted_meanwhile)
+    digest = os.urandom(32)
+    with open_token(location, lanes=1) as first:
+        first.ecdsa("signer", digest)
+        with open_token(other, lanes=1) as second:
+            armed.append(True)
+            raw = first.ecdsa("signer", digest)
+        assert not armed
+        signature = encode_dss_signature(int.from_bytes(raw[:32], "big"), int.from_bytes(raw[32:], "big"))
+        algorithm = ec.ECDSA(Prehashed(hashes.SHA256()))
+        point_key(points[0]).verify(signature, digest, algorithm)
+        with pytest.raises(InvalidSignature):
+            point_key(points[1]).verify(signature, digest, algorithm)
 
 
 def test_a_damaged_object_file_is_a_missing_key_and_no_crash(location):

@@ -170,6 +170,19 @@ def restore(
     unfinished = directory.with_name(directory.name + ".restoring")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a restore that died
     unfinished.mkdir(mode=0o700, parents=True)
+    try:
+        location = _restored(found, secret, unfinished, random)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)  # keys whose proof failed are not left lying about
+        raise
+    (unfinished / "softhsm2.conf").write_text(configuration_text(directory / "tokens"))
+    reached("hsm.restore.proven")
+    unfinished.rename(directory)
+    return replace(location, pin_file=directory / "pin", environment={"SOFTHSM2_CONF": str(directory / "softhsm2.conf")})
+
+
+def _restored(found: Backup, secret: bytes, unfinished: Path, random: Callable[[int], bytes]) -> TokenLocation:
+    """Step 2: a token with the keys of a backup, each proven, and counters far ahead."""
     location, officer = new_token(unfinished, found.token, found.key.circle, random=random)
     reached("hsm.restore.token")
     with trusted_wrapping(location, officer, secret) as wrapping:
@@ -181,10 +194,7 @@ def restore(
         # The state counter also where it had not begun: it may have, after the backup.
         for label, value in {COUNTER: 0, **{each.label: each.value for each in found.counters}}.items():
             token.set_counter(label, (value // COUNTER_STRIDE + 1) * COUNTER_STRIDE)
-    (unfinished / "softhsm2.conf").write_text(configuration_text(directory / "tokens"))
-    reached("hsm.restore.proven")
-    unfinished.rename(directory)
-    return replace(location, pin_file=directory / "pin", environment={"SOFTHSM2_CONF": str(directory / "softhsm2.conf")})
+    return location
 
 
 def new_token(

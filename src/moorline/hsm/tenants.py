@@ -64,7 +64,8 @@ class DestructionRecord:
 
     It establishes that the module showed no object of the token to a fresh login, and then no such token; where `serial` is
     empty, that there was no such token any more when it was looked for. It does not establish that the medium below forgot:
-    SoftHSM's files are overwritten once and unlinked, what the disk keeps of them is its own.
+    SoftHSM unlinks its objects, encrypted under a key in the token's own file; that file is overwritten once and unlinked.
+    What the disk keeps of them is its own.
     """
 
     tenant: str

@@ -271,7 +271,10 @@ def is_listed(base: TokenLocation, label: str) -> bool:
 
 
 def _shred(folder: Path) -> None:
-    """Overwrite and unlink; what a copy-on-write or flash medium keeps of it is not ours to say."""
+    """Overwrite and unlink what the module left, the token's own file above all.
+
+    What a copy-on-write or flash medium keeps of it is not ours to say.
+    """
     for file in folder.iterdir():
         size = file.stat().st_size
         with file.open("r+b") as out:
