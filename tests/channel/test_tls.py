@@ -256,3 +256,22 @@ async def test_no_end_of_ours_opens_a_connection_with_an_experimental_key(consor
         with pytest.raises(Misconfigured) as caught:
             await tls.connect(server.address, identity=identity, verify=judge(consortium))
     assert caught.value.code == "tls.key_unsupported"
+
+
+async def test_a_server_that_has_nothing_to_show_refuses_and_goes_on(consortium):
+    """verifies that: while there is no identity connections are closed, and once there is one they are served."""
+    shown = []
+
+    def identity():
+        if not shown:
+            raise Misconfigured("test.no_identity", "not yet")
+        return shown[0]
+
+    async with await tls.listen("127.0.0.1:0", identity=identity, verify=None, accept=echo) as server:
+        with pytest.raises(Unavailable):
+            await tls.connect(server.address, identity=None, verify=judge(consortium))
+        shown.append(consortium.identity("hsm/hsm-1", issuer=consortium.hsm))
+        stream = await tls.connect(server.address, identity=None, verify=judge(consortium))
+        await stream.write_frame(b"x", deadline_s=5)
+        assert await stream.read_frame(deadline_s=5) == b"x"
+        await stream.aclose()

@@ -141,9 +141,11 @@ class _Connections:
         try:
             made_ready(carrier)
             stream = TlsStream(self._current(), carrier, _peer_name(peer))
-        except BaseException:
+        except (MoorlineError, OSError) as error:  # no identity to show, or the peer is gone already
             carrier.close()
-            raise
+            code = error.code if isinstance(error, MoorlineError) else type(error).__name__
+            _LOG.info("connection refused", extra={"code": code, "peer": _peer_name(peer)})
+            return
         self._greeting[stream] = None
         task = asyncio.get_running_loop().create_task(self._serve(stream))
         self._tasks.add(task)
