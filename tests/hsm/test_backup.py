@@ -93,6 +93,16 @@ def test_wrong_doubled_and_forged_shares():
     assert caught.value.code == "custody.other_key"
 
 
+def test_a_record_that_some_quorum_could_not_open_is_refused():
+    """verifies that: a lock that is missing, doubled or in another's place is found by whoever reads it, not at a loss."""
+    locked = custody.lock(b"s", CIRCLE, purpose="test", random=os.urandom)
+    first, second, third = locked.locks
+    for locks in ((first, second), (first, second, second), (second, first, third), ()):
+        with pytest.raises(Malformed) as caught:
+            custody.take_share(replace(locked, locks=locks), "ada", OWN["ada"][1])
+        assert caught.value.code == "custody.incomplete"
+
+
 @pytest.mark.parametrize(
     "circle",
     [
@@ -235,6 +245,19 @@ def test_a_backup_that_is_not_ours_or_changed(saved, tmp_path):
         backup.restore(data, made.keys.identity, both, tmp_path / "full")
     assert caught.value.code == "backup.not_empty"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
+
+
+def test_a_backup_is_signed_by_the_identity_that_is_asked_for_or_not_made(saved, tmp_path):
+    """verifies that: a certificate that is not of this token's identity makes no backup that nobody could verify."""
+    _, made, _, _ = saved
+    brought = shares(backup.load_custody(made.location), "ada", "bo")
+    stranger = ec.generate_private_key(ec.SECP256R1()).public_key()
+    with pytest.raises(NotAuthentic) as caught:
+        backup.create(made.location, brought, tmp_path / "b", now=NOW, identity=stranger)
+    assert caught.value.code == "backup.other_identity"
+    assert list(tmp_path.iterdir()) == []
+    backup.create(made.location, brought, tmp_path / "b", now=NOW, identity=made.keys.identity)
+    backup.verify((tmp_path / "b").read_bytes(), made.keys.identity)
 
 
 @pytest.mark.parametrize(("one", "other"), [(ISSUING_CA, VERIFIER), (KEM, VERIFIER), (HSM_IDENTITY, ISSUING_CA)])

@@ -141,6 +141,12 @@ def test_a_pool_holds_what_is_taken_lately(token, store):
     filled = store.pools()
     assert filled["quiet", "tls"] == 4
     assert 20 < filled["busy", "tls"] <= 30
+    for _ in range(400):
+        pool.took("busy", "tls")
+    while pool.top_up(at_most=100):
+        pass
+    filled = store.pools()
+    assert filled["busy", "tls"] == 30
     now[0] = 1000.0  # nobody asks any more
     store.take_from_pool("busy", "tls", count=filled["busy", "tls"], at=NOW)
     assert pool.low()

@@ -14,7 +14,7 @@ import pytest
 import moorline
 from moorline.clock import Instant
 from moorline.errors import Conflict, NotAuthentic
-from moorline.hsm import lifecycle
+from moorline.hsm import lifecycle, rotation
 from moorline.hsm.keys import WRAPPING
 from moorline.hsm.launch_keys import COUNTER, LaunchKeys, Terms
 from moorline.hsm.pool import KeyPool, Watermarks
@@ -134,7 +134,9 @@ def test_rotation_under_work(tmp_path):
         rows = SealedRows(store)
         total = len(everything(token, rows))
         assert {row.table for row in everything(token, rows)} == set(rows.tables)
+        old = token.seal(WRAPPING, b"old", b"x")
         label = rotate(token, hsm)
+        assert token.unseal(WRAPPING, old, b"x") == b"old"
         sealed = token.seal(WRAPPING, b"new", b"x")
         assert token.inner.unseal(label, sealed, b"x") == b"new"
         KeyPool(token, store, Watermarks(low=5, high=5)).refill("records", "tls")
@@ -186,6 +188,21 @@ def test_a_rotation_in_another_process_is_learnt_of(tmp_path):
             other.unseal(WRAPPING, bytes(40), b"x")
 
 
+def test_a_rotation_in_another_process_is_followed_in_time(tmp_path, monkeypatch):
+    """verifies that: within REFRESH_S, before the overlap ends, every process seals under the new key, whatever it opens."""
+    assert rotation.REFRESH_S < OVERLAP_S
+    prepare(tmp_path)
+    passed = [1000.0]
+    monkeypatch.setattr(rotation.time, "monotonic", lambda: passed[0])
+    with opened(tmp_path) as (token, _, hsm):
+        other = RotatingToken(token.inner, hsm)
+        label = rotate(token, hsm)
+        passed[0] += rotation.REFRESH_S - 1
+        assert token.inner.unseal(WRAPPING, other.seal(WRAPPING, b"m", b"x"), b"x") == b"m"
+        passed[0] += 1
+        assert token.inner.unseal(label, other.seal(WRAPPING, b"m", b"x"), b"x") == b"m"
+
+
 KILLED = """
 import sys
 from pathlib import Path
@@ -234,7 +251,7 @@ import sys
 from pathlib import Path
 from moorline.clock import Instant
 from moorline.storage.hsm_store import HsmStore
-from moorline.hsm import lifecycle
+from moorline.hsm import lifecycle, rotation
 store = HsmStore.open(sys.argv[1])
 if sys.argv[2] == "keys":
     row = lifecycle.begun(store.key_rows(), "wrapping", Instant(5))

@@ -235,6 +235,8 @@ def test_quotas(hosting):
             [small.random(4) for _ in range(20)]
         assert spent.value.code == "tenant.quota_operations"
         assert 0 < spent.value.retry_after_s <= 60
+    refusals = [schema.decode(LogEntry, each) for each in hosting[1].tenant_log("small")]
+    assert {"tenant.quota_keys", "tenant.quota_operations"} <= {each.details.get("outcome") for each in refusals}
     with RemoteToken(hsm.door_of("clinic")) as clinic:
         assert len(clinic.random(4)) == 4
     quota = Quota(keys=1, operations_a_minute=1)
