@@ -329,3 +329,11 @@ def test_nothing_is_issued_without_a_young_look_at_the_ledger(token, real_now):
     assert [issued_at(NOW + after)[0] for after in (0, 30, 31)] == ["issued", "issued", "issuing.not_seen"]
     made.issuers.looked(frozenset(made.living), at=Instant(NOW + 31))
     assert issued_at(NOW + 31) == ("issuing.ca_revoked", None)
+
+
+@pytest.mark.parametrize("life_s", [60, 3540, 7200, 10**6])
+def test_no_certificate_lives_longer_than_an_hour_whatever_the_settings_say(token, real_now, life_s):
+    ca = issuing_ca(token, real_now.signed.issuing_ca, real_now.above, life_s=life_s)
+    made = leaf(ca)[0].certificate
+    lives = (made.not_valid_after_utc - made.not_valid_before_utc).total_seconds()
+    assert lives == min(life_s + 60, 3600)

@@ -85,7 +85,12 @@ class _Limits:
             async with asyncio.timeout(self._streams.get(scope["path"], self._deadline_s)):
                 await self._app(scope, exchange.receive, exchange.send)
         except TimeoutError:
-            exchange.refusal = Unavailable("http.deadline", "the request took too long", expected=f"<= {self._deadline_s} s")
+            exchange.refusal = Unavailable(
+                "http.deadline",
+                "the request took too long",
+                expected=f"<= {self._deadline_s} s",
+                remedy="ask again; if it stays so, see whether ledger, database and token behind it answer",
+            )
         except Malformed as error:
             exchange.refusal = exchange.refusal or error
         except asyncio.CancelledError:

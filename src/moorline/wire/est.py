@@ -75,7 +75,9 @@ def parse_csr(der: bytes, *, possession: bool = True) -> Csr:
             "est.csr_algorithm", "a request signed over SHA-1 or MD5 proves nothing", expected="SHA-256 or longer"
         )
     if possession and not possessed:
-        raise NotAuthentic("est.possession", "the request is not signed by its own key")
+        raise NotAuthentic(
+            "est.possession", "the request is not signed by its own key", remedy="sign the request with the key it names"
+        )
     return Csr(
         public=public,
         possessed=possessed,
