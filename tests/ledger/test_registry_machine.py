@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from moorline.clock import Instant, Validity
-from moorline.ledger import ceremony, records, revocations, transactions
+from moorline.ledger import ceremony, records, revocation_list, transactions
 from moorline.ledger import transactions as tx
 from moorline.ledger.records import RevocationKind
 from moorline.ledger.state import Applied
@@ -393,7 +393,7 @@ def revoked_by(state, registrant):
     index = records.parse(records.RevocationsRecord, state.get(records.revocations_index_key(registrant)))
     numbers = (records.numbered_revocation_index_key(registrant, number) for number in range(1, index.count + 1))
     found = [records.parse(records.IndexRecord, state.get(key)).holders[0] for key in numbers]
-    assert index.digest == revocations.digest_after(bytes(32), found)
+    assert index.digest == revocation_list.digest_after(bytes(32), found)
     assert all(state.get(key) is not None for key in found)
     return found
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from moorline.ledger import genesis, proof, records, revocations, state, transactions
+from moorline.ledger import genesis, proof, records, state, transactions
 from moorline.ledger.records import IndexRecord, RevocationKind, RevocationsRecord
-from moorline.ledger.revocations import digest_after
+from moorline.ledger.revocation_list import NONE, digest_after
 from moorline.ledger.state import Applied, Rejected
 from moorline.ledger.transactions import Revoke, RevokeGlobally, SenderKind
 from moorline.wire import keys
@@ -68,7 +68,7 @@ def test_what_an_hsm_revokes_counts_as_its_providers(consortium, alpha):
 
 def test_a_refused_revocation_takes_no_number(consortium, alpha):
     """verifies that: twice, of a wrong kind, malformed, or in a proposal that is only tried out: count and digest stay."""
-    assert counted(consortium.state, "alpha") == revocations.NONE
+    assert counted(consortium.state, "alpha") == NONE
     assert isinstance(consortium.as_provider(alpha, Revoke(kind=DEVICE, id="d-1")), Applied)
     before = counted(consortium.state, "alpha"), counted(consortium.state, "consortium")
     for kind, name in [(DEVICE, "d-1"), (RevocationKind.VENDOR_ROOT, "ab"), (DEVICE, "../x")]:

@@ -14,7 +14,7 @@ from moorline import nfv
 from moorline.clock import Instant
 from moorline.digest import tagged_hash
 from moorline.errors import Malformed, MoorlineError
-from moorline.ledger import issuance, records, revocations
+from moorline.ledger import issuance, records, revocation_list
 from moorline.ledger.checkpoint import quorum_of
 from moorline.ledger.light_client import TRUSTING_PERIOD_S, LedgerTrust
 from moorline.ledger.parameters import MAX_MAX_AGE_S, MIN_MAX_AGE_S, PARAMETERS
@@ -132,7 +132,7 @@ def initial_records(genesis: Genesis) -> dict[str, bytes]:
     state[records.AUTHORITIES_INDEX] = records.IndexRecord(holders=tuple(a.name for a in genesis.authorities))
     state[records.ROOTS_KEY] = records.RootsRecord(roots=genesis.roots)
     if genesis.version >= VERSION:
-        state[records.revocations_index_key(records.CONSORTIUM)] = revocations.NONE
+        state[records.revocations_index_key(records.CONSORTIUM)] = revocation_list.NONE
     values = {name: bounds.initial for name, bounds in PARAMETERS.items()}
     values |= {"max_age_s": genesis.parameters.max_age_s, "simulated_allowed": int(genesis.simulated_allowed)}
     for name, value in values.items():

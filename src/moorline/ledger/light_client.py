@@ -23,11 +23,12 @@ from typing import Final
 from moorline.clock import Instant
 from moorline.digest import same
 from moorline.errors import Malformed, NotAuthentic, Refused, Unavailable
-from moorline.ledger import anchor, proof
+from moorline.ledger import anchor, proof, records
 from moorline.ledger.checkpoint import Checkpoint, quorum_of
 from moorline.ledger.partial_tree import PartialTree
 from moorline.ledger.places import value_digest
-from moorline.ledger.records import Der
+from moorline.ledger.records import Der, RevocationsRecord
+from moorline.ledger.revocation_list import RevocationList
 from moorline.wire import schema
 from moorline.wire.schema import Bytes32
 
@@ -88,7 +89,7 @@ class LedgerTrust:
 
 
 class ProvenState:
-    """Part of a ledger's state at one checkpoint, proven. Only `verify_bundle` makes one."""
+    """Part of a ledger's state at one checkpoint, proven. Only `verify_bundle` makes one, and what follows from one."""
 
     __slots__ = ("_records", "checkpoint")
 
@@ -108,6 +109,10 @@ class ProvenState:
     def time(self) -> Instant:
         """Block time."""
         return self.checkpoint.time
+
+    def tells(self, key: str) -> bool:
+        """Whether it says anything about this key."""
+        return key in self._records
 
     def record(self, key: str) -> bytes:
         """The value under `key`; raises Refused("ledger.absent" if proven absent, "ledger.not_proven" if neither)."""
@@ -143,6 +148,23 @@ def together(states: Iterable[ProvenState]) -> ProvenState:
     for state in in_order:
         records.update(state._records)  # noqa: SLF001 - of its own kind
     return ProvenState(in_order[0].checkpoint, records, _proven=_TOKEN)
+
+
+def unlisted(state: ProvenState, listed: RevocationList, keys: Iterable[str]) -> ProvenState:
+    """The same, with the absence of revocations (`keys`, of the list's registrant) that its count and the list show.
+
+    `state` is as one bundle proved it: whether a count is older than another shows in its height. Raises
+    Refused("ledger.absent" | "ledger.not_proven") without a count, NotAuthentic("ledger.revocations_differ"), and
+    Refused("ledger.not_proven") where the list does not reach so far, or has the key: then its own record says.
+    """
+    count = records.parse(RevocationsRecord, state.record(records.revocations_index_key(listed.registrant)))
+    shown = dict.fromkeys(keys)
+    mine = [key.startswith("revocation/") and key.split("/")[2] == listed.registrant for key in shown]
+    if not listed.covers(count, height=state.height) or not all(mine) or any(key in listed for key in shown):
+        raise Refused(
+            "ledger.not_proven", "the list of revocations does not show that these are absent", got=listed.registrant
+        )
+    return ProvenState(state.checkpoint, {**state._records, **shown}, _proven=_TOKEN)  # noqa: SLF001 - of its own kind
 
 
 def verify_bundle(bundle: bytes, trust: LedgerTrust, *, now: Instant, highest: Checkpoint | None = None) -> ProvenState:

@@ -240,7 +240,7 @@ class RevocationRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevocationsRecord:
-    """How many things a registrant revoked; `digest` is over their keys in order (`ledger.revocations.digest_after`)."""
+    """How many things a registrant revoked; `digest` is over their keys in order (`revocation_list.digest_after`)."""
 
     count: int
     digest: Bytes32

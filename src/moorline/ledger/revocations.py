@@ -8,24 +8,11 @@ genesis version 1) nothing is numbered, and each key is asked about by itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
-
-from moorline.digest import tagged_hash
 from moorline.errors import Conflict
 from moorline.ledger import records
 from moorline.ledger.draft import Draft
 from moorline.ledger.records import CONSORTIUM, IndexRecord, RevocationKind, RevocationRecord, RevocationsRecord
-
-NONE: Final = RevocationsRecord(count=0, digest=bytes(32))
-"""What stands under a registrant that has revoked nothing."""
-
-
-def digest_after(digest: bytes, keys: Iterable[str]) -> bytes:
-    """The digest of a list that has these keys after what `digest` is of."""
-    for key in keys:
-        digest = tagged_hash("revocations", digest, key.encode())
-    return digest
+from moorline.ledger.revocation_list import NONE, digest_after
 
 
 def begin(draft: Draft, provider: str) -> None:

@@ -25,7 +25,8 @@ from moorline.errors import Refused, Unavailable
 from moorline.ledger import leaf_standing, records
 from moorline.ledger.light_client import LedgerTrust, ProvenState
 from moorline.services import http
-from moorline.services.ledger_view import Documents, LedgerView, Prover
+from moorline.services.ledger_documents import Documents
+from moorline.services.ledger_view import LedgerView, Prover
 from moorline.wire.certificates import parse_certificate, spiffe_id_of
 
 REUSE_PART: Final = 1 / 30

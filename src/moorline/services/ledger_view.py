@@ -18,6 +18,8 @@ from moorline.clock import Clock
 from moorline.ledger.checkpoint import Checkpoint, parse_body
 from moorline.ledger.fetching import not_overtaken
 from moorline.ledger.light_client import LedgerTrust, ProvenState, together, verify_bundle
+from moorline.services.ledger_documents import Documents
+from moorline.services.ledger_revocations import Followed
 
 _HIGHEST = "highest-checkpoint"
 _KEPT_MAX: Final = 4096
@@ -39,18 +41,6 @@ class Prover(Protocol):
 
     async def aclose(self) -> None:
         """Close connections."""
-        ...
-
-
-class Documents(Protocol):
-    """Where the newest checkpoint seen is kept; `storage.broker_store.BrokerStore` is one."""
-
-    def document(self, name: str) -> bytes | None:
-        """Stored bytes, or None."""
-        ...
-
-    def set_document(self, name: str, value: bytes) -> None:
-        """Store bytes under a name."""
         ...
 
 
@@ -77,6 +67,7 @@ class LedgerView:
         self._look_at = _KEPT_LOOKED_AT
         self._next: asyncio.Task[ProvenState] | None = None
         self._turn = asyncio.Lock()
+        self._followed = Followed(store, self._proven_now)
         kept = store.document(_HIGHEST)
         self._highest = None if kept is None else parse_body(kept.decode("ascii"))
 
@@ -104,10 +95,26 @@ class LedgerView:
 
     async def aclose(self) -> None:
         """Close the prover."""
+        await self._followed.aclose()
         await self._prover.aclose()
 
     async def state(self, keys: tuple[str, ...]) -> ProvenState:
-        """What is proven about these keys, asked within the last `reuse_s` seconds."""
+        """What is proven about these keys, asked within the last `reuse_s` seconds.
+
+        That something is not revoked follows from how much its registrant revoked, where that is known (ledger_revocations).
+        """
+        asked, counted = self._followed.split(keys)
+        parts = await self._parts(asked)
+        state = self._together(asked, parts)
+        return together((state, *await self._followed.answered(counted, parts, self._reused))) if counted else state
+
+    async def _proven_now(self, keys: tuple[str, ...]) -> ProvenState:
+        return (await self.proven(keys))[1]
+
+    async def _reused(self, keys: tuple[str, ...]) -> ProvenState:
+        return self._together(keys, await self._parts(keys))
+
+    async def _parts(self, keys: tuple[str, ...]) -> list[ProvenState]:
         if self._reuse_s > 0:
             self._used.update(keys)
         now = self._elapsed()
@@ -119,7 +126,7 @@ class LedgerView:
             parts.append(await self._asked(missing))
         elif min(asked for asked, _ in held.values()) < now - _ASK_AHEAD * self._reuse_s:
             self._ask_ahead(since)
-        return self._together(keys, parts)
+        return parts
 
     def _together(self, keys: tuple[str, ...], parts: list[ProvenState]) -> ProvenState:
         """As `together`; the same one while the parts are."""
