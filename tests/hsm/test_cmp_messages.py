@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from moorline.errors import Malformed, Refused
 from moorline.wire import cmp, cmp_mac, cmp_reply
 from moorline.wire.cmp import Body
+from moorline.wire.cmp_elements import single
+from moorline.wire.der import INTEGER, OCTET_STRING, OID, SEQUENCE, TIME, tlv
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cmp_samples import by_openssl, pbmac1, sample
@@ -35,6 +37,40 @@ def test_what_is_written_reads_back():
     assert (message.body, message.protection) == (Body.ERROR, b"signature")
     assert message.protected == cmp_reply.protected_part(reply)
     assert message.extra_certificates == (b"\x30\x00",)
+
+
+LEAVES = st.tuples(st.sampled_from([INTEGER, OCTET_STRING, OID, TIME, 0x03, 0x05, 0x0C]), st.binary(max_size=4))
+TREES = st.recursive(
+    LEAVES.map(lambda one: tlv(*one)),
+    lambda inner: st.tuples(st.sampled_from([SEQUENCE, 0xA0, 0xA1]), st.lists(inner, max_size=3)).map(
+        lambda one: tlv(one[0], b"".join(one[1]))
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(TREES, max_size=3))
+def test_a_body_of_any_shape_is_read_or_malformed(parts):
+    """verifies that: sequences that are empty where something belongs end nobody's process, in either direction."""
+    body = single(tlv(SEQUENCE, b"".join(parts)), SEQUENCE)
+    for read in (
+        cmp.cert_requests,
+        cmp.confirmations,
+        cmp.revocation,
+        cmp.info_types,
+        cmp.issued_certificate,
+        cmp.error_text,
+    ):
+        with contextlib.suppress(Malformed):
+            read(body)
+
+
+@pytest.mark.parametrize("status", [b"", tlv(SEQUENCE, b"")])
+def test_a_confirmation_with_an_empty_status_is_malformed(status):
+    one = tlv(OCTET_STRING, bytes(32)) + tlv(INTEGER, b"\0") + tlv(SEQUENCE, status)
+    with pytest.raises(Malformed):
+        cmp.confirmations(single(tlv(SEQUENCE, tlv(SEQUENCE, one)), SEQUENCE))
 
 
 @settings(max_examples=300, deadline=None)

@@ -20,6 +20,7 @@ from moorline.wire.cmp_elements import (
     by_number,
     children,
     expected,
+    first,
     integer_of,
     malformed,
     octets_of,
@@ -169,7 +170,7 @@ def confirmations(content: Element) -> tuple[Confirmation, ...]:
         if len(parts) < 2 or parts[0].tag != OCTET_STRING:
             raise malformed("a certificate status without hash and number")
         status = [part for part in parts[2:] if part.tag == SEQUENCE]
-        accepted = not status or integer_of(children(status[0].content)[0]) in (0, 1)
+        accepted = not status or integer_of(first(status[0].content)) in (0, 1)
         hash_named = any(part.number == 0 for part in parts[2:])
         found.append(
             Confirmation(
@@ -211,7 +212,7 @@ def issued_certificate(content: Element) -> bytes:
     if len(parts) != 1:
         raise malformed("a certificate response of another shape")
     response = children(only(parts[0], SEQUENCE).content)
-    if len(response) < 3 or integer_of(children(expected(response[1], SEQUENCE))[0]) not in (0, 1):
+    if len(response) < 3 or integer_of(first(expected(response[1], SEQUENCE))) not in (0, 1):
         raise malformed("a certificate response without a certificate")
     pair = children(expected(response[2], SEQUENCE))
     if not pair or pair[0].number != 0:
@@ -221,7 +222,7 @@ def issued_certificate(content: Element) -> bytes:
 
 def error_text(content: Element) -> str:
     """What an error message says, for people; its first 200 characters that can be printed. Raises Malformed."""
-    status_info = children(expected(children(expected(content, SEQUENCE))[0], SEQUENCE))
+    status_info = children(expected(first(expected(content, SEQUENCE)), SEQUENCE))
     texts = [one for part in status_info if part.tag == SEQUENCE for one in children(part.content)]
     said = " ".join(one.content.decode("utf-8", "replace") for one in texts)
     return "".join(letter for letter in said if letter.isprintable())[:200]

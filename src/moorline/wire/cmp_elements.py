@@ -77,6 +77,14 @@ def single(data: bytes, tag: int) -> Element:
     return found[0]
 
 
+def first(content: bytes) -> Element:
+    """The first of one or more elements."""
+    found = children(content)
+    if not found:
+        raise malformed("an empty sequence where something belongs")
+    return found[0]
+
+
 def only(outer: Element, tag: int | None = None) -> Element:
     """The one element within another, of this tag if one is named."""
     found = children(outer.content)
