@@ -104,7 +104,7 @@ def enrolments(ca, token, store):
         number += 1
         device = f"d-{number}"
         csr = est.parse_csr(der)
-        store.set_enrolment_code(device=device, code_digest=b"c" * 32, not_after=Instant(now + 600), at=now)
+        made.set_code(device, code_digest=b"c" * 32, not_after=Instant(now + 600), at=now)
         name = SpiffeId(trust_domain="alpha.test", role=Role.DEVICE, segments=(device,))
         leaf = certificates.leaf_certificate(
             csr.public,
