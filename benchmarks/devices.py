@@ -104,6 +104,7 @@ def enrolments(ca, token, store):
         number += 1
         device = f"d-{number}"
         csr = est.parse_csr(der)
+        digest = key_digest(keys.public_bytes(csr.public))
         made.set_code(device, code_digest=b"c" * 32, not_after=Instant(now + 600), at=now)
         name = SpiffeId(trust_domain="alpha.test", role=Role.DEVICE, segments=(device,))
         leaf = certificates.leaf_certificate(
@@ -117,11 +118,11 @@ def enrolments(ca, token, store):
         issued = Issued(
             serial=f"{leaf.serial_number:x}",
             spiffe_id=str(name),
-            key_digest=key_digest(csr.public),
+            key_digest=digest,
             not_after=Instant(now + 3000),
             der=data,
         )
-        made.enrol(Applicant(device=device, code_digest=b"c" * 32), key_digest=key_digest(csr.public), issued=issued, at=now)
+        made.enrol(Applicant(device=device, code_digest=b"c" * 32), key_digest=digest, issued=issued, at=now)
         est.encoded(est.certs_only((data,)))
 
     return once
