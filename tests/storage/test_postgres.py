@@ -72,7 +72,7 @@ def test_a_server_that_ended_the_connection_costs_a_new_one(store, postgres):
     """verifies that: connections the server ended meanwhile are found so before they are used, without asking each time."""
     store.set_document("a", b"1")
     postgres.execute(
-        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{store._engine.url.database}'"
+        f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{store._engine.url.database}'"
     )
     store.set_document("a", b"2")
     assert store.document("a") == b"2"
