@@ -258,28 +258,6 @@ async def _statuses(stream: tls.TlsStream, standing: _DeviceStanding) -> Verifie
 # The function's end ----------------------------------------------------------------------------------------------------
 
 
-class DeviceServer:
-    """A function's port for devices, already listening."""
-
-    def __init__(self, server: tls.TlsServer) -> None:
-        self._server = server
-        self.address = server.address
-
-    async def serve_forever(self) -> None:
-        """Until cancelled."""
-        await self._server.serve_forever()
-
-    async def aclose(self) -> None:
-        """Stop listening and end every connection."""
-        await self._server.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_exc: object) -> None:
-        await self.aclose()
-
-
 async def serve(  # noqa: PLR0913 - one port, and everything a function decides about it
     listen: str,
     *,
@@ -293,7 +271,7 @@ async def serve(  # noqa: PLR0913 - one port, and everything a function decides 
     plain: Callable[[tls.PlainStream], Awaitable[None]] | None = None,
     max_connections: int = 64,
     handshake_deadline_s: float = 5.0,
-) -> DeviceServer:
+) -> tls.TlsServer:
     """A running port. A refused peer is told why; an error of `answer` goes to its peer; the service goes on.
 
     `plain` takes devices of the profile without forward secrecy (channel.nopfs) at the same port.
@@ -310,7 +288,7 @@ async def serve(  # noqa: PLR0913 - one port, and everything a function decides 
             _LOG.exception("device connection failed")
             await tell(stream, Unavailable("device.internal", "the function could not go on"))
 
-    server = await tls.listen(
+    return await tls.listen(
         listen,
         identity=identity,
         verify=standing.verify,
@@ -319,7 +297,6 @@ async def serve(  # noqa: PLR0913 - one port, and everything a function decides 
         max_connections=max_connections,
         handshake_deadline_s=handshake_deadline_s,
     )
-    return DeviceServer(server)
 
 
 async def _serve_peer(stream: tls.TlsStream, standing: _FunctionStanding, answer: Answer) -> None:

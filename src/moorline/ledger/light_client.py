@@ -114,6 +114,10 @@ class ProvenState:
         """Whether it says anything about this key."""
         return key in self._records
 
+    def has(self, key: str) -> bool:
+        """Whether the key is proven present; False if proven absent. Raises Refused("ledger.not_proven") if neither."""
+        return self._proven(key) is not None
+
     def record(self, key: str) -> bytes:
         """The value under `key`; raises Refused("ledger.absent" if proven absent, "ledger.not_proven" if neither)."""
         value = self._proven(key)

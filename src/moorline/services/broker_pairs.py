@@ -20,7 +20,6 @@ from moorline.hsm.exchange import Party
 from moorline.hsm.pair import Ends
 from moorline.ledger import records, standing
 from moorline.ledger.client import Submitter
-from moorline.ledger.light_client import ProvenState
 from moorline.ledger.records import AuditAnchorRecord, ContractRecord, HsmRecord
 from moorline.ledger.transactions import AnchorLog, Sender, SenderKind
 from moorline.services.broker import Broker
@@ -135,7 +134,7 @@ async def _anchored_up_to(broker: Broker, both: Ends) -> int:
         for one, other in directions
     )
     state = await broker.ledger.state(wanted)
-    there = (state.record(key) for key in wanted if _is_there(state, key))
+    there = (state.record(key) for key in wanted if state.has(key))
     return max((records.parse(AuditAnchorRecord, value).size for value in there), default=0)
 
 
@@ -183,20 +182,10 @@ async def _require_revoked(broker: Broker, record: HsmRecord, reply: Revocations
         return
     state = await broker.ledger.state(tuple(key for keys_of_one in wanted for key in keys_of_one))
     for keys_of_one in wanted:
-        if not any(_is_there(state, key) for key in keys_of_one):
+        if not any(state.has(key) for key in keys_of_one):
             raise Refused(
                 "exchange.revocation_not_proven", "the peer calls revoked what the ledger does not", got=keys_of_one[0]
             )
-
-
-def _is_there(state: ProvenState, key: str) -> bool:
-    try:
-        state.record(key)
-    except Refused as refusal:
-        if refusal.code != "ledger.absent":
-            raise
-        return False
-    return True
 
 
 async def _between(broker: Broker, record: HsmRecord, name: str) -> bool:

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
-from moorline.errors import MoorlineError, NotAuthentic, Refused
+from moorline.errors import MoorlineError, NotAuthentic
 from moorline.ledger import records
 from moorline.ledger.light_client import ProvenState, unlisted
 from moorline.ledger.records import IndexRecord, RevocationsRecord
@@ -129,9 +129,9 @@ class Followed:
     async def _revoked(self, keys: tuple[str, ...], ask: Ask) -> ProvenState:
         """4. A proof from before its revocation may have been kept: then it is asked now."""
         state = await ask(keys)
-        if not _all_there(keys, state):
+        if not all(map(state.has, keys)):
             state = await self._ask(keys)
-            if not _all_there(keys, state):
+            if not all(map(state.has, keys)):
                 raise NotAuthentic("ledger.revocations_differ", "the ledger lists a revocation, and shows no record of it")
         return state
 
@@ -215,7 +215,7 @@ class Followed:
             numbers = range(start + 1, min(start + _AT_ONCE, last) + 1)
             wanted = tuple(records.numbered_revocation_index_key(listed.registrant, number) for number in numbers)
             state = await self._ask(wanted)
-            if not _all_there(wanted, state):
+            if not all(map(state.has, wanted)):
                 return keys
             keys += (key for one in wanted for key in records.parse(IndexRecord, state.record(one)).holders)
         return keys
@@ -227,21 +227,5 @@ def _registrant(key: str) -> str | None:
 
 
 def _count(registrant: str, state: ProvenState) -> RevocationsRecord | None:
-    try:
-        return records.parse(RevocationsRecord, state.record(records.revocations_index_key(registrant)))
-    except Refused as error:
-        if error.code != "ledger.absent":
-            raise
-        return None
-
-
-def _all_there(keys: Sequence[str], state: ProvenState) -> bool:
-    """Whether each is proven present. Raises Refused("ledger.not_proven")."""
-    for key in keys:
-        try:
-            state.record(key)
-        except Refused as error:
-            if error.code != "ledger.absent":
-                raise
-            return False
-    return True
+    index_key = records.revocations_index_key(registrant)
+    return records.parse(RevocationsRecord, state.record(index_key)) if state.has(index_key) else None

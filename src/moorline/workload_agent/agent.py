@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from moorline.attesters.reports import ReportSource
-from moorline.channel import device, nopfs
+from moorline.channel import device, nopfs, tls
 from moorline.channel.tls import PlainStream
 from moorline.errors import MoorlineError, Refused, Unavailable
 from moorline.ledger import access, peers, records, standing
@@ -171,7 +171,7 @@ class Service:
         self._status: _Cached | None = None
         self._proving = asyncio.Lock()
 
-    async def listen(self, address: str) -> device.DeviceServer:
+    async def listen(self, address: str) -> tls.TlsServer:
         """The running port."""
         return await device.serve(
             address,
